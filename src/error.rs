@@ -1,0 +1,286 @@
+//! What can go wrong, one type per operation, each with a [`ErrorKind`] for callers that branch.
+//!
+//! Messages say what was found and what was expected; [`OpenError`] and [`CreateError`] carry the
+//! path. A cause from the host is the error's `source`, not part of its text.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::units::{BlockIndex, FileRange};
+
+/// The class of an error, for callers that act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The file is not a virtual disk of a format that this crate knows.
+    NotADisk,
+    /// The file breaks its format.
+    Corrupt,
+    /// The file is sound, or may be, but uses something that this crate does not support.
+    Incompatible,
+    /// Another program has the file open in a way that excludes us.
+    InUse,
+    /// A change was asked of something opened read-only.
+    ReadOnly,
+    /// The disk has no block table that compaction could shorten (a fixed disk).
+    NotCompactable,
+    /// An earlier failure left it unknown what is on the host: reopen the disk.
+    Poisoned,
+    /// A range reaches beyond the disk.
+    OutOfRange,
+    /// The host, or the format's largest file, has no room left.
+    NoSpace,
+    /// The caller cancelled the operation.
+    Cancelled,
+    /// An argument is not possible.
+    InvalidInput,
+    /// The host failed.
+    Io,
+}
+
+/// What a decoder found wrong with the bytes of an image. Offsets are file offsets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// Neither footer is there.
+    #[error("not a VHD: no `conectix` footer at the end of the file nor at its start")]
+    NotVhd,
+    /// A structure breaks the format.
+    #[error("corrupt {structure}: {found}; expected {expected}")]
+    Corrupt {
+        /// Which structure, with its place.
+        structure: String,
+        /// What it holds.
+        found: String,
+        /// What the format demands.
+        expected: String,
+    },
+    /// Something that this crate does not support.
+    #[error("unsupported: {found}; {advice}")]
+    Incompatible {
+        /// What the file uses.
+        found: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// Two blocks, or a block and metadata, claim the same bytes of the file.
+    #[error("{what} overlaps {other} at file offset {at}; open it read-only and copy the data out")]
+    Overlap {
+        /// The one, with its place.
+        what: String,
+        /// The other.
+        other: String,
+        /// The shared bytes.
+        at: FileRange,
+    },
+    /// A block reaches beyond the end of the file.
+    #[error(
+        "block {block} lies at {at}, beyond the end of the file at {end:#x}: the file was cut; \
+         `vhdfs check --repair` cannot bring its data back"
+    )]
+    BeyondEnd {
+        /// The block.
+        block: BlockIndex,
+        /// Where the block table places it.
+        at: FileRange,
+        /// The file's length, less its footer.
+        end: u64,
+    },
+}
+
+impl FormatError {
+    pub(crate) fn corrupt(
+        structure: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Corrupt {
+            structure: structure.into(),
+            found: found.into(),
+            expected: expected.into(),
+        }
+    }
+
+    pub(crate) fn incompatible(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Incompatible { found: found.into(), advice: advice.into() }
+    }
+
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotVhd => ErrorKind::NotADisk,
+            Self::Incompatible { .. } => ErrorKind::Incompatible,
+            Self::Corrupt { .. } | Self::Overlap { .. } | Self::BeyondEnd { .. } => {
+                ErrorKind::Corrupt
+            }
+        }
+    }
+}
+
+/// Why a disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub struct OpenError {
+    path: PathBuf,
+    #[source]
+    problem: OpenProblem,
+}
+
+/// The reason inside an [`OpenError`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenProblem {
+    /// The bytes of the file.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Sound to read, but not to be written; a read-only open succeeds.
+    #[error("cannot be opened for writing: {0}")]
+    NotWritable(#[source] FormatError),
+    /// A lock that another program holds.
+    #[error("in use by another program ({0}); close it there first")]
+    InUse(String),
+    /// The host refused.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried, in the imperative.
+        action: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// An error about the file at `path`.
+    pub(crate) fn new(path: &Path, problem: impl Into<OpenProblem>) -> Self {
+        Self { path: path.to_owned(), problem: problem.into() }
+    }
+
+    /// The reason.
+    pub fn problem(&self) -> &OpenProblem {
+        &self.problem
+    }
+
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match &self.problem {
+            OpenProblem::Format(error) => error.kind(),
+            OpenProblem::NotWritable(_) => ErrorKind::ReadOnly,
+            OpenProblem::InUse(_) => ErrorKind::InUse,
+            OpenProblem::Io { .. } => ErrorKind::Io,
+        }
+    }
+}
+
+/// Why an operation on an open disk failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The disk was opened read-only.
+    #[error("the disk is open read-only")]
+    ReadOnly,
+    /// The range reaches beyond the disk.
+    #[error("{offset:#x} and {len} bytes reach beyond the disk's {disk_len} bytes")]
+    OutOfRange {
+        /// Where the range starts.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The disk's size in bytes.
+        disk_len: u64,
+    },
+    /// No room for another block: the host is full, or the format's largest file is reached.
+    #[error("no space left for another block of the disk")]
+    NoSpace(#[source] Option<io::Error>),
+    /// A commit or a sync failed earlier; what is on the host is unknown until a reopen.
+    #[error("the disk takes no more changes since an earlier failure ({0}); reopen it")]
+    Poisoned(String),
+    /// The host failed.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried, in the imperative.
+        action: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+impl DiskError {
+    /// The host's failure `source` while trying to `action`; a full host becomes `NoSpace`.
+    pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(Some(source)),
+            _ => Self::Io { action, source },
+        }
+    }
+
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::NoSpace(_) => ErrorKind::NoSpace,
+            Self::Poisoned(_) => ErrorKind::Poisoned,
+            Self::Io { .. } => ErrorKind::Io,
+        }
+    }
+}
+
+/// Why a compaction ended early. The disk is sound after each of them and can be compacted again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompactError {
+    /// A fixed disk has no block table, so nothing can be taken out of the file.
+    #[error("a fixed disk cannot be compacted: its file always has the disk's full length")]
+    Fixed,
+    /// Cancelled by the caller.
+    #[error("cancelled; what was done so far stays, and a further run goes on from there")]
+    Cancelled,
+    /// The disk failed underneath.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl CompactError {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Fixed => ErrorKind::NotCompactable,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Disk(error) => error.kind(),
+        }
+    }
+}
+
+/// Why a disk could not be created. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The options contradict the format.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file that was to be created.
+        path: PathBuf,
+        /// What is wrong, and what is possible.
+        reason: String,
+    },
+    /// The host refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file that was to be created.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+impl CreateError {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } => ErrorKind::InvalidInput,
+            Self::Io { .. } => ErrorKind::Io,
+        }
+    }
+}

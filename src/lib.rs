@@ -1,0 +1,4 @@
+//! Virtual hard disks that stay small.
+pub mod error;
+pub mod storage;
+pub mod units;

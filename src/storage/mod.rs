@@ -1,0 +1,64 @@
+//! The host file under an image: positional I/O, length, holes, durability.
+//!
+//! [`host::HostFile`] is the real one. `sim::SimStorage` (feature `sim`) is the simulated one of the
+//! crash tests; it implements the model below literally.
+//!
+//! # Model of a host file
+//! Every change (a write, [`Storage::set_len`], a punched hole, a copy) is seen by later reads at
+//! once and survives the death of this process. It survives a power cut only once a
+//! [`Storage::sync`] that began after it has returned. Until then any subset of the changes may
+//! have reached the disk, in any order; of a write, any subset of its 512-byte sectors. A sector is
+//! never torn. A longer length whose sync is outstanding may be lost while writes beyond the old
+//! length are not, and the other way round. Space that a longer length exposes reads as zeros.
+
+pub mod host;
+pub mod lock;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+use std::io;
+
+use crate::units::{FileOffset, FileRange};
+
+/// The host file that holds an image. Shared by all threads; every call is positional.
+///
+/// Reads and writes may overlap in time; where two overlapping ones do, each byte comes from one of
+/// them. No method here has a default: a forgotten one would be a lost byte.
+pub trait Storage: Send + Sync + std::fmt::Debug {
+    /// The file's length in bytes, as it is now on the host.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buf` from `offset` on. [`io::ErrorKind::UnexpectedEof`] where the file ends before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`, extending the file where it reaches beyond its end.
+    fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()>;
+
+    /// Cuts or extends the file. An extension reads as zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes `range` read as zeros and gives its space back to the host; the length stays. Any
+    /// alignment: bytes of a host block that is only partly covered are zeroed instead of freed.
+    /// [`io::ErrorKind::Unsupported`] where the host cannot (then nothing has changed).
+    fn punch_hole(&self, range: FileRange) -> io::Result<()>;
+
+    /// Makes `range`, which must lie inside the file, read as zeros while keeping its space
+    /// allocated where the host can. Falls back to writing zeros: always supported.
+    fn write_zeroes(&self, range: FileRange) -> io::Result<()>;
+
+    /// Copies `from` to the same number of bytes at `to` inside this file, by reflink or
+    /// `copy_file_range` where the host can, else through memory. The ranges must not overlap.
+    fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()>;
+
+    /// The first run at or after `from`, and before `end`, that the host stores as data, cut to
+    /// `end`; `None` where only holes are left. A hole reads as zeros; data may hold zeros too. A
+    /// host that cannot tell answers that all is data.
+    fn next_data(&self, from: FileOffset, end: FileOffset) -> io::Result<Option<FileRange>>;
+
+    /// Bytes that the host stores for the file (`st_blocks * 512`).
+    fn allocated_bytes(&self) -> io::Result<u64>;
+
+    /// Makes every change that was complete when this was called durable, length included
+    /// (`fdatasync`). An error leaves it unknown which of them are: the caller must not go on.
+    fn sync(&self) -> io::Result<()>;
+}
