@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::create::{CreateOptions, create};
-use crate::disk::DiskType;
+use crate::format::DiskType;
 
 const SIZE: u64 = 8 << 20;
 

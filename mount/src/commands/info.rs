@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use vhdfs::disk::{Disk, DiskType, OpenOptions};
+use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::format::DiskType;
 
 use super::{Report, about, for_each_file, name};
 use crate::cli::InfoArguments;
@@ -33,7 +34,11 @@ pub(crate) fn run(arguments: &InfoArguments) -> Result<Outcome, Failure> {
 
 fn inspect(file: &Path) -> Result<Info, Failure> {
     // Without a lock: a disk that is in use can be looked at.
-    let options = OpenOptions { read_only: true, lock: false, ..OpenOptions::default() };
+    let options = OpenOptions {
+        read_only: true,
+        lock: false,
+        ..OpenOptions::default()
+    };
     let disk = Disk::open(file, &options)?;
     let info = disk.info().map_err(|error| about(file, &error))?;
     Ok(Info {
