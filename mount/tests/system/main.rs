@@ -87,8 +87,8 @@ fn shrinks_under_its_guest(test: &str, make: Maker) {
     rig.mount_files();
     let sums = write_files(&rig, 0);
     fio(&rig, "randwrite", &[]);
-    delete_files(&rig, 0);
     let before = length(&rig.vhd("guest"));
+    delete_files(&rig, 0);
 
     let predicted = predicted_length(&rig);
     assert!(
