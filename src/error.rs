@@ -102,7 +102,10 @@ impl FormatError {
     }
 
     pub(crate) fn incompatible(found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Incompatible { found: found.into(), advice: advice.into() }
+        Self::Incompatible {
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 
     /// The class of the problem.
@@ -152,7 +155,10 @@ pub enum OpenProblem {
 impl OpenError {
     /// An error about the file at `path`.
     pub(crate) fn new(path: &Path, problem: impl Into<OpenProblem>) -> Self {
-        Self { path: path.to_owned(), problem: problem.into() }
+        Self {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 
     /// The reason.
@@ -208,7 +214,9 @@ impl DiskError {
     /// The host's failure `source` while trying to `action`; a full host becomes `NoSpace`.
     pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(Some(source)),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace(Some(source))
+            }
             _ => Self::Io { action, source },
         }
     }

@@ -150,6 +150,11 @@ pub const fn u64_from(len: usize) -> u64 {
     len as u64
 }
 
+/// A 32-bit number as a 64-bit one, where `u64::from` cannot be called.
+pub const fn u64_from_u32(n: u32) -> u64 {
+    n as u64
+}
+
 /// A 32-bit number as an index. Lossless: the crate does not build for pointers under 32 bits.
 pub const fn usize_from_u32(n: u32) -> usize {
     n as usize
@@ -207,7 +212,10 @@ mod tests {
 
     #[test]
     fn rounding() {
-        assert_eq!((round_up(1, 512), round_up(512, 512), round_up(0, 512)), (512, 512, 0));
+        assert_eq!(
+            (round_up(1, 512), round_up(512, 512), round_up(0, 512)),
+            (512, 512, 0)
+        );
         assert_eq!(round_down(1023, 512), 512);
         assert_eq!(round_up(u64::MAX, 512), u64::MAX, "saturates");
     }

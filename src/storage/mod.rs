@@ -8,22 +8,35 @@
 //! once and survives the death of this process. It survives a power cut only once a
 //! [`Storage::sync`] that began after it has returned. Until then any subset of the changes may
 //! have reached the disk, in any order; of a write, any subset of its 512-byte sectors. A sector is
-//! never torn. A longer length whose sync is outstanding may be lost while writes beyond the old
+//! never torn, and carries what earlier changes of parts of it left there. A longer length whose sync is outstanding may be lost while writes beyond the old
 //! length are not, and the other way round. Space that a longer length exposes reads as zeros.
 
 pub mod host;
+#[cfg(unix)]
 pub mod lock;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
 use crate::units::{FileOffset, FileRange};
 
+/// The error of a range that reaches beyond the end of the file.
+pub(crate) fn past_end(range: FileRange) -> io::Error {
+    let text = format!("{range} reaches beyond the end of the file");
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
+}
+
 /// The host file that holds an image. Shared by all threads; every call is positional.
 ///
 /// Reads and writes may overlap in time; where two overlapping ones do, each byte comes from one of
 /// them. No method here has a default: a forgotten one would be a lost byte.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a length that may fail, of a file that never is"
+)]
 pub trait Storage: Send + Sync + std::fmt::Debug {
     /// The file's length in bytes, as it is now on the host.
     fn len(&self) -> io::Result<u64>;
@@ -31,23 +44,29 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Fills `buf` from `offset` on. [`io::ErrorKind::UnexpectedEof`] where the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()>;
 
-    /// Writes all of `buf` at `offset`, extending the file where it reaches beyond its end.
+    /// Writes all of `buf` at `offset`, extending the file where it reaches beyond its end. After
+    /// an error, any part of it may have been written.
     fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()>;
 
     /// Cuts or extends the file. An extension reads as zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// Makes `range` read as zeros and gives its space back to the host; the length stays. Any
-    /// alignment: bytes of a host block that is only partly covered are zeroed instead of freed.
+    /// alignment: bytes of a host block that is only partly covered are zeroed instead of freed;
+    /// what lies beyond the end of the file is ignored.
     /// [`io::ErrorKind::Unsupported`] where the host cannot (then nothing has changed).
     fn punch_hole(&self, range: FileRange) -> io::Result<()>;
 
-    /// Makes `range`, which must lie inside the file, read as zeros while keeping its space
-    /// allocated where the host can. Falls back to writing zeros: always supported.
+    /// Makes `range` read as zeros while keeping its space allocated where the host can. Falls back
+    /// to writing zeros: always supported. [`io::ErrorKind::UnexpectedEof`] where the range reaches
+    /// beyond the end of the file; nothing has changed then.
     fn write_zeroes(&self, range: FileRange) -> io::Result<()>;
 
     /// Copies `from` to the same number of bytes at `to` inside this file, by reflink or
-    /// `copy_file_range` where the host can, else through memory. The ranges must not overlap.
+    /// `copy_file_range` where the host can, else through memory; holes stay holes where it can.
+    /// Extends the file where the target reaches beyond its end. [`io::ErrorKind::UnexpectedEof`]
+    /// where the source does, [`io::ErrorKind::InvalidInput`] where the two overlap; nothing has
+    /// changed then. After any other error the target holds anything.
     fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()>;
 
     /// The first run at or after `from`, and before `end`, that the host stores as data, cut to

@@ -1,0 +1,143 @@
+//! Compaction of one disk whenever it is idle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::execute::{Compactor, Step};
+use super::{CompactError, CompactOptions, Phase};
+use crate::disk::Disk;
+
+/// When an idle disk is compacted.
+#[derive(Clone, Copy, Debug)]
+pub struct IdlePolicy {
+    /// How long the guest must have asked for nothing.
+    pub idle_after: Duration,
+    /// How many bytes must be there to be given back.
+    pub min_reclaim: u64,
+    /// Whether zeros inside live blocks are punched out of the host file.
+    pub punch_holes: bool,
+}
+
+impl Default for IdlePolicy {
+    /// 5 seconds, 16 MiB, with holes.
+    fn default() -> Self {
+        Self {
+            idle_after: Duration::from_secs(5),
+            min_reclaim: 16 << 20,
+            punch_holes: true,
+        }
+    }
+}
+
+/// When to call [`IdleWork::step`] again.
+#[derive(Debug)]
+pub enum Next {
+    /// At once: there is more to do.
+    Again,
+    /// After this time: the guest is, or was just now, active.
+    Wait(Duration),
+    /// When [`Disk::io_count`] has changed: there is nothing more to do.
+    Done,
+    /// When [`Disk::io_count`] has changed: the compaction failed, the disk is sound.
+    Failed(CompactError),
+}
+
+/// The background compaction of one disk. Whoever owns it calls [`Self::step`] from one thread.
+#[derive(Debug)]
+pub struct IdleWork {
+    disk: Arc<Disk>,
+    policy: IdlePolicy,
+    /// The disk's count of changes when the present, or last, run began.
+    seen: Option<u64>,
+    running: Option<Compactor>,
+}
+
+impl IdleWork {
+    /// Of `disk`, of which nothing is known yet.
+    pub fn new(disk: Arc<Disk>, policy: IdlePolicy) -> Self {
+        Self {
+            disk,
+            policy,
+            seen: None,
+            running: None,
+        }
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Does one bounded step, if the disk is idle and there is something to do.
+    ///
+    /// A guest that comes back ends the run: what was learned and done so far stays, and the next
+    /// run goes on from there.
+    pub fn step(&mut self) -> Next {
+        let idle = self.disk.idle_for();
+        if idle < self.policy.idle_after {
+            self.running = None;
+            return Next::Wait(self.policy.idle_after.saturating_sub(idle));
+        }
+        let count = self.disk.io_count();
+        if self.running.is_none() && self.seen == Some(count) {
+            return Next::Done;
+        }
+        let disk = Arc::clone(&self.disk);
+        // A compaction that somebody asked for comes first.
+        let Some(_only) = disk.compacting.try_lock() else {
+            return Next::Wait(self.policy.idle_after.max(Duration::from_millis(100)));
+        };
+        match self.work(count) {
+            Ok(next) => next,
+            Err(error) => {
+                self.running = None;
+                self.seen = Some(count);
+                Next::Failed(error)
+            }
+        }
+    }
+
+    fn work(&mut self, count: u64) -> Result<Next, CompactError> {
+        let disk = Arc::clone(&self.disk);
+        let mut compactor = match self.running.take() {
+            Some(running) => running,
+            None => {
+                self.seen = Some(count);
+                let options = CompactOptions {
+                    punch_holes: self.policy.punch_holes,
+                    ..CompactOptions::default()
+                };
+                match Compactor::new(Arc::clone(&disk), options) {
+                    Err(CompactError::Fixed) => return Ok(Next::Done),
+                    other => other?.from_now()?,
+                }
+            }
+        };
+        let scanned = compactor.phase() != Phase::Scan;
+        let go_on = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
+        let step = compactor.step(&go_on)?;
+        if !scanned
+            && compactor.phase() != Phase::Scan
+            && compactor.reclaimable() < self.policy.min_reclaim
+        {
+            log::debug!("{}: nothing worth compacting", disk.path().display());
+            return Ok(Next::Done);
+        }
+        if step == Step::Done {
+            let report = compactor.into_report()?;
+            log::info!(
+                "{}: compacted from {} to {} bytes ({} to {} on the host), {} blocks dropped, {} moved",
+                disk.path().display(),
+                report.length_before,
+                report.length_after,
+                report.allocated_before,
+                report.allocated_after,
+                report.blocks_dropped,
+                report.blocks_moved,
+            );
+            return Ok(Next::Done);
+        }
+        self.running = Some(compactor);
+        Ok(Next::Again)
+    }
+}

@@ -1,0 +1,198 @@
+//! Compaction: dead blocks leave the block table, blocks move from the end of the file into holes,
+//! the file is cut.
+//!
+//! ```text
+//!   scan          what nobody has looked at: which granules are zero   [execute.rs, disk/tracker.rs]
+//!    |
+//!   drop          dead blocks leave the table, sync, cut the free end
+//!    |
+//!   plan          the last block into the first hole ...               [plan.rs, pure]
+//!    |
+//!   move          copy a batch, sync, commit, sync, cut               [execute.rs]
+//!    |
+//!   punch         holes for zeros inside live blocks, if that is on
+//! ```
+//!
+//! All of it runs in bounded steps beside guest I/O, and may stop after each. [`Operation`] runs the
+//! steps on a thread until they are done; [`IdleWork`] runs them while a disk is idle.
+//!
+//! # Moving a block, crash-safely
+//! 1. Reserve the target: free, and named by no durable table entry.
+//! 2. Watch the block. A guest that writes to it from here on wins: the move is given up.
+//! 3. Copy the whole slot, and sync. Both copies are the same and durable.
+//! 4. Under the block's gate, if the watch is untouched: write the table entry and the map. From
+//!    here on the guest writes to the copy; its next flush covers the entry.
+//! 5. Sync. Only then is the old slot free, to be reused, punched or cut off.
+//!
+//! A cut at any point leaves an entry that names the old or the new slot, each with the block's last
+//! flushed content or later writes. Host space grows by at most one slot: a batch takes at most one
+//! target that the host does not already store, and the file is cut before the next batch.
+
+mod execute;
+mod idle;
+mod plan;
+mod report;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+pub use crate::error::CompactError;
+pub use idle::{IdlePolicy, IdleWork, Next};
+pub use plan::{Move, Plan, plan};
+pub use report::{CompactReport, Kept};
+
+use crate::disk::Disk;
+use execute::{Compactor, Step};
+
+/// What a compaction does.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactOptions {
+    /// Change nothing; report what a run would do, with the exact length it would reach.
+    pub dry_run: bool,
+    /// Read the blocks of which nothing is known, to find those that are all zero.
+    pub scan: bool,
+    /// Move blocks into holes, so that the file can be cut. Without it only what is free at the end
+    /// is cut off.
+    pub move_blocks: bool,
+    /// Also give zeros inside live blocks back to the host, by punching holes in the file. Then a
+    /// scan reads all of a live block, not only its start.
+    pub punch_holes: bool,
+}
+
+impl Default for CompactOptions {
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            scan: true,
+            move_blocks: true,
+            punch_holes: false,
+        }
+    }
+}
+
+/// What a compaction is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Finding out which blocks are zero.
+    Scan,
+    /// Taking dead blocks out of the block table.
+    Drop,
+    /// Moving blocks towards the start of the file.
+    Move,
+    /// Giving zeros inside blocks back to the host.
+    Punch,
+    /// Finished.
+    Done,
+}
+
+/// How far a compaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What it is at.
+    pub phase: Phase,
+    /// Bytes of blocks that this phase has been through.
+    pub completed: u64,
+    /// Bytes of blocks that this phase will go through.
+    pub total: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicU8,
+    completed: AtomicU64,
+    total: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Shared {
+    fn publish(&self, progress: Progress) {
+        let phase = match progress.phase {
+            Phase::Scan => 0,
+            Phase::Drop => 1,
+            Phase::Move => 2,
+            Phase::Punch => 3,
+            Phase::Done => 4,
+        };
+        self.phase.store(phase, Ordering::Relaxed);
+        self.completed.store(progress.completed, Ordering::Relaxed);
+        self.total.store(progress.total, Ordering::Relaxed);
+    }
+}
+
+/// A compaction that runs on a thread of its own.
+#[derive(Debug)]
+pub struct Operation {
+    shared: Arc<Shared>,
+    thread: JoinHandle<Result<CompactReport, CompactError>>,
+}
+
+impl Operation {
+    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || run(&disk, options, &shared)
+        });
+        Self { shared, thread }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            phase: match self.shared.phase.load(Ordering::Relaxed) {
+                0 => Phase::Scan,
+                1 => Phase::Drop,
+                2 => Phase::Move,
+                3 => Phase::Punch,
+                _ => Phase::Done,
+            },
+            completed: self.shared.completed.load(Ordering::Relaxed),
+            total: self.shared.total.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Makes it stop after the step it is at. What was done stays done; [`Self::wait`] then returns
+    /// [`CompactError::Cancelled`], unless it had finished already.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::wait`] would return at once.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it ends. Everything it did is durable then.
+    ///
+    /// # Errors
+    /// [`CompactError::Fixed`], [`CompactError::Cancelled`], or the disk's failure. The disk is
+    /// sound after each.
+    pub fn wait(self) -> Result<CompactReport, CompactError> {
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn run(
+    disk: &Arc<Disk>,
+    options: CompactOptions,
+    shared: &Shared,
+) -> Result<CompactReport, CompactError> {
+    let _only = disk.compacting.lock();
+    let go_on = || !shared.cancelled.load(Ordering::Relaxed);
+    let mut compactor = Compactor::new(Arc::clone(disk), options)?;
+    loop {
+        shared.publish(compactor.progress());
+        if !go_on() {
+            return Err(CompactError::Cancelled);
+        }
+        if compactor.step(&go_on)? == Step::Done {
+            shared.publish(compactor.progress());
+            return Ok(compactor.into_report()?);
+        }
+    }
+}

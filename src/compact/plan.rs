@@ -1,0 +1,226 @@
+//! Which blocks to move where, so that the file ends as early as its format allows. Pure.
+
+use std::collections::HashSet;
+
+use crate::image::Frame;
+use crate::map::SlotShape;
+use crate::units::{BlockIndex, FileOffset, FileRange, SECTOR_SIZE, round_up};
+
+/// A block that goes from one slot to another, nearer to the start of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The block.
+    pub block: BlockIndex,
+    /// Its slot.
+    pub from: FileOffset,
+    /// The slot it goes to.
+    pub to: FileOffset,
+}
+
+/// The moves of a compaction and what they lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// From the end of the file down. No move's target is another one's source, so that any part of
+    /// them may be carried out, in any order.
+    pub moves: Vec<Move>,
+    /// Where the last thing in use then ends.
+    pub end: FileOffset,
+}
+
+impl Plan {
+    /// The file's length in bytes once the plan is carried out and the file is cut.
+    pub fn file_len(&self, frame: &Frame) -> u64 {
+        round_up(self.end.get(), SECTOR_SIZE).saturating_add(frame.trailer_len)
+    }
+}
+
+/// Plans for blocks in `slots`, those that stay, sorted by place.
+///
+/// The last block goes into the first free place, until there is none in front of it. All slots
+/// have the same length, so that no other choice ends earlier.
+pub fn plan(slots: &[(FileOffset, BlockIndex)], frame: &Frame, shape: SlotShape) -> Plan {
+    let mut moves = Vec::new();
+    let mut sources = slots.iter().rev().peekable();
+    'gaps: for gap in gaps(slots, frame, shape) {
+        for to in shape.places(gap) {
+            match sources.peek() {
+                Some((from, block)) if to < *from => {
+                    moves.push(Move {
+                        block: *block,
+                        from: *from,
+                        to,
+                    });
+                    sources.next();
+                }
+                _ => break 'gaps,
+            }
+        }
+    }
+    let last_kept = sources.next().map(|(start, _)| start.plus(shape.len));
+    let ends = (moves.iter().map(|planned| planned.to.plus(shape.len)))
+        .chain(last_kept)
+        .chain(frame.pinned.iter().map(|range| range.end()));
+    Plan {
+        end: ends.fold(frame.start, FileOffset::max),
+        moves,
+    }
+}
+
+/// The free ranges between the things in use, in order; none behind the last of them.
+fn gaps<'a>(
+    slots: &'a [(FileOffset, BlockIndex)],
+    frame: &'a Frame,
+    shape: SlotShape,
+) -> impl Iterator<Item = FileRange> + 'a {
+    let mut at = frame.start;
+    let mut slots = slots
+        .iter()
+        .map(move |(start, _)| FileRange::new(*start, shape.len))
+        .peekable();
+    let mut pinned = frame.pinned.iter().copied().peekable();
+    std::iter::from_fn(move || {
+        let slot_first = match (slots.peek(), pinned.peek()) {
+            (Some(slot), Some(pin)) => slot.start < pin.start,
+            (slot, _) => slot.is_some(),
+        };
+        let used = if slot_first {
+            slots.next()
+        } else {
+            pinned.next()
+        }?;
+        let gap = FileRange::between(at, used.start);
+        at = at.max(used.end());
+        Some(gap)
+    })
+    .filter(|gap| !gap.is_empty())
+}
+
+/// The slots of `slots` whose block is not in `dead`.
+pub(crate) fn without(
+    slots: &[(FileOffset, BlockIndex)],
+    dead: &HashSet<BlockIndex>,
+) -> Vec<(FileOffset, BlockIndex)> {
+    slots
+        .iter()
+        .filter(|(_, block)| !dead.contains(block))
+        .copied()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PACKED: SlotShape = SlotShape {
+        len: 4608,
+        header_len: 512,
+        align: 4096,
+        strict: false,
+    };
+
+    fn frame(start: u64) -> Frame {
+        Frame {
+            start: FileOffset::new(start),
+            pinned: Vec::new(),
+            trailer_len: 512,
+        }
+    }
+
+    fn slots(places: &[u64]) -> Vec<(FileOffset, BlockIndex)> {
+        (0..)
+            .zip(places)
+            .map(|(n, at)| (FileOffset::new(*at), BlockIndex::new(n)))
+            .collect()
+    }
+
+    #[test]
+    fn nothing_to_do() {
+        let plan_of = |places: &[u64]| plan(&slots(places), &frame(2048), PACKED);
+        assert_eq!(
+            plan_of(&[]),
+            Plan {
+                moves: vec![],
+                end: FileOffset::new(2048)
+            }
+        );
+        assert_eq!(plan_of(&[2048, 6656]).moves, []);
+        assert_eq!(
+            plan_of(&[2048, 6656]).file_len(&frame(2048)),
+            6656 + 4608 + 512
+        );
+        assert_eq!(
+            plan_of(&[2048, 6656 + 3584]).moves,
+            [],
+            "a gap that no slot fits in"
+        );
+    }
+
+    #[test]
+    fn the_last_block_fills_the_first_hole() {
+        let planned = plan(&slots(&[6656, 2048, 6656 + 2 * 4608]), &frame(2048), PACKED);
+        assert_eq!(
+            planned.moves,
+            [Move {
+                block: BlockIndex::new(2),
+                from: FileOffset::new(6656 + 2 * 4608),
+                to: FileOffset::new(6656 + 4608),
+            }]
+        );
+    }
+
+    #[test]
+    fn pinned_space_is_left_alone_and_ends_the_file() {
+        let pin = FileRange::new(FileOffset::new(50_000), 700);
+        let pinned = Frame {
+            pinned: vec![pin],
+            ..frame(2048)
+        };
+        let planned = plan(&slots(&[60_000]), &pinned, PACKED);
+        assert_eq!(planned.moves.len(), 1);
+        assert_eq!(planned.end, pin.end());
+        assert_eq!(planned.file_len(&pinned), 51_200 + 512);
+    }
+
+    proptest! {
+        #[test]
+        fn plans_are_sound_and_leave_no_hole(
+            gaps in prop::collection::vec(0_u64..20, 0..40),
+            pin in prop::option::of(0_usize..40),
+            strict: bool,
+        ) {
+            let shape = SlotShape { strict, ..PACKED };
+            let mut at = 2048;
+            let mut places = Vec::new();
+            let mut frame = frame(2048);
+            for (n, gap) in gaps.iter().enumerate() {
+                at += gap * 512;
+                if pin == Some(n) {
+                    frame.pinned.push(FileRange::new(FileOffset::new(at), 1000));
+                    at += 1024;
+                }
+                places.push(at);
+                at += shape.len;
+            }
+            let before = slots(&places);
+            let planned = plan(&before, &frame, shape);
+            let mut after = before.clone();
+            for step in &planned.moves {
+                prop_assert!(step.to < step.from);
+                let target = FileRange::new(step.to, shape.len);
+                prop_assert!(before.iter().all(|(slot, _)| !FileRange::new(*slot, shape.len).overlaps(target)));
+                prop_assert!(frame.pinned.iter().all(|pin| !pin.overlaps(target)));
+                let place = after.iter_mut().find(|(slot, block)| (*slot, *block) == (step.from, step.block));
+                place.expect("a move of a block that is there").0 = step.to;
+            }
+            after.sort_unstable();
+            prop_assert!(after.windows(2).all(|pair| pair[0].0.plus(shape.len) <= pair[1].0));
+            let again = plan(&after, &frame, shape);
+            prop_assert_eq!(&again.moves, &[], "a second plan finds nothing");
+            prop_assert_eq!(again.end, planned.end);
+            let mut pins = frame.pinned.clone();
+            pins.retain(|pin| after.iter().any(|(slot, _)| *slot > pin.start));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Who may do what to a block at the same time.
+//!
+//! Every block has a gate, a reader-writer lock of one word. Guest reads, and writes that change
+//! nothing but data, hold it shared. What changes a block's place, or turns data into known zeros,
+//! holds it exclusively, and no longer than it takes to write a table entry or that piece of data.
+//! A request that spans blocks holds one gate at a time.
+//!
+//! Long work on a block (a scan, the copy of a move) holds no gate: it *watches* the block instead.
+//! A guest write to a watched block marks the watch and goes on; the work finds the mark when it
+//! takes the gate to conclude, and starts over or gives up. The guest never waits for it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::units::{BlockIndex, usize_from_u32};
+
+/// The gates of one disk.
+#[derive(Debug)]
+pub(crate) struct Gates {
+    gates: Box<[RwLock<()>]>,
+    /// How many watches there are: 0 spares every write the look into `watched`.
+    watching: AtomicUsize,
+    /// The watched blocks, and whether each was written to since.
+    watched: Mutex<HashMap<BlockIndex, bool>>,
+}
+
+impl Gates {
+    pub(crate) fn new(blocks: u32) -> Self {
+        Self {
+            gates: (0..usize_from_u32(blocks))
+                .map(|_| RwLock::new(()))
+                .collect(),
+            watching: AtomicUsize::new(0),
+            watched: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Holds `block` where it is.
+    pub(crate) fn shared(&self, block: BlockIndex) -> RwLockReadGuard<'_, ()> {
+        self.gates[block.index()].read()
+    }
+
+    /// Keeps everybody else off `block`.
+    pub(crate) fn exclusive(&self, block: BlockIndex) -> RwLockWriteGuard<'_, ()> {
+        self.gates[block.index()].write()
+    }
+
+    /// As [`Self::exclusive`], or `None` where somebody is at it now.
+    pub(crate) fn try_exclusive(&self, block: BlockIndex) -> Option<RwLockWriteGuard<'_, ()>> {
+        self.gates[block.index()].try_write()
+    }
+
+    /// Says that `block` is about to be changed. The caller holds its gate, in either way.
+    pub(crate) fn touch(&self, block: BlockIndex) {
+        if self.watching.load(Ordering::SeqCst) != 0
+            && let Some(touched) = self.watched.lock().get_mut(&block)
+        {
+            *touched = true;
+        }
+    }
+
+    /// Watches `block` for changes from now on: one that was under way is finished on return.
+    /// A block has at most one watch; compaction, the only one to watch, runs once per disk.
+    pub(crate) fn watch(&self, block: BlockIndex) -> Watch<'_> {
+        self.watched.lock().insert(block, false);
+        self.watching.fetch_add(1, Ordering::SeqCst);
+        drop(self.exclusive(block));
+        Watch { gates: self, block }
+    }
+}
+
+/// A block that is being watched, until dropped.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    gates: &'a Gates,
+    block: BlockIndex,
+}
+
+impl Watch<'_> {
+    /// The block.
+    pub(crate) fn block(&self) -> BlockIndex {
+        self.block
+    }
+
+    /// Whether the block was changed, or is about to be, since the watch began. The answer stays
+    /// right while the caller holds the block's gate exclusively.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.gates
+            .watched
+            .lock()
+            .get(&self.block)
+            .copied()
+            .unwrap_or(true)
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.gates.watched.lock().remove(&self.block);
+        self.gates.watching.fetch_sub(1, Ordering::SeqCst);
+    }
+}

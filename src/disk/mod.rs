@@ -1,0 +1,467 @@
+//! What a guest sees: a disk of bytes, over an image.
+//!
+//! The only mover of guest data. It reads and writes payload straight in the host file where the
+//! image says, asks the image for slots, and keeps book of what became zero, so that compaction
+//! knows without reading.
+//!
+//! # Semantics
+//! * A read of a range that overlaps a concurrent write returns, for each byte, the old or the new
+//!   one. The same holds for two overlapping writes.
+//! * A write that has returned survives the death of the process; one that [`Disk::flush`] has
+//!   covered survives a power cut.
+//! * A discarded range reads as zeros from then on.
+//! * A failed write may have written a part of its range. Nothing else is affected.
+
+mod gate;
+mod io;
+mod tracker;
+pub(crate) mod zero;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::compact::{CompactOptions, Operation};
+use crate::error::{DiskError, OpenError, OpenProblem};
+use crate::format::{DiskType, Format};
+use crate::image::vhd::{Vhd, VhdOptions};
+use crate::image::{Geometry, Image};
+use crate::map::BlockState;
+use crate::storage::Storage;
+use crate::storage::host::{HostFile, HostOptions};
+use crate::units::{BlockIndex, DiskOffset, DiskRange, FileOffset, FileRange, low_u32};
+
+pub(crate) use gate::{Gates, Watch};
+pub(crate) use tracker::{Content, Tracker};
+
+/// How to open a [`Disk`].
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Never write to the file, not even to finish an interrupted change.
+    pub read_only: bool,
+    /// Take the lock that keeps other programs from writing (QEMU's, on Linux). Without it nobody
+    /// is kept off: only for a look at a file that somebody else is using, and read-only.
+    pub lock: bool,
+    /// Give what becomes zero back to the host at once, by punching holes in the file. Windows
+    /// does not attach files with holes.
+    pub punch_holes: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            lock: true,
+            punch_holes: true,
+        }
+    }
+}
+
+/// What [`Disk::info`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// The image's format.
+    pub format: Format,
+    /// How the image stores its disk.
+    pub disk_type: DiskType,
+    /// The disk's size in bytes, as the guest sees it.
+    pub virtual_size: u64,
+    /// The file's length in bytes.
+    pub file_length: u64,
+    /// Bytes that the host stores for the file.
+    pub allocated_bytes: u64,
+    /// Bytes in a block; 0 for a fixed disk, which has none.
+    pub block_size: u64,
+    /// Blocks of the disk.
+    pub blocks_total: u64,
+    /// Blocks that have a place in the file.
+    pub blocks_allocated: u64,
+    /// The program that made the image, and its version.
+    pub creator: String,
+}
+
+/// Whether an [`Extent`] can hold data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExtentKind {
+    /// Stored in the file.
+    Data,
+    /// Not stored: reads as zeros.
+    Hole,
+}
+
+/// A run of the disk that is stored, or is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Disk offset of the first byte.
+    pub offset: u64,
+    /// Length in bytes, above 0.
+    pub len: u64,
+    /// Whether it is stored.
+    pub kind: ExtentKind,
+}
+
+/// What a part of the file is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RegionKind {
+    /// Headers, tables, footers, and what lies between them.
+    Metadata,
+    /// A block that holds data.
+    Live,
+    /// A block that is all zero.
+    Dead,
+    /// A block that nobody has looked at yet.
+    Unknown,
+    /// Used by nothing.
+    Hole,
+}
+
+/// A run of the file with one use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The bytes.
+    pub range: FileRange,
+    /// Their use.
+    pub kind: RegionKind,
+}
+
+/// An open disk, shared by all threads that use it.
+///
+/// Dropping the last reference does what [`Disk::close`] does, without telling of errors.
+#[derive(Debug)]
+pub struct Disk {
+    pub(crate) image: Box<dyn Image>,
+    pub(crate) gates: Gates,
+    pub(crate) tracker: Tracker,
+    /// Held by the one compaction that may run.
+    pub(crate) compacting: Mutex<()>,
+    pub(crate) punch_holes: bool,
+    path: PathBuf,
+    read_only: bool,
+    length_at_open: u64,
+    allocated_at_open: u64,
+    opened: Instant,
+    /// Milliseconds from `opened` to the last guest request.
+    last_io: AtomicU64,
+    changes: AtomicU64,
+}
+
+impl Disk {
+    /// Opens the image at `path`.
+    ///
+    /// For writing, this finishes what an interrupted change left: see the image's module.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file, what is wrong and what to do. A file that is sound to read but
+    /// not to be written fails with [`crate::error::ErrorKind::ReadOnly`]; a read-only open of it
+    /// succeeds.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Self>, OpenError> {
+        let host = HostOptions {
+            read_only: options.read_only,
+            lock: options.lock,
+            ..HostOptions::default()
+        };
+        let file = HostFile::open(path, &host)?;
+        Self::open_storage(Arc::new(file), path, options)
+    }
+
+    /// Opens the image in `storage`, which error messages call `name`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_storage(
+        storage: Arc<dyn Storage>,
+        name: &Path,
+        options: &OpenOptions,
+    ) -> Result<Arc<Self>, OpenError> {
+        let io = |source| {
+            OpenError::new(
+                name,
+                OpenProblem::Io {
+                    action: "read the file",
+                    source,
+                },
+            )
+        };
+        let length_at_open = storage.len().map_err(io)?;
+        let allocated_at_open = storage.allocated_bytes().map_err(io)?;
+        let vhd_options = VhdOptions {
+            read_only: options.read_only,
+            punch_holes: options.punch_holes,
+        };
+        let image =
+            Vhd::open(storage, vhd_options).map_err(|problem| OpenError::new(name, problem))?;
+        let geometry = *image.geometry();
+        let blocks = image.map().len();
+        Ok(Arc::new(Self {
+            image: Box::new(image),
+            gates: Gates::new(blocks),
+            tracker: Tracker::new(blocks, geometry.block_size),
+            compacting: Mutex::new(()),
+            punch_holes: options.punch_holes,
+            path: name.to_owned(),
+            read_only: options.read_only,
+            length_at_open,
+            allocated_at_open,
+            opened: Instant::now(),
+            last_io: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+        }))
+    }
+
+    /// The disk's size in bytes. Never 0.
+    #[expect(clippy::len_without_is_empty, reason = "a disk is never empty")]
+    pub fn len(&self) -> u64 {
+        self.geometry().disk_len
+    }
+
+    /// Whether it takes no changes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The file's name, as given to [`Self::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's length in bytes and the bytes that the host stored for it, when it was opened.
+    pub fn size_at_open(&self) -> (u64, u64) {
+        (self.length_at_open, self.allocated_at_open)
+    }
+
+    /// Bytes that the host stores for the file now.
+    ///
+    /// # Errors
+    /// Where the host cannot tell.
+    pub fn allocated_bytes(&self) -> Result<u64, DiskError> {
+        let storage = self.image.storage();
+        storage
+            .allocated_bytes()
+            .map_err(|error| DiskError::io("read the file's size", error))
+    }
+
+    /// What the disk is and how much of the file it uses.
+    ///
+    /// # Errors
+    /// Where the host cannot tell the file's size.
+    pub fn info(&self) -> Result<DiskInfo, DiskError> {
+        let geometry = self.geometry();
+        let fixed = geometry.disk_type == DiskType::Fixed;
+        Ok(DiskInfo {
+            format: geometry.format,
+            disk_type: geometry.disk_type,
+            virtual_size: geometry.disk_len,
+            file_length: self.image.file_len(),
+            allocated_bytes: self.allocated_bytes()?,
+            block_size: if fixed { 0 } else { geometry.block_size },
+            blocks_total: u64::from(self.image.map().len()),
+            blocks_allocated: self.image.map().present_count(),
+            creator: self.image.creator(),
+        })
+    }
+
+    /// How long ago the last read, write, discard or flush was; since opening, if there was none.
+    pub fn idle_for(&self) -> Duration {
+        let last = Duration::from_millis(self.last_io.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(last)
+    }
+
+    /// Counts the requests that changed, or may have changed, the disk. Equal counts mean that
+    /// compaction would find nothing new.
+    pub fn io_count(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The extents from disk offset `offset` to the end of the disk, in order, as the block table
+    /// has them. A snapshot piece by piece: concurrent changes show or do not.
+    pub fn extents(&self, offset: u64) -> impl Iterator<Item = Extent> + '_ {
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let extent = self.extent_at(at)?;
+            at = extent.offset + extent.len;
+            Some(extent)
+        })
+    }
+
+    fn extent_at(&self, offset: u64) -> Option<Extent> {
+        let end = self.len();
+        if offset >= end {
+            return None;
+        }
+        let geometry = self.geometry();
+        if geometry.disk_type == DiskType::Fixed {
+            return Some(self.host_extent_at(offset));
+        }
+        let kind = |block| match self.image.map().get(block) {
+            BlockState::NotPresent => ExtentKind::Hole,
+            BlockState::Present { .. } => ExtentKind::Data,
+        };
+        let mut block = low_u32(offset / geometry.block_size);
+        let first = kind(BlockIndex::new(block));
+        while block + 1 < self.image.map().len() && kind(BlockIndex::new(block + 1)) == first {
+            block += 1;
+        }
+        let stop = (u64::from(block + 1) * geometry.block_size).min(end);
+        Some(Extent {
+            offset,
+            len: stop - offset,
+            kind: first,
+        })
+    }
+
+    /// A fixed disk has no table; the host file's holes are its extents.
+    fn host_extent_at(&self, offset: u64) -> Extent {
+        let (at, end) = (FileOffset::new(offset), FileOffset::new(self.len()));
+        let all = Extent {
+            offset,
+            len: end.since(at),
+            kind: ExtentKind::Data,
+        };
+        match self.image.storage().next_data(at, end) {
+            Ok(Some(data)) if data.start > at => Extent {
+                offset,
+                len: data.start.since(at),
+                kind: ExtentKind::Hole,
+            },
+            Ok(Some(data)) => Extent {
+                offset,
+                len: data.len,
+                kind: ExtentKind::Data,
+            },
+            Ok(None) => Extent {
+                kind: ExtentKind::Hole,
+                ..all
+            },
+            // A host that cannot tell: all of it may be data.
+            Err(_) => all,
+        }
+    }
+
+    /// What each part of the file is used for: sorted, without gaps, from 0 to the file's length.
+    pub fn regions(&self) -> Vec<Region> {
+        let geometry = self.geometry();
+        let end = FileOffset::new(self.image.file_len());
+        let whole = FileRange::between(FileOffset::new(0), end);
+        if geometry.disk_type == DiskType::Fixed {
+            let data = FileRange::new(FileOffset::new(0), geometry.disk_len);
+            let rest = FileRange::between(data.end(), end);
+            return vec![
+                Region {
+                    range: data,
+                    kind: RegionKind::Live,
+                },
+                Region {
+                    range: rest,
+                    kind: RegionKind::Metadata,
+                },
+            ];
+        }
+        let mut used: Vec<Region> = (self.image.map().present())
+            .map(|(block, slot)| Region {
+                range: geometry.slot_range(slot),
+                kind: match self.tracker.content(block) {
+                    Content::Dead => RegionKind::Dead,
+                    Content::Unknown => RegionKind::Unknown,
+                    Content::Data | Content::Mixed => RegionKind::Live,
+                },
+            })
+            .collect();
+        let holes = self.image.free_runs();
+        used.extend(holes.into_iter().map(|range| Region {
+            range,
+            kind: RegionKind::Hole,
+        }));
+        used.sort_unstable_by_key(|region| region.range);
+        let mut regions: Vec<Region> = Vec::new();
+        let mut push = |region: Region| match regions.last_mut() {
+            _ if region.range.is_empty() => {}
+            Some(last) if last.kind == region.kind && last.range.end() == region.range.start => {
+                last.range = FileRange::between(last.range.start, region.range.end());
+            }
+            _ => regions.push(region),
+        };
+        let mut at = whole.start;
+        for region in used {
+            // What no block and no hole covers is metadata.
+            push(Region {
+                range: FileRange::between(at, region.range.start),
+                kind: RegionKind::Metadata,
+            });
+            let from = region.range.start.max(at);
+            push(Region {
+                range: FileRange::between(from, region.range.end()),
+                ..region
+            });
+            at = at.max(region.range.end());
+        }
+        push(Region {
+            range: FileRange::between(at, end),
+            kind: RegionKind::Metadata,
+        });
+        regions
+    }
+
+    /// Leaves a clean file: everything durable, unused space at the end cut off. The disk stays
+    /// usable; a change after it makes another close necessary.
+    ///
+    /// # Errors
+    /// [`DiskError::Poisoned`] after an earlier failure, or what the host answers.
+    pub fn close(&self) -> Result<(), DiskError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.image.sync()?;
+        self.image.shrink()?;
+        self.image.sync()
+    }
+
+    /// Starts to compact the disk on a thread of its own, while it stays in use.
+    ///
+    /// One compaction runs at a time; a second one waits for the first.
+    pub fn compact(self: &Arc<Self>, options: &CompactOptions) -> Operation {
+        Operation::start(Arc::clone(self), *options)
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        self.image.geometry()
+    }
+
+    /// Notes that the guest asked for something.
+    fn note_io(&self) {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // The line is shared by all threads: do not take it for writing when nothing changes.
+        if self.last_io.load(Ordering::Relaxed) != now {
+            self.last_io.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that a request changes the disk.
+    fn note_change(&self) {
+        self.note_io();
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Checks that a request lies inside the disk.
+    fn range(&self, offset: u64, len: u64) -> Result<DiskRange, DiskError> {
+        let disk_len = self.len();
+        match offset.checked_add(len) {
+            Some(end) if end <= disk_len => Ok(DiskRange::new(DiskOffset::new(offset), len)),
+            _ => Err(DiskError::OutOfRange {
+                offset,
+                len,
+                disk_len,
+            }),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            log::error!("{}: {error} while closing", self.path.display());
+        }
+    }
+}

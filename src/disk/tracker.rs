@@ -1,0 +1,412 @@
+//! What is known of the content of each block, granule by granule, without reading it again.
+//!
+//! A granule is *zero*, *data*, or *unknown* (never looked at since the disk was opened, or partly
+//! overwritten with zeros). Knowledge comes from what passes by (writes, discards), from what a new
+//! block starts with (zeros), and from scans.
+//!
+//! Memory: a byte a block, and two bits a granule for blocks of which something but not all is
+//! known, or that hold both zeros and data.
+//!
+//! # Who may call what
+//! Under a block's shared gate a granule may only become data, *before* the write that makes it
+//! so. Everything else needs the exclusive gate. So a granule that is known to be zero is zero
+//! whenever the gate is held exclusively.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::units::{BlockIndex, GRANULE_SIZE, div_ceil, usize_from};
+
+/// What is known of a block as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Nothing.
+    Unknown,
+    /// No granule is zero or unknown.
+    Data,
+    /// Some granules are data, or may be.
+    Mixed,
+    /// All granules are zero.
+    Dead,
+}
+
+impl Content {
+    fn decode(byte: u8) -> Self {
+        match byte {
+            0 => Self::Unknown,
+            1 => Self::Data,
+            2 => Self::Mixed,
+            _ => Self::Dead,
+        }
+    }
+
+    fn encode(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Data => 1,
+            Self::Mixed => 2,
+            Self::Dead => 3,
+        }
+    }
+}
+
+/// What a scan needs to know of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gaps {
+    /// Whether a granule is known to hold data.
+    pub(crate) has_data: bool,
+    /// Whether a granule is unknown.
+    pub(crate) has_unknown: bool,
+}
+
+#[derive(Debug)]
+struct Granules {
+    /// Bit set: known.
+    known: Box<[u64]>,
+    /// Bit set: known to be zero.
+    zero: Box<[u64]>,
+    /// Zero granules became known that the host may still store.
+    punchable: bool,
+}
+
+const SHARDS: u32 = 64;
+
+/// The knowledge of one disk.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    /// [`Content`] of each block. Changes under the shard's lock; may be read without.
+    contents: Box<[AtomicU8]>,
+    shards: Box<[Mutex<HashMap<BlockIndex, Granules>>]>,
+    /// Granules in a block.
+    granules: u64,
+}
+
+fn bit(index: u64) -> (usize, u64) {
+    (usize_from(index / 64), 1 << (index % 64))
+}
+
+impl Granules {
+    fn new(count: u64, known: bool, zero: bool) -> Self {
+        let words = usize_from(div_ceil(count, 64));
+        let filled = |value: bool| {
+            let mut bits = vec![0_u64; words].into_boxed_slice();
+            if value {
+                (0..count).for_each(|index| bits[bit(index).0] |= bit(index).1);
+            }
+            bits
+        };
+        Self {
+            known: filled(known),
+            zero: filled(zero),
+            punchable: false,
+        }
+    }
+
+    fn get(&self, index: u64) -> Option<bool> {
+        let (word, mask) = bit(index);
+        (self.known[word] & mask != 0).then_some(self.zero[word] & mask != 0)
+    }
+
+    /// Sets granule `index` to zero, data or unknown.
+    fn set(&mut self, index: u64, zero: Option<bool>) {
+        let (word, mask) = bit(index);
+        self.known[word] &= !mask;
+        self.zero[word] &= !mask;
+        if let Some(zero) = zero {
+            self.known[word] |= mask;
+            self.zero[word] |= if zero { mask } else { 0 };
+        }
+    }
+
+    fn content(&self, count: u64) -> Content {
+        let ones = |bits: &[u64]| {
+            bits.iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum::<u64>()
+        };
+        let (known, zero) = (ones(&self.known), ones(&self.zero));
+        match (known, zero) {
+            (0, _) => Content::Unknown,
+            _ if zero == count => Content::Dead,
+            (known, 0) if known == count => Content::Data,
+            _ => Content::Mixed,
+        }
+    }
+
+    /// Runs of granules for which `wanted` holds.
+    fn runs(&self, count: u64, wanted: impl Fn(Option<bool>) -> bool) -> Vec<Range<u64>> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        for index in (0..count).filter(|index| wanted(self.get(*index))) {
+            match found.last_mut() {
+                Some(run) if run.end == index => run.end = index + 1,
+                _ => found.push(index..index + 1),
+            }
+        }
+        found
+    }
+}
+
+impl Tracker {
+    /// Of `blocks` blocks of `block_size` bytes, of which nothing is known.
+    pub(crate) fn new(blocks: u32, block_size: u64) -> Self {
+        Self {
+            contents: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
+            granules: div_ceil(block_size, GRANULE_SIZE),
+        }
+    }
+
+    /// What is known of `block`.
+    pub(crate) fn content(&self, block: BlockIndex) -> Content {
+        Content::decode(self.contents[block.index()].load(Ordering::Acquire))
+    }
+
+    /// `block` was just given a slot that reads as zeros.
+    pub(crate) fn set_fresh(&self, block: BlockIndex) {
+        self.change(block, |granules, count| {
+            *granules = Granules::new(count, true, true)
+        });
+    }
+
+    /// `block` lost its slot, or its content is in doubt.
+    pub(crate) fn forget(&self, block: BlockIndex) {
+        self.shard(block).lock().remove(&block);
+        self.store(block, Content::Unknown);
+    }
+
+    /// `len` bytes that are not zero, at least not any whole granule of them, are about to be
+    /// written `within` bytes into `block`. A granule at the ends that stays zero all the same
+    /// counts as data. The shared gate is enough.
+    pub(crate) fn note_data(&self, block: BlockIndex, within: u64, len: u64) {
+        // Of an unknown block nothing needs noting: only a scan can make it dead, and that looks.
+        if matches!(self.content(block), Content::Data | Content::Unknown) {
+            return;
+        }
+        let touched = within / GRANULE_SIZE..div_ceil(within + len, GRANULE_SIZE);
+        self.change(block, |granules, _| {
+            touched.for_each(|index| granules.set(index, Some(false)));
+        });
+    }
+
+    /// The write announced by [`Self::note_data`] failed: what is there now is unknown.
+    pub(crate) fn note_unknown(&self, block: BlockIndex, within: u64, len: u64) {
+        let touched = within / GRANULE_SIZE..div_ceil(within + len, GRANULE_SIZE);
+        self.change(block, |granules, _| {
+            touched.for_each(|index| granules.set(index, None))
+        });
+    }
+
+    /// `len` bytes from `within` on now read as zeros. `stored` says that the host may still keep
+    /// space for them. Needs the exclusive gate.
+    pub(crate) fn note_zero(&self, block: BlockIndex, within: u64, len: u64, stored: bool) {
+        let end = within + len;
+        self.change(block, |granules, count| {
+            for index in within / GRANULE_SIZE..div_ceil(end, GRANULE_SIZE).min(count) {
+                let whole = index * GRANULE_SIZE >= within && (index + 1) * GRANULE_SIZE <= end;
+                if whole {
+                    granules.punchable |= stored && granules.get(index) != Some(true);
+                    granules.set(index, Some(true));
+                } else if granules.get(index) == Some(false) {
+                    granules.set(index, None);
+                }
+            }
+        });
+    }
+
+    /// A scan found granule `index` to be zero or not. `stored` as in [`Self::note_zero`].
+    pub(crate) fn note_scanned(
+        &self,
+        block: BlockIndex,
+        found: impl IntoIterator<Item = (u64, bool)>,
+        stored: bool,
+    ) {
+        self.change(block, |granules, _| {
+            for (index, zero) in found {
+                granules.punchable |= zero && stored;
+                granules.set(index, Some(zero));
+            }
+        });
+    }
+
+    /// What a scan would still find out.
+    pub(crate) fn gaps(&self, block: BlockIndex) -> Gaps {
+        match self.content(block) {
+            Content::Unknown => Gaps {
+                has_data: false,
+                has_unknown: true,
+            },
+            Content::Data => Gaps {
+                has_data: true,
+                has_unknown: false,
+            },
+            Content::Dead => Gaps {
+                has_data: false,
+                has_unknown: false,
+            },
+            Content::Mixed => {
+                let shard = self.shard(block).lock();
+                let any = |wanted: Option<bool>| {
+                    shard.get(&block).is_some_and(|granules| {
+                        (0..self.granules).any(|index| granules.get(index) == wanted)
+                    })
+                };
+                Gaps {
+                    has_data: any(Some(false)),
+                    has_unknown: any(None),
+                }
+            }
+        }
+    }
+
+    /// The unknown granules of `block`, as runs.
+    pub(crate) fn unknown_runs(&self, block: BlockIndex) -> Vec<Range<u64>> {
+        match self.content(block) {
+            Content::Unknown => vec![0..self.granules],
+            Content::Data | Content::Dead => Vec::new(),
+            Content::Mixed => self.runs(block, |zero| zero.is_none()),
+        }
+    }
+
+    /// The zero granules of a mixed `block`, as runs, if the host may still store some of them.
+    pub(crate) fn punchable_runs(&self, block: BlockIndex) -> Vec<Range<u64>> {
+        if self.content(block) != Content::Mixed
+            || !self
+                .shard(block)
+                .lock()
+                .get(&block)
+                .is_some_and(|granules| granules.punchable)
+        {
+            return Vec::new();
+        }
+        self.runs(block, |zero| zero == Some(true))
+    }
+
+    /// The zero granules of `block` were punched out of the host file.
+    pub(crate) fn set_punched(&self, block: BlockIndex) {
+        if let Some(granules) = self.shard(block).lock().get_mut(&block) {
+            granules.punchable = false;
+        }
+    }
+
+    /// Bytes of zero granules, in blocks that are not dead, that the host may still store.
+    pub(crate) fn punchable_bytes(&self) -> u64 {
+        let in_shard = |shard: &Mutex<HashMap<BlockIndex, Granules>>| -> u64 {
+            let shard = shard.lock();
+            let mixed = shard.iter().filter(|(block, granules)| {
+                granules.punchable && self.content(**block) == Content::Mixed
+            });
+            mixed
+                .flat_map(|(_, granules)| granules.zero.iter())
+                .map(|word| u64::from(word.count_ones()) * GRANULE_SIZE)
+                .sum()
+        };
+        self.shards.iter().map(in_shard).sum()
+    }
+
+    fn runs(&self, block: BlockIndex, wanted: impl Fn(Option<bool>) -> bool) -> Vec<Range<u64>> {
+        let shard = self.shard(block).lock();
+        shard
+            .get(&block)
+            .map_or_else(Vec::new, |granules| granules.runs(self.granules, wanted))
+    }
+
+    fn shard(&self, block: BlockIndex) -> &Mutex<HashMap<BlockIndex, Granules>> {
+        &self.shards[usize_from(u64::from(block.get() % SHARDS))]
+    }
+
+    fn store(&self, block: BlockIndex, content: Content) {
+        self.contents[block.index()].store(content.encode(), Ordering::Release);
+    }
+
+    /// Changes the granules of `block` and keeps only what is not told by its content alone.
+    fn change(&self, block: BlockIndex, edit: impl FnOnce(&mut Granules, u64)) {
+        let mut shard = self.shard(block).lock();
+        let count = self.granules;
+        let mut granules = shard
+            .remove(&block)
+            .unwrap_or_else(|| match self.content(block) {
+                Content::Data => Granules::new(count, true, false),
+                Content::Dead => Granules::new(count, true, true),
+                Content::Unknown | Content::Mixed => Granules::new(count, false, false),
+            });
+        edit(&mut granules, count);
+        let content = granules.content(count);
+        if content == Content::Mixed {
+            shard.insert(block, granules);
+        }
+        self.store(block, content);
+    }
+}
+
+const _: () = assert!(GRANULE_SIZE.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: BlockIndex = BlockIndex::new(1);
+
+    fn tracker() -> Tracker {
+        Tracker::new(3, 512 << 10)
+    }
+
+    #[test]
+    fn unknown_blocks_take_no_notes_of_data() {
+        let tracker = tracker();
+        tracker.note_data(BLOCK, 0, 4096);
+        assert_eq!(tracker.content(BLOCK), Content::Unknown);
+        assert_eq!(tracker.unknown_runs(BLOCK), [0..128]);
+        tracker.note_zero(BLOCK, 0, 512 << 10, false);
+        assert_eq!(tracker.content(BLOCK), Content::Dead);
+    }
+
+    #[test]
+    fn a_fresh_block_fills_with_data_and_empties_again() {
+        let tracker = tracker();
+        tracker.set_fresh(BLOCK);
+        assert_eq!(tracker.content(BLOCK), Content::Dead);
+        tracker.note_data(BLOCK, 100, 1);
+        assert_eq!(tracker.content(BLOCK), Content::Mixed);
+        assert_eq!(
+            tracker.gaps(BLOCK),
+            Gaps {
+                has_data: true,
+                has_unknown: false
+            }
+        );
+        tracker.note_data(BLOCK, 0, 512 << 10);
+        assert_eq!(tracker.content(BLOCK), Content::Data);
+        tracker.note_zero(BLOCK, 0, 4096, true);
+        assert_eq!(tracker.punchable_runs(BLOCK), [0..1]);
+        assert_eq!(tracker.punchable_bytes(), 4096);
+        tracker.set_punched(BLOCK);
+        assert_eq!(tracker.punchable_bytes(), 0);
+        tracker.note_zero(BLOCK, 4096, 508 << 10, true);
+        assert_eq!(tracker.content(BLOCK), Content::Dead);
+    }
+
+    #[test]
+    fn partly_zeroed_granules_become_unknown_unless_they_were_zero() {
+        let tracker = tracker();
+        tracker.set_fresh(BLOCK);
+        tracker.note_data(BLOCK, 0, 8192);
+        tracker.note_zero(BLOCK, 2048, 8192, false);
+        assert_eq!(tracker.unknown_runs(BLOCK), [0..1]);
+        tracker.note_scanned(BLOCK, [(0, true)], true);
+        assert_eq!(tracker.content(BLOCK), Content::Dead);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_a_doubt() {
+        let tracker = tracker();
+        tracker.set_fresh(BLOCK);
+        tracker.note_data(BLOCK, 4096, 4096);
+        tracker.note_unknown(BLOCK, 4096, 4096);
+        assert_eq!(tracker.unknown_runs(BLOCK), [1..2]);
+        tracker.forget(BLOCK);
+        assert_eq!(tracker.content(BLOCK), Content::Unknown);
+    }
+}

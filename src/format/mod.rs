@@ -1,0 +1,43 @@
+//! What the bytes of a disk image mean. Nothing here reads or writes a file.
+
+pub mod vhd;
+pub mod xen;
+
+use std::fmt;
+
+/// An image format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// Virtual Hard Disk 1.0.
+    Vhd,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vhd => f.write_str("vhd"),
+        }
+    }
+}
+
+/// How an image stores its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DiskType {
+    /// All of the disk, in order.
+    Fixed,
+    /// Blocks, allocated when first written.
+    Dynamic,
+    /// Blocks that differ from those of a parent image.
+    Differencing,
+}
+
+impl fmt::Display for DiskType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fixed => "fixed",
+            Self::Dynamic => "dynamic",
+            Self::Differencing => "differencing",
+        })
+    }
+}

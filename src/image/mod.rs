@@ -1,0 +1,240 @@
+//! One image file: the only place that writes its metadata.
+//!
+//! An [`Image`] knows where each block lies and changes that; it never touches what a guest stores
+//! in a block, which is [`crate::disk`]'s business. Guest data goes straight between the disk and
+//! [`Image::storage`].
+//!
+//! # What is durable when
+//! [`Image::commit`] writes the block table and returns; its effect survives the death of the
+//! process at once and a power cut after the next [`Image::sync`]. So that any subset of unsynced
+//! writes is a legal state, whoever commits a placement has either
+//! 1. synced the block's bytes in its new slot before, or
+//! 2. taken the slot from [`Image::reserve`], which is durably zero: then a crash can only show
+//!    zeros where the block was unallocated before, or data written since.
+//!
+//! A slot that a commit freed is given out again only after a sync that began after it.
+
+mod durability;
+pub mod vhd;
+
+use std::sync::Arc;
+
+use crate::error::{DiskError, FormatError, OpenProblem};
+use crate::format::vhd::SectorBitmap;
+use crate::format::{DiskType, Format};
+use crate::map::{BlockMap, SlotShape};
+use crate::storage::Storage;
+use crate::units::{BlockIndex, FileOffset, FileRange};
+
+pub(crate) use durability::Durability;
+
+/// Sizes that do not change while an image is open.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// The format.
+    pub format: Format,
+    /// How the image stores its disk. Of a fixed disk, disk offsets are file offsets and the block
+    /// map is empty.
+    pub disk_type: DiskType,
+    /// The disk's size in bytes.
+    pub disk_len: u64,
+    /// Bytes of data in a block. The last block may reach beyond the disk's end.
+    pub block_size: u64,
+    /// The form of a slot.
+    pub slot: SlotShape,
+}
+
+impl Geometry {
+    /// Where the data of the block in `slot` starts.
+    pub fn data_at(&self, slot: FileOffset) -> FileOffset {
+        slot.plus(self.slot.header_len)
+    }
+
+    /// The bytes of the file that the slot at `slot` covers.
+    pub fn slot_range(&self, slot: FileOffset) -> FileRange {
+        FileRange::new(slot, self.slot.len)
+    }
+
+    /// The bytes of the file that hold the data of the block in `slot`.
+    pub fn data_range(&self, slot: FileOffset) -> FileRange {
+        FileRange::new(self.data_at(slot), self.block_size)
+    }
+}
+
+/// One change of the block table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapEdit {
+    /// A block without a slot gets one, in which all its sectors are.
+    Place {
+        /// The block.
+        block: BlockIndex,
+        /// Its slot, reserved by the caller.
+        slot: FileOffset,
+    },
+    /// A block's slot becomes another one, to which all of the old one was copied.
+    Move {
+        /// The block.
+        block: BlockIndex,
+        /// Its new slot, reserved by the caller.
+        to: FileOffset,
+    },
+    /// A block loses its slot and reads as zeros.
+    Drop {
+        /// The block.
+        block: BlockIndex,
+    },
+}
+
+impl MapEdit {
+    /// The block that changes.
+    pub fn block(&self) -> BlockIndex {
+        match *self {
+            Self::Place { block, .. } | Self::Move { block, .. } | Self::Drop { block } => block,
+        }
+    }
+}
+
+/// What a compaction plans with: the space of the file that is not up to it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Where the first slot may start.
+    pub start: FileOffset,
+    /// Used space behind `start` that is no block's and cannot move, sorted.
+    pub pinned: Vec<FileRange>,
+    /// Bytes that follow the last slot: the footer.
+    pub trailer_len: u64,
+}
+
+/// An open image file, shared by all threads.
+///
+/// Methods that change a block's place are called with that block's gate held exclusively; the
+/// image itself keeps table, free space and file length right under any concurrency.
+pub trait Image: Send + Sync + std::fmt::Debug {
+    /// Its sizes.
+    fn geometry(&self) -> &Geometry;
+
+    /// The program that made it, for people.
+    fn creator(&self) -> String;
+
+    /// The host file, for guest data.
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// Where each block lies.
+    fn map(&self) -> &BlockMap;
+
+    /// The file's length in bytes, as last set.
+    fn file_len(&self) -> u64;
+
+    /// Which sectors of the present block `block` are in its slot. Cached within a byte budget.
+    ///
+    /// # Errors
+    /// Where the host file cannot be read.
+    fn sector_bitmap(&self, block: BlockIndex) -> Result<Arc<SectorBitmap>, DiskError>;
+
+    /// Makes the present block `block` whole: the sectors that were not in its slot become zeros
+    /// there. Needed before a block that is not whole is written to.
+    ///
+    /// # Errors
+    /// Where the host file cannot be read or written; the block then reads as before.
+    fn make_whole(&self, block: BlockIndex) -> Result<(), DiskError>;
+
+    /// Takes a slot that is durably zero. Extends the file or cleans free space where there is none.
+    /// The caller places a block in it or gives it back.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSpace`] where the host or the format has no room, [`DiskError::Poisoned`].
+    fn reserve(&self) -> Result<FileOffset, DiskError>;
+
+    /// Takes the slot at `slot` for a move, if all of it is free. Says whether it is known to read
+    /// as zeros (and may take up no host space yet), or `None` where it is not free.
+    fn reserve_at(&self, slot: FileOffset) -> Option<Reserved>;
+
+    /// Gives a reserved slot back. It may have been written to.
+    fn give_back(&self, slot: FileOffset);
+
+    /// Writes what a slot needs beside data before [`MapEdit::Place`] names it (for VHD the full
+    /// sector bitmap).
+    ///
+    /// # Errors
+    /// Where the host refuses; the slot may have been written to.
+    fn prepare(&self, slot: FileOffset) -> Result<(), DiskError>;
+
+    /// Writes `edits` to the block table and then to the map. See the module for what must be
+    /// durable before, and what is durable when.
+    ///
+    /// # Errors
+    /// Any failure poisons the image.
+    fn commit(&self, edits: &[MapEdit]) -> Result<(), DiskError>;
+
+    /// Notes that guest data was written, so that the next sync has something to do. Called after
+    /// the write and before it is acknowledged.
+    fn note_payload(&self);
+
+    /// Makes everything that was written or committed before the call durable. Costs nothing when
+    /// there was nothing; concurrent callers share one host sync.
+    ///
+    /// # Errors
+    /// A failure poisons the image: what is on the host is unknown.
+    fn sync(&self) -> Result<(), DiskError>;
+
+    /// Cuts free space off the end of the file. Durable with the next sync.
+    ///
+    /// # Errors
+    /// Where the host refuses; the file is then as it was, or longer than it need be.
+    fn shrink(&self) -> Result<(), DiskError>;
+
+    /// Gives the host space of free ranges back to the host, a bounded part of it; says whether
+    /// there is more. Does nothing where hole punching is off.
+    ///
+    /// # Errors
+    /// Where the host refuses for another reason than that it cannot punch.
+    fn punch_free(&self) -> Result<bool, DiskError>;
+
+    /// Bytes that may be free in the file but are not at its end.
+    fn free_bytes(&self) -> u64;
+
+    /// The free ranges, sorted.
+    fn free_runs(&self) -> Vec<FileRange>;
+
+    /// What compaction plans with.
+    fn frame(&self) -> Frame;
+
+    /// Fails where the image takes no more changes.
+    ///
+    /// # Errors
+    /// [`DiskError::ReadOnly`], [`DiskError::Poisoned`].
+    fn check_writable(&self) -> Result<(), DiskError>;
+}
+
+/// What [`Image::reserve_at`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Whether the slot reads as zeros, durably.
+    pub clean: bool,
+}
+
+/// What can be told of an image without opening it as a disk.
+#[derive(Debug)]
+pub struct Probe {
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// How the image stores its disk.
+    pub disk_type: DiskType,
+    /// Why it can only be opened read-only, if so.
+    pub not_writable: Option<FormatError>,
+}
+
+/// Verifies the metadata of the image in `storage` and tells its size. Takes no lock and writes
+/// nothing; of a file that another program is changing the answer may be outdated or an error.
+///
+/// # Errors
+/// What [`crate::disk::Disk::open`] would fail with.
+pub fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
+    let (virtual_size, disk_type, not_writable) =
+        vhd::probe(storage).map_err(vhd::LayoutError::into_problem)?;
+    Ok(Probe {
+        virtual_size,
+        disk_type,
+        not_writable,
+    })
+}

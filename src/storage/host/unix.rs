@@ -1,0 +1,355 @@
+//! The host file on Linux.
+
+use std::fs::{File, FileType, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{CHUNK, HOST_BLOCK, HostOptions, chunks};
+use crate::error::{OpenError, OpenProblem};
+use crate::storage::lock::{self, Access, LockError};
+use crate::storage::{Storage, past_end};
+use crate::units::{FileOffset, FileRange, u64_from, usize_from};
+
+/// Ranges shorter than this are zeroed by writing zeros: turning a few pages into unwritten extents
+/// costs a journal transaction and splits the file's extents for good.
+const ZERO_RANGE_MIN: u64 = 64 << 10;
+
+/// How often a look for data starts again because the file changed under it.
+const SEEK_ATTEMPTS: u32 = 8;
+
+/// An open host file. Closing it, by dropping, gives its locks back.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+    /// The host said that it cannot do these for this file, so they are not tried again.
+    no_copy_range: AtomicBool,
+    no_zero_range: AtomicBool,
+    no_punch: AtomicBool,
+}
+
+impl HostFile {
+    /// Opens the regular file at `path` and takes its lock if `options` say so. Nothing is read.
+    ///
+    /// # Errors
+    /// [`OpenProblem::InUse`] where another program holds a lock that excludes us, and
+    /// [`OpenProblem::Io`] where the host refuses or `path` is no regular file.
+    pub fn open(path: &Path, options: &HostOptions) -> Result<Self, OpenError> {
+        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
+        // A FIFO without a writer must not hang us. Regular files ignore the flag.
+        flags |= OFlags::NONBLOCK;
+        flags |= if options.read_only {
+            OFlags::RDONLY
+        } else {
+            OFlags::RDWR
+        };
+        if options.no_follow {
+            flags |= OFlags::NOFOLLOW;
+        }
+        let io = |action| move |source| OpenError::new(path, OpenProblem::Io { action, source });
+        let file = open_file(path, flags).map_err(|error| match error {
+            // What the host answers to O_NOFOLLOW says nothing to a user.
+            Errno::LOOP if options.no_follow => io("open the file")(io::Error::other(
+                "it is a symbolic link, which is not followed",
+            )),
+            // Opening a directory for writing: name it as below.
+            Errno::ISDIR => io("open the file")(not_regular("a directory")),
+            // A FIFO without a reader, or a socket.
+            Errno::NXIO => io("open the file")(not_regular("a socket or a FIFO")),
+            error => io("open the file")(error.into()),
+        })?;
+        let file_type = file
+            .metadata()
+            .map_err(io("read the file's attributes"))?
+            .file_type();
+        if !file_type.is_file() {
+            return Err(io("open the file")(not_regular(type_name(file_type))));
+        }
+        if options.lock {
+            let access = if options.read_only {
+                Access::Reader
+            } else {
+                Access::Writer
+            };
+            lock::lock(&file, access).map_err(|error| match error {
+                LockError::Conflict(holder) => {
+                    OpenError::new(path, OpenProblem::InUse(holder.to_owned()))
+                }
+                LockError::Io(source) => io("lock the file")(source),
+            })?;
+        }
+        Ok(Self::from_file(file))
+    }
+
+    /// Creates an empty file at `path`, open for reading and writing and locked as a writer. Its
+    /// name is durable once [`sync_directory_of`] has returned.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] where `path` names anything, a dangling symbolic link
+    /// included; whatever else the host refuses.
+    pub fn create_new(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let file = open_file(path, flags)?;
+        lock::lock(&file, Access::Writer).map_err(|error| match error {
+            LockError::Conflict(holder) => io::Error::new(io::ErrorKind::ResourceBusy, holder),
+            LockError::Io(source) => source,
+        })?;
+        Ok(Self::from_file(file))
+    }
+
+    /// The file's owner, mode, times and identity, as they are now.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
+    }
+
+    /// As if the host had said that it has no `copy_file_range`.
+    #[cfg(test)]
+    pub(super) fn forbid_copy_range(&self) {
+        self.no_copy_range.store(true, Ordering::Relaxed);
+    }
+
+    fn from_file(file: File) -> Self {
+        Self {
+            file,
+            no_copy_range: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+            no_punch: AtomicBool::new(false),
+        }
+    }
+
+    fn fallocate(&self, mode: FallocateFlags, range: FileRange) -> rustix::io::Result<()> {
+        let mode = mode | FallocateFlags::KEEP_SIZE;
+        let (start, len) = (range.start.get(), range.len);
+        retry_on_intr(|| rustix::fs::fallocate(&self.file, mode, start, len))
+    }
+
+    fn write_zero_bytes(&self, range: FileRange) -> io::Result<()> {
+        let zeros = vec![0; usize_from(range.len.min(CHUNK))];
+        chunks(range).try_for_each(|part| {
+            self.file
+                .write_all_at(&zeros[..usize_from(part.len)], part.start.get())
+        })
+    }
+
+    /// Copies bytes that the host stores. Where source and target lie alike in their host blocks, a
+    /// copy that starts on a block boundary can be a reflink, so the odd bytes before go alone.
+    fn copy_data(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let (odd_from, odd_to) = (from.start.get() % HOST_BLOCK, to.get() % HOST_BLOCK);
+        let head = match (odd_from == odd_to, odd_from) {
+            (true, 1..) => from.len.min(HOST_BLOCK - odd_from),
+            _ => 0,
+        };
+        self.copy_run(FileRange::new(from.start, head), to)?;
+        self.copy_run(
+            FileRange::between(from.start.plus(head), from.end()),
+            to.plus(head),
+        )
+    }
+
+    /// `copy_file_range`, and through memory what it does not do. On file systems that can share
+    /// blocks, Linux tries a reflink first inside that call.
+    fn copy_run(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len && !self.no_copy_range.load(Ordering::Relaxed) {
+            let (mut source, mut target) = (from.start.plus(done).get(), to.plus(done).get());
+            let len = usize_from((from.len - done).min(1 << 30));
+            let copied = retry_on_intr(|| {
+                let (source, target) = (Some(&mut source), Some(&mut target));
+                rustix::fs::copy_file_range(&self.file, source, &self.file, target, len)
+            });
+            match copied {
+                // Some file systems answer so instead of with an error.
+                Ok(0) => break,
+                Ok(copied) => done += u64_from(copied),
+                // About these two ranges, perhaps not about the next ones.
+                Err(Errno::INVAL) => break,
+                // EPERM: a system call filter that does not know the call.
+                Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::XDEV | Errno::PERM) => {
+                    self.no_copy_range.store(true, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rest = FileRange::between(from.start.plus(done), from.end());
+        let mut buffer = vec![0; usize_from(rest.len.min(CHUNK))];
+        chunks(rest).try_for_each(|part| {
+            let buffer = &mut buffer[..usize_from(part.len)];
+            self.file.read_exact_at(buffer, part.start.get())?;
+            let target = to.plus(part.start.since(from.start));
+            self.file.write_all_at(buffer, target.get())
+        })
+    }
+
+    /// Makes `range` read as zeros with as little space as the host allows; extends the file to it.
+    fn clear(&self, range: FileRange) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.end().get() > self.len()? {
+            // A write, since a new length could cut off what somebody else appends meanwhile.
+            self.file.write_all_at(&[0], range.end().get() - 1)?;
+        }
+        match self.punch_hole(range) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zeroes(range),
+            result => result,
+        }
+    }
+}
+
+impl Storage for HostFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset.get())
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
+        self.file.write_all_at(buf, offset.get())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn punch_hole(&self, range: FileRange) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let unsupported = || {
+            let text = "the host's file system cannot punch holes into files";
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        };
+        if self.no_punch.load(Ordering::Relaxed) {
+            return Err(unsupported());
+        }
+        match self.fallocate(FallocateFlags::PUNCH_HOLE, range) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.no_punch.store(true, Ordering::Relaxed);
+                Err(unsupported())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
+        if range.end().get() > self.len()? {
+            return Err(past_end(range));
+        }
+        if range.len < ZERO_RANGE_MIN || self.no_zero_range.load(Ordering::Relaxed) {
+            return self.write_zero_bytes(range);
+        }
+        match self.fallocate(FallocateFlags::ZERO_RANGE, range) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                self.no_zero_range.store(true, Ordering::Relaxed);
+                self.write_zero_bytes(range)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let len = self.len()?;
+        if from.end().get() > len {
+            return Err(past_end(from));
+        }
+        if from.overlaps(FileRange::new(to, from.len)) {
+            let text = format!("{from} overlaps its copy at {to}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        // Holes stay holes: what was punched out of a block stays given back when it moves.
+        let target = |at: FileOffset| to.plus(at.since(from.start));
+        let mut at = from.start;
+        while at < from.end() {
+            let data = self.next_data(at, from.end())?;
+            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
+            self.clear(FileRange::new(target(at), data.start.since(at)))?;
+            self.copy_data(data, target(data.start))?;
+            at = data.end();
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, from: FileOffset, end: FileOffset) -> io::Result<Option<FileRange>> {
+        let seek = |to| retry_on_intr(|| rustix::fs::seek(&self.file, to));
+        // Between the two calls a hole may be punched, or the file cut: then look again. Nobody
+        // does that many times over, so a host that goes on like this just cannot tell.
+        for _ in 0..SEEK_ATTEMPTS {
+            if from >= end {
+                return Ok(None);
+            }
+            let start = match seek(SeekFrom::Data(from.get())) {
+                Ok(start) => FileOffset::new(start),
+                Err(Errno::NXIO) => return Ok(None),
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => break,
+                Err(error) => return Err(error.into()),
+            };
+            if start >= end {
+                return Ok(None);
+            }
+            match seek(SeekFrom::Hole(start.get())) {
+                Ok(hole) if hole > start.get() => {
+                    return Ok(Some(FileRange::between(
+                        start,
+                        FileOffset::new(hole).min(end),
+                    )));
+                }
+                Ok(_) | Err(Errno::NXIO) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let all = FileRange::between(from, FileOffset::new(self.len()?).min(end));
+        Ok((!all.is_empty()).then_some(all))
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // `fdatasync`, which covers a changed length: it is needed to read the data back.
+        self.file.sync_data()
+    }
+}
+
+/// Makes the names in the directory of `path` durable: a file that was just created there, renamed
+/// or removed.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let flags = OFlags::CLOEXEC | OFlags::RDONLY | OFlags::DIRECTORY;
+    open_file(parent.unwrap_or(Path::new(".")), flags)?.sync_all()
+}
+
+fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<File> {
+    // What the umask leaves of it.
+    let mode = Mode::from_raw_mode(0o666);
+    Ok(File::from(retry_on_intr(|| {
+        rustix::fs::open(path, flags, mode)
+    })?))
+}
+
+fn not_regular(what: &str) -> io::Error {
+    let text = format!("it is {what}, not a regular file");
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+fn type_name(file_type: FileType) -> &'static str {
+    if file_type.is_dir() {
+        "a directory"
+    } else if file_type.is_fifo() {
+        "a FIFO"
+    } else if file_type.is_block_device() {
+        "a block device"
+    } else if file_type.is_char_device() {
+        "a character device"
+    } else {
+        "something special"
+    }
+}
