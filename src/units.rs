@@ -5,6 +5,11 @@
 //!
 //! This is the only file of the crate that may convert with `as`.
 
+#![expect(
+    clippy::as_conversions,
+    reason = "the checked conversions of all other files stand here"
+)]
+
 use std::fmt;
 
 /// Bytes in a sector: the unit of VHD structures, and what a disk writes atomically.

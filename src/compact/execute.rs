@@ -35,6 +35,15 @@ pub(crate) enum Step {
     Done,
 }
 
+/// What a look at a part of a block found.
+#[derive(Debug)]
+struct Look {
+    /// Granules of the block, by number, and whether each is zero.
+    found: Vec<(u64, bool)>,
+    /// Bytes that had to be read; where there were none, the host stores none of them either.
+    read: u64,
+}
+
 /// A compaction under way. The caller holds the disk's `compacting` lock, or is the only one.
 #[derive(Debug)]
 pub(crate) struct Compactor {
@@ -87,7 +96,7 @@ impl Compactor {
     }
 
     /// Reports sizes as of now instead of as of the disk's opening.
-    pub(crate) fn from_now(mut self) -> Result<Self, CompactError> {
+    pub(crate) fn measured_from_now(mut self) -> Result<Self, CompactError> {
         self.report.length_before = self.disk.image.file_len();
         self.report.allocated_before = self.disk.allocated_bytes()?;
         Ok(self)
@@ -241,8 +250,8 @@ impl Compactor {
         };
         let len = ((run.end - run.start) * GRANULE_SIZE).min(limit.max(GRANULE_SIZE));
         let len = len.min(disk.geometry().block_size - start);
-        let (found, stored, read) = self.look(block, slot, start, len)?;
-        self.report.bytes_read += read;
+        let look = self.look(block, slot, start, len)?;
+        self.report.bytes_read += look.read;
 
         let _gate = disk.gates.exclusive(block);
         if watch.is_touched() {
@@ -250,20 +259,19 @@ impl Compactor {
             self.queue.pop_front();
             return Ok(len);
         }
-        disk.tracker.note_scanned(block, found, stored);
+        disk.tracker.note_scanned(block, look.found, look.read > 0);
         Ok(len)
     }
 
-    /// Which granules among `len` bytes from `start` in the slot are zero; whether the host stores
-    /// any of the zero ones; how many bytes were read. Stops at the first data if that is all that
-    /// matters.
+    /// Which granules among `len` bytes from `start` in the slot are zero. Stops at the first data if
+    /// that is all that matters.
     fn look(
         &mut self,
         block: BlockIndex,
         slot: FileOffset,
         start: u64,
         len: u64,
-    ) -> Result<(Vec<(u64, bool)>, bool, u64), DiskError> {
+    ) -> Result<Look, DiskError> {
         let io = |error| DiskError::io("scan a block", error);
         let image = &*self.disk.image;
         let at = image.geometry().data_at(slot).plus(start);
@@ -293,7 +301,7 @@ impl Compactor {
                 break;
             }
         }
-        Ok((found, read > 0, read))
+        Ok(Look { found, read })
     }
 
     /// Zeroes in the scan buffer what the block's sector bitmap says was never written.

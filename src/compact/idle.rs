@@ -109,7 +109,7 @@ impl IdleWork {
                 };
                 match Compactor::new(Arc::clone(&disk), options) {
                     Err(CompactError::Fixed) => return Ok(Next::Done),
-                    other => other?.from_now()?,
+                    other => other?.measured_from_now()?,
                 }
             }
         };

@@ -159,13 +159,17 @@ mod tests {
 
     #[test]
     fn the_last_block_fills_the_first_hole() {
-        let planned = plan(&slots(&[6656, 2048, 6656 + 2 * 4608]), &frame(2048), PACKED);
+        let planned = plan(
+            &slots(&[2048, 2048 + 2 * 4608, 2048 + 3 * 4608]),
+            &frame(2048),
+            PACKED,
+        );
         assert_eq!(
             planned.moves,
             [Move {
                 block: BlockIndex::new(2),
-                from: FileOffset::new(6656 + 2 * 4608),
-                to: FileOffset::new(6656 + 4608),
+                from: FileOffset::new(2048 + 3 * 4608),
+                to: FileOffset::new(2048 + 4608),
             }]
         );
     }

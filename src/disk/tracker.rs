@@ -264,7 +264,7 @@ impl Tracker {
     /// The unknown granules of `block`, as runs.
     pub(crate) fn unknown_runs(&self, block: BlockIndex) -> Vec<Range<u64>> {
         match self.content(block) {
-            Content::Unknown => vec![0..self.granules],
+            Content::Unknown => std::iter::once(0..self.granules).collect(),
             Content::Data | Content::Dead => Vec::new(),
             Content::Mixed => self.runs(block, |zero| zero.is_none()),
         }
@@ -358,7 +358,7 @@ mod tests {
         let tracker = tracker();
         tracker.note_data(BLOCK, 0, 4096);
         assert_eq!(tracker.content(BLOCK), Content::Unknown);
-        assert_eq!(tracker.unknown_runs(BLOCK), [0..128]);
+        assert_eq!(tracker.unknown_runs(BLOCK), vec![(0..128)]);
         tracker.note_zero(BLOCK, 0, 512 << 10, false);
         assert_eq!(tracker.content(BLOCK), Content::Dead);
     }
@@ -380,7 +380,7 @@ mod tests {
         tracker.note_data(BLOCK, 0, 512 << 10);
         assert_eq!(tracker.content(BLOCK), Content::Data);
         tracker.note_zero(BLOCK, 0, 4096, true);
-        assert_eq!(tracker.punchable_runs(BLOCK), [0..1]);
+        assert_eq!(tracker.punchable_runs(BLOCK), vec![(0..1)]);
         assert_eq!(tracker.punchable_bytes(), 4096);
         tracker.set_punched(BLOCK);
         assert_eq!(tracker.punchable_bytes(), 0);
@@ -394,7 +394,7 @@ mod tests {
         tracker.set_fresh(BLOCK);
         tracker.note_data(BLOCK, 0, 8192);
         tracker.note_zero(BLOCK, 2048, 8192, false);
-        assert_eq!(tracker.unknown_runs(BLOCK), [0..1]);
+        assert_eq!(tracker.unknown_runs(BLOCK), vec![(0..1)]);
         tracker.note_scanned(BLOCK, [(0, true)], true);
         assert_eq!(tracker.content(BLOCK), Content::Dead);
     }
@@ -405,7 +405,7 @@ mod tests {
         tracker.set_fresh(BLOCK);
         tracker.note_data(BLOCK, 4096, 4096);
         tracker.note_unknown(BLOCK, 4096, 4096);
-        assert_eq!(tracker.unknown_runs(BLOCK), [1..2]);
+        assert_eq!(tracker.unknown_runs(BLOCK), vec![(1..2)]);
         tracker.forget(BLOCK);
         assert_eq!(tracker.content(BLOCK), Content::Unknown);
     }

@@ -85,8 +85,7 @@ fn check_geometry(layout: &Layout, report: &mut CheckReport) {
     let footer = &layout.footer;
     let chs = footer.geometry();
     let by_product = matches!(&footer.creator(), b"vpc " | b"qemu") && !chs.is_largest();
-    if by_product && chs.disk_len() != footer.disk_len() && chs != Chs::for_disk(footer.disk_len())
-    {
+    if by_product && chs.disk_len() != footer.disk_len() {
         report.warnings.push(format!(
             "geometry {}/{}/{} makes QEMU and Virtual PC see {} bytes of {}",
             chs.cylinders,
