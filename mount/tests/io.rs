@@ -136,7 +136,7 @@ fn discarded_ranges_read_as_zeros_and_take_no_space() {
     assert_eq!(beyond, Err(Errno::FBIG));
     let reader = File::open(mount.at("a.vhd.raw")).unwrap();
     assert!(rustix::fs::fallocate(&reader, punch, 0, MIB).is_err());
-    drop(file);
+    drop((file, reader));
     mount.unmount();
     assert_clean(&mount.behind("a.vhd"));
 }
