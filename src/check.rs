@@ -5,36 +5,9 @@ use std::sync::Arc;
 
 use crate::error::{OpenError, OpenProblem};
 use crate::image::vhd::verify;
+pub use crate::image::{CheckOptions, CheckReport};
 use crate::storage::Storage;
 use crate::storage::host::{HostFile, HostOptions};
-
-/// How to check.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CheckOptions {
-    /// Put right what is safe: a missing or outdated footer or copy of it, unused space at the end,
-    /// a batmap that does not fit.
-    pub repair: bool,
-    /// With `repair`: only tell what would be done.
-    pub dry_run: bool,
-}
-
-/// What a check found. Messages are for people, one finding each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Damage: something reads wrongly, or the disk cannot be used by some program.
-    pub errors: Vec<String>,
-    /// Oddities: everything reads right, but space is wasted or a program may complain.
-    pub warnings: Vec<String>,
-    /// What was put right, or would be. Findings that were put right are not listed above.
-    pub repaired: Vec<String>,
-}
-
-impl CheckReport {
-    /// Whether nothing is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.errors.is_empty()
-    }
-}
 
 /// Checks the image at `path`: its structures, and that no two things claim the same bytes. Reads
 /// metadata only.

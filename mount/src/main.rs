@@ -1,1 +1,71 @@
-fn main() {}
+//! `vhdfs`: mounts a directory of virtual hard disks and keeps them small, and works on single
+//! disk files. See `vhdfs --help`.
+//!
+//! ```text
+//! cli, options --> commands/*          one file: info, check, compact, map, create
+//!              \-> daemon --> fuse/*   a directory, served until it is unmounted
+//!              \-> unmount
+//! ```
+//! Only this crate knows FUSE, errno and the command line; all else is the library's.
+
+mod cli;
+mod commands;
+#[cfg(target_os = "linux")]
+mod daemon;
+#[cfg(target_os = "linux")]
+mod fuse;
+#[cfg(target_os = "linux")]
+mod logging;
+#[cfg(target_os = "linux")]
+mod mounts;
+mod options;
+mod text;
+#[cfg(target_os = "linux")]
+mod unmount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use cli::Command;
+
+/// How the program ends when nothing went wrong on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All is well.
+    Fine,
+    /// Something was found, or failed, and has been reported.
+    Problems,
+}
+
+/// A reason to end with exit code 1, in words for the user.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match run(cli::parse(arguments)) {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Problems) => ExitCode::from(1),
+        Err(failure) => {
+            eprintln!("vhdfs: {}", text::chain(&*failure));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Outcome, Failure> {
+    match command {
+        #[cfg(target_os = "linux")]
+        Command::Mount(arguments) => daemon::mount(arguments),
+        #[cfg(target_os = "linux")]
+        Command::Unmount { mount_point } => unmount::unmount(&mount_point),
+        #[cfg(not(target_os = "linux"))]
+        Command::Mount(_) | Command::Unmount { .. } => {
+            Err("mounting is only supported on Linux".into())
+        }
+        Command::Compact(arguments) => commands::compact::run(&arguments),
+        Command::Info(arguments) => commands::info::run(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Map(arguments) => commands::map::run(&arguments),
+        Command::Create(arguments) => commands::create::run(&arguments),
+    }
+}

@@ -4,25 +4,20 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::plan::{Move, Plan, plan, without};
-use super::report::{CompactReport, Kept};
+use super::relocate::{copy_and_commit, is_stored};
+use super::report::{CompactReport, stored_in_free_space};
+use super::scan::{Scanned, Scanner};
 use super::{CompactError, CompactOptions, Phase, Progress};
-use crate::disk::{Content, Disk, Watch, zero};
+use crate::disk::{Content, Disk, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
 use crate::image::MapEdit;
-use crate::units::{
-    BlockIndex, FileOffset, FileRange, GRANULE_SIZE, SECTOR_SIZE, u64_from, usize_from,
-};
+use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from};
 
 /// Bytes that a step scans at most.
 const SCAN_STEP: u64 = 1 << 20;
-/// Bytes of a block that are looked at first: where they hold data, the block lives, and the rest
-/// matters only for holes inside it.
-const FIRST_LOOK: u64 = 64 << 10;
 /// Bytes of slots that a batch of moves copies at most; at least one slot.
 const MOVE_BATCH: u64 = 32 << 20;
-/// Bytes that are copied between two looks whether to go on.
-const COPY_PIECE: u64 = 4 << 20;
 /// Blocks that leave the table in one step; the entries of one sector.
 const DROP_BATCH: usize = 128;
 /// Zeros inside live blocks that one step gives back, in blocks.
@@ -33,15 +28,6 @@ const PUNCH_BATCH: usize = 16;
 pub(crate) enum Step {
     More,
     Done,
-}
-
-/// What a look at a part of a block found.
-#[derive(Debug)]
-struct Look {
-    /// Granules of the block, by number, and whether each is zero.
-    found: Vec<(u64, bool)>,
-    /// Bytes that had to be read; where there were none, the host stores none of them either.
-    read: u64,
 }
 
 /// A compaction under way. The caller holds the disk's `compacting` lock, or is the only one.
@@ -57,7 +43,7 @@ pub(crate) struct Compactor {
     moved_since_plan: bool,
     total: u64,
     report: CompactReport,
-    buf: Vec<u8>,
+    scanner: Scanner,
 }
 
 impl Compactor {
@@ -84,7 +70,7 @@ impl Compactor {
                 allocated_before,
                 ..CompactReport::default()
             },
-            buf: Vec::new(),
+            scanner: Scanner::new(options.punch_holes),
         };
         let scan = if options.scan {
             compactor.to_scan()
@@ -149,13 +135,8 @@ impl Compactor {
         self.slots()
             .into_iter()
             .map(|(_, block)| block)
-            .filter(|block| self.wants_scan(*block))
+            .filter(|block| self.scanner.wants(&self.disk, *block))
             .collect()
-    }
-
-    fn wants_scan(&self, block: BlockIndex) -> bool {
-        let gaps = self.disk.tracker.gaps(block);
-        gaps.has_unknown && (self.options.punch_holes || !gaps.has_data)
     }
 
     fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
@@ -216,10 +197,14 @@ impl Compactor {
             if left == 0 {
                 return Ok(());
             }
-            if self.wants_scan(block) {
-                left = left.saturating_sub(self.scan_part(block, left)?);
+            let scanned = if self.scanner.wants(&self.disk, block) {
+                self.scanner.scan(&self.disk, block, left)?
             } else {
-                self.queue.pop_front();
+                Scanned::Nothing
+            };
+            match scanned {
+                Scanned::Bytes(bytes) => left = left.saturating_sub(bytes),
+                Scanned::Nothing => drop(self.queue.pop_front()),
             }
         }
         if self.options.dry_run {
@@ -227,104 +212,6 @@ impl Compactor {
         } else {
             let dead = self.dead().collect();
             self.enter(Phase::Drop, dead);
-        }
-        Ok(())
-    }
-
-    /// Finds out about the next unknown granules of `block`, at most `limit` bytes of them; says how
-    /// many bytes it went through. Zeros that the block's bitmap or the host tells of are not read.
-    fn scan_part(&mut self, block: BlockIndex, limit: u64) -> Result<u64, DiskError> {
-        let disk = Arc::clone(&self.disk);
-        let watch = disk.gates.watch(block);
-        let runs = disk.tracker.unknown_runs(block);
-        let Some((slot, run)) = disk.image.map().get(block).slot().zip(runs.first()) else {
-            self.queue.pop_front();
-            return Ok(0);
-        };
-        let start = run.start * GRANULE_SIZE;
-        let first_look = !self.options.punch_holes && start == 0;
-        let limit = if first_look {
-            limit.min(FIRST_LOOK)
-        } else {
-            limit
-        };
-        let len = ((run.end - run.start) * GRANULE_SIZE).min(limit.max(GRANULE_SIZE));
-        let len = len.min(disk.geometry().block_size - start);
-        let look = self.look(block, slot, start, len)?;
-        self.report.bytes_read += look.read;
-
-        let _gate = disk.gates.exclusive(block);
-        if watch.is_touched() {
-            // Somebody is using the disk: leave this block for the next run.
-            self.queue.pop_front();
-            return Ok(len);
-        }
-        disk.tracker.note_scanned(block, look.found, look.read > 0);
-        Ok(len)
-    }
-
-    /// Which granules among `len` bytes from `start` in the slot are zero. Stops at the first data if
-    /// that is all that matters.
-    fn look(
-        &mut self,
-        block: BlockIndex,
-        slot: FileOffset,
-        start: u64,
-        len: u64,
-    ) -> Result<Look, DiskError> {
-        let io = |error| DiskError::io("scan a block", error);
-        let image = &*self.disk.image;
-        let at = image.geometry().data_at(slot).plus(start);
-        let range = FileRange::new(at, len);
-        self.buf.resize(usize_from(len), 0);
-        let byte = |at: FileOffset| usize_from(at.since(range.start));
-        let mut read = 0;
-        let mut from = range.start;
-        while let Some(data) = image.storage().next_data(from, range.end()).map_err(io)? {
-            self.buf[byte(from)..byte(data.start)].fill(0);
-            let part = &mut self.buf[byte(data.start)..byte(data.end())];
-            image
-                .storage()
-                .read_exact_at(part, data.start)
-                .map_err(io)?;
-            read += data.len;
-            from = data.end();
-        }
-        self.buf[byte(from)..].fill(0);
-        self.mask_unwritten(block, start)?;
-        let granules = self.buf.chunks(usize_from(GRANULE_SIZE)).map(zero::is_zero);
-        let numbered = (start / GRANULE_SIZE..).zip(granules);
-        let mut found = Vec::new();
-        for (index, is_zero) in numbered {
-            found.push((index, is_zero));
-            if !is_zero && !self.options.punch_holes {
-                break;
-            }
-        }
-        Ok(Look { found, read })
-    }
-
-    /// Zeroes in the scan buffer what the block's sector bitmap says was never written.
-    fn mask_unwritten(&mut self, block: BlockIndex, start: u64) -> Result<(), DiskError> {
-        let bitmap = {
-            // The gate keeps the block in place while its bitmap is read.
-            let _gate = self.disk.gates.shared(block);
-            match self.disk.image.map().get(block) {
-                crate::map::BlockState::Present { whole: false, .. } => {
-                    self.disk.image.sector_bitmap(block)?
-                }
-                _ => return Ok(()),
-            }
-        };
-        let sectors = (start + u64_from(self.buf.len())) / SECTOR_SIZE;
-        let mut sector = start / SECTOR_SIZE;
-        while sector < sectors {
-            let end = bitmap.run_end(sector, sectors);
-            if !bitmap.is_written(sector) {
-                let byte = |sector: u64| usize_from(sector * SECTOR_SIZE - start);
-                self.buf[byte(sector)..byte(end)].fill(0);
-            }
-            sector = end;
         }
         Ok(())
     }
@@ -497,148 +384,26 @@ impl Compactor {
         Ok(())
     }
 
-    // ---- report
-
     /// What was done, with the sizes as they are now; of a dry run, as they would be.
     pub(crate) fn into_report(mut self) -> Result<CompactReport, DiskError> {
-        let disk = Arc::clone(&self.disk);
-        let frame = disk.image.frame();
-        let geometry = *disk.geometry();
+        let disk = &*self.disk;
         let dead: HashSet<BlockIndex> = self.dead().collect();
-        let live = u64_from(without(&self.slots(), &dead).len());
+        let live = without(&self.slots(), &dead);
+        let planned = self.plan();
+        let report = &mut self.report;
+        report.bytes_read = self.scanner.bytes_read;
         if self.options.dry_run {
-            let planned = self.plan();
-            self.report.length_after = planned.file_len(&frame);
-            self.report.blocks_dropped = u64_from(dead.len());
-            self.report.blocks_moved = u64_from(planned.moves.len());
-            self.report.bytes_moved = self.report.blocks_moved * geometry.slot.len;
-            let freed = self.stored_in_free_space(&dead)?;
-            self.report.allocated_after = self.report.allocated_before.saturating_sub(freed);
+            report.length_after = planned.file_len(&disk.image.frame());
+            report.blocks_dropped = u64_from(dead.len());
+            report.blocks_moved = u64_from(planned.moves.len());
+            report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
+            let freed = stored_in_free_space(disk, &dead)?;
+            report.allocated_after = report.allocated_before.saturating_sub(freed);
         } else {
-            self.report.length_after = disk.image.file_len();
-            self.report.allocated_after = disk.allocated_bytes()?;
+            report.length_after = disk.image.file_len();
+            report.allocated_after = disk.allocated_bytes()?;
         }
-        let data = live * geometry.block_size;
-        let bitmaps = live * geometry.slot.header_len;
-        let pinned: u64 = frame.pinned.iter().map(|range| range.len).sum();
-        let metadata = frame.start.get() + bitmaps + pinned + frame.trailer_len;
-        let rest = self.report.length_after.saturating_sub(data + metadata);
-        let kept = [
-            ("blocks that hold data", data),
-            ("headers, tables and sector bitmaps", metadata),
-            ("gaps that no block fits in", rest),
-        ];
-        self.report.kept = kept
-            .into_iter()
-            .filter(|(_, bytes)| *bytes > 0)
-            .map(|(reason, bytes)| Kept {
-                reason: reason.to_owned(),
-                bytes,
-            })
-            .collect();
+        report.explain(disk, u64_from(live.len()));
         Ok(self.report)
     }
-
-    /// Bytes that the host stores for what is free, or would be without the `dead` blocks.
-    fn stored_in_free_space(&self, dead: &HashSet<BlockIndex>) -> Result<u64, DiskError> {
-        let image = &*self.disk.image;
-        let slots = dead
-            .iter()
-            .filter_map(|block| image.map().get(*block).slot());
-        let ranges = slots
-            .map(|slot| image.geometry().slot_range(slot))
-            .chain(image.free_runs());
-        let mut stored = 0;
-        for range in ranges {
-            let mut from = range.start;
-            let next = |from| image.storage().next_data(from, range.end());
-            while let Some(data) =
-                next(from).map_err(|error| DiskError::io("look for holes in the file", error))?
-            {
-                stored += data.len;
-                from = data.end();
-            }
-        }
-        Ok(stored)
-    }
-}
-
-/// Whether the host stores all of the slot at `slot`, so that writing there takes no new space.
-fn is_stored(disk: &Disk, slot: FileOffset) -> bool {
-    let range = disk.geometry().slot_range(slot);
-    let data = disk.image.storage().next_data(range.start, range.end());
-    matches!(data, Ok(Some(data)) if data == range)
-}
-
-/// Copies the slots of `batch` to their targets and switches the table over, durably. Says how many
-/// blocks moved; the targets of the others are given back.
-fn copy_and_commit(
-    disk: &Disk,
-    batch: &[(Move, Watch<'_>)],
-    go_on: &dyn Fn() -> bool,
-) -> Result<u64, CompactError> {
-    let mut copied = batch.len();
-    let mut failure = None;
-    for (at, (step, watch)) in batch.iter().enumerate() {
-        match copy_slot(disk, step, watch, go_on) {
-            Ok(true) => {}
-            Ok(false) => {
-                copied = copied.min(at);
-                break;
-            }
-            Err(error) => {
-                copied = at;
-                failure = Some(error);
-                break;
-            }
-        }
-    }
-    disk.image.note_payload();
-    if let Err(error) = disk.image.sync() {
-        batch
-            .iter()
-            .for_each(|(step, _)| disk.image.give_back(step.to));
-        return Err(error.into());
-    }
-    let mut moved = 0;
-    for (at, (step, watch)) in batch.iter().enumerate() {
-        debug_assert_eq!(watch.block(), step.block);
-        let _gate = disk.gates.exclusive(step.block);
-        let in_place = disk.image.map().get(step.block).slot() == Some(step.from);
-        if at < copied && in_place && !watch.is_touched() {
-            disk.image.commit(&[MapEdit::Move {
-                block: step.block,
-                to: step.to,
-            }])?;
-            moved += 1;
-        } else {
-            disk.image.give_back(step.to);
-        }
-    }
-    // Only now, that the table is durable, are the old slots free.
-    disk.image.sync()?;
-    failure.map_or(Ok(moved), |error| Err(error.into()))
-}
-
-/// Copies one slot; says whether it is complete, or the guest or the caller wants it stopped.
-fn copy_slot(
-    disk: &Disk,
-    step: &Move,
-    watch: &Watch<'_>,
-    go_on: &dyn Fn() -> bool,
-) -> Result<bool, DiskError> {
-    let len = disk.geometry().slot.len;
-    let mut done = 0;
-    while done < len {
-        if watch.is_touched() || !go_on() {
-            return Ok(false);
-        }
-        let part = FileRange::new(step.from.plus(done), COPY_PIECE.min(len - done));
-        disk.image
-            .storage()
-            .copy_within(part, step.to.plus(done))
-            .map_err(|error| DiskError::io("copy a block", error))?;
-        done += part.len;
-    }
-    Ok(true)
 }

@@ -2,13 +2,13 @@
 //! the file is cut.
 //!
 //! ```text
-//!   scan          what nobody has looked at: which granules are zero   [execute.rs, disk/tracker.rs]
+//!   scan          what nobody has looked at: which granules are zero   [scan.rs, disk/tracker.rs]
 //!    |
 //!   drop          dead blocks leave the table, sync, cut the free end
 //!    |
 //!   plan          the last block into the first hole ...               [plan.rs, pure]
 //!    |
-//!   move          copy a batch, sync, commit, sync, cut               [execute.rs]
+//!   move          copy a batch, sync, commit, sync, cut               [relocate.rs]
 //!    |
 //!   punch         holes for zeros inside live blocks, if that is on
 //! ```
@@ -31,7 +31,9 @@
 mod execute;
 mod idle;
 mod plan;
+mod relocate;
 mod report;
+mod scan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

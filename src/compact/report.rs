@@ -1,5 +1,11 @@
 //! What a compaction did, and why the rest of the file stays.
 
+use std::collections::HashSet;
+
+use crate::disk::Disk;
+use crate::error::DiskError;
+use crate::units::BlockIndex;
+
 /// Bytes of the file that stay, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
@@ -32,4 +38,54 @@ pub struct CompactReport {
     pub bytes_punched: u64,
     /// Why each byte of the file stays; sums up to the length after.
     pub kept: Vec<Kept>,
+}
+
+impl CompactReport {
+    /// Fills in why each byte of a file of `self.length_after` bytes with `live` blocks stays.
+    pub(super) fn explain(&mut self, disk: &Disk, live: u64) {
+        let frame = disk.image.frame();
+        let geometry = disk.geometry();
+        let data = live * geometry.block_size;
+        let bitmaps = live * geometry.slot.header_len;
+        let pinned: u64 = frame.pinned.iter().map(|range| range.len).sum();
+        let metadata = frame.start.get() + bitmaps + pinned + frame.trailer_len;
+        let rest = self.length_after.saturating_sub(data + metadata);
+        let kept = [
+            ("blocks that hold data", data),
+            ("headers, tables and sector bitmaps", metadata),
+            ("gaps that no block fits in", rest),
+        ];
+        self.kept = (kept.into_iter().filter(|(_, bytes)| *bytes > 0))
+            .map(|(reason, bytes)| Kept {
+                reason: reason.to_owned(),
+                bytes,
+            })
+            .collect();
+    }
+}
+
+/// Bytes that the host stores for what is free in the file, or would be without the `dead` blocks.
+pub(super) fn stored_in_free_space(
+    disk: &Disk,
+    dead: &HashSet<BlockIndex>,
+) -> Result<u64, DiskError> {
+    let image = &*disk.image;
+    let slots = dead
+        .iter()
+        .filter_map(|block| image.map().get(*block).slot());
+    let ranges = slots
+        .map(|slot| image.geometry().slot_range(slot))
+        .chain(image.free_runs());
+    let mut stored = 0;
+    for range in ranges {
+        let mut from = range.start;
+        let next = |from| image.storage().next_data(from, range.end());
+        while let Some(data) =
+            next(from).map_err(|error| DiskError::io("look for holes in the file", error))?
+        {
+            stored += data.len;
+            from = data.end();
+        }
+    }
+    Ok(stored)
 }

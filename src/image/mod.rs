@@ -15,6 +15,7 @@
 //! A slot that a commit freed is given out again only after a sync that began after it.
 
 mod durability;
+mod report;
 pub mod vhd;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
 
 pub(crate) use durability::Durability;
+pub use report::{CheckOptions, CheckReport};
 
 /// Sizes that do not change while an image is open.
 #[derive(Clone, Copy, Debug)]

@@ -259,11 +259,16 @@ fn read_dynamic(
             return Err(overlap(&pair[0], &pair[1]).into());
         }
     }
-    let named_end = metadata
+    let mut named_end = metadata
         .iter()
         .map(|(range, _)| range.end())
         .max()
         .unwrap_or_default();
+    if layout.footer.creator().starts_with(b"tap") {
+        // A tapdisk that updates a full block's bitmap writes all of its 4 KiB page, so that the
+        // first slot must not share one with the metadata either.
+        named_end = FileOffset::new(round_up(named_end.get(), 4096));
+    }
 
     let slot = SlotShape {
         len: vhd::bitmap_len(header.block_size()).saturating_add(u64_from_u32(header.block_size())),

@@ -1,0 +1,321 @@
+//! The command line: clap's types, and the two other ways in which `mount` programs call us.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::options::{self, MountOption};
+
+/// Virtual hard disks that stay small.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhdfs",
+    version,
+    about,
+    after_help = "Exit codes: 0 fine; 1 problems found, something failed, or interrupted; \
+                  2 wrong usage.\nSizes are bytes, or take K, M, G, T (also KiB, MiB, ...), all \
+                  powers of 1024. Durations take ms, s, m, h."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the disks of a directory as raw files, and compact them while they are idle
+    ///
+    /// Every *.vhd and *.avhd below DIR appears at the same place below MNT as <file name>.raw.
+    /// Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
+    ///
+    /// The mount tells about itself in extended attributes: `user.vhdfs.pid` and
+    /// `user.vhdfs.status` (JSON) of MNT, `user.vhdfs.status` (JSON) of each disk. Read them with
+    /// getfattr --only-values -n NAME FILE.
+    Mount(MountArguments),
+    /// Unmount, and return when every disk is closed and clean
+    ///
+    /// Fails, and changes nothing, while something on the mount is in use.
+    #[command(visible_alias = "umount")]
+    Unmount {
+        /// Where it is mounted
+        #[arg(value_name = "MNT")]
+        mount_point: PathBuf,
+    },
+    /// Make disk files as short as their content allows, in place
+    ///
+    /// Drops blocks that hold only zeros and moves the others together. Interrupting it is safe:
+    /// what was done stays, the exit code is 1, and a further run goes on from there.
+    Compact(CompactArguments),
+    /// Say what a disk file is
+    Info(InfoArguments),
+    /// Look for damage in disk files
+    Check(CheckArguments),
+    /// Draw where in a disk file live blocks, dead ones, holes and metadata lie
+    Map(MapArguments),
+    /// Make a new, empty disk file
+    Create(CreateArguments),
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// `vhdfs mount`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MountArguments {
+    /// The directory with the disk files
+    #[arg(value_name = "DIR")]
+    pub(crate) source: PathBuf,
+    /// Where to show the disks: an existing directory, not below DIR
+    #[arg(value_name = "MNT")]
+    pub(crate) mount_point: PathBuf,
+    /// Stay in the foreground, log to stderr
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+    /// Never write to a disk file
+    #[arg(short, long)]
+    pub(crate) read_only: bool,
+    /// Let other users in, as far as the files' permissions do
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Compact a disk when no guest has used it for that long
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = options::duration)]
+    pub(crate) idle_after: Duration,
+    /// ... and at least that much can go
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = options::size)]
+    pub(crate) min_reclaim: u64,
+    /// Do not compact in the background
+    #[arg(long)]
+    pub(crate) no_compact: bool,
+    /// Give freed parts of blocks in use back to the host, which makes the files sparse
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub(crate) punch_holes: Switch,
+    /// How many threads serve requests [default: by the number of CPUs, at least 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: Option<u16>,
+    /// Log to this file instead of the system log
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// Log more; twice: everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
+    /// punch-holes=on|off, threads=N, log-file=FILE; generic ones such as nofail are ignored
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',', value_parser = options::mount_option)]
+    pub(crate) options: Vec<MountOption>,
+    /// Serve for a parent that waits to hear so.
+    #[arg(long, hide = true)]
+    pub(crate) report_ready: bool,
+}
+
+impl MountArguments {
+    /// Lets the `-o` options say what the others do.
+    fn apply_options(&mut self) {
+        for option in std::mem::take(&mut self.options) {
+            match option {
+                MountOption::ReadOnly(read_only) => self.read_only = read_only,
+                MountOption::AllowOther => self.allow_other = true,
+                MountOption::IdleAfter(idle_after) => self.idle_after = idle_after,
+                MountOption::MinReclaim(min_reclaim) => self.min_reclaim = min_reclaim,
+                MountOption::NoCompact => self.no_compact = true,
+                MountOption::PunchHoles(true) => self.punch_holes = Switch::On,
+                MountOption::PunchHoles(false) => self.punch_holes = Switch::Off,
+                MountOption::Threads(threads) => self.threads = Some(threads),
+                MountOption::LogFile(path) => self.log_file = Some(path),
+                MountOption::Ignored => {}
+            }
+        }
+    }
+}
+
+/// `vhdfs compact`.
+#[derive(Debug, Args)]
+pub(crate) struct CompactArguments {
+    /// Disk files; nobody else may have them open
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Only say what would come of it; the predicted length is exact
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Give zeroed parts of the blocks that stay back to the host, which makes the file sparse
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub(crate) punch_holes: Switch,
+    /// Print JSON: one object for one file, an array for several
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `vhdfs info`.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArguments {
+    /// Disk files; they may be in use
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print JSON: one object for one file, an array for several
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `vhdfs check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    /// Disk files
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Repair what can be repaired without losing data
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// With --repair: only say what would be repaired
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+    /// Print JSON: one object for one file, an array for several
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `vhdfs map`.
+#[derive(Debug, Args)]
+pub(crate) struct MapArguments {
+    /// The disk file; it may be in use
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Draw with ASCII characters alone
+    #[arg(long)]
+    pub(crate) ascii: bool,
+}
+
+/// The kinds of disk that can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NewDiskType {
+    /// Grows with its content.
+    Dynamic,
+    /// Has its full length from the start.
+    Fixed,
+}
+
+/// `vhdfs create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArguments {
+    /// The file to make; it must not exist
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The disk's size
+    #[arg(long, value_parser = options::size)]
+    pub(crate) size: u64,
+    /// Whether the file grows with its content or has its full length from the start
+    #[arg(long = "type", value_name = "TYPE", default_value = "dynamic")]
+    pub(crate) disk_type: NewDiskType,
+    /// Bytes in a block of a dynamic disk: a power of two
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = options::size)]
+    pub(crate) block_size: u64,
+}
+
+/// What these arguments ask for. Ends the program where they make no sense (exit code 2), and
+/// after printing help or the version (exit code 0).
+pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
+    let parsed = match as_mount_helper(&arguments) {
+        Some(translated) => Cli::try_parse_from(translated),
+        None => Cli::try_parse_from(arguments),
+    };
+    let mut command = parsed.unwrap_or_else(|error| error.exit()).command;
+    if let Command::Mount(mount) = &mut command {
+        mount.apply_options();
+    }
+    if let Command::Create(create) = &command
+        && u32::try_from(create.block_size).is_err()
+    {
+        Cli::command().error(ErrorKind::ValueValidation, "--block-size is too large").exit();
+    }
+    command
+}
+
+/// The arguments of a call by mount(8), as `mount.fuse.vhdfs SOURCE MNT [-sfnv] [-o OPTIONS]`, or
+/// by mount.fuse(8), as `vhdfs SOURCE MNT -o OPTIONS`, in our own syntax. `None` for all others.
+fn as_mount_helper(arguments: &[OsString]) -> Option<Vec<OsString>> {
+    let program = Path::new(arguments.first()?).file_name().unwrap_or_default();
+    let by_name = program == "mount.vhdfs" || program.as_encoded_bytes().starts_with(b"mount.fuse");
+    let first = arguments.get(1)?;
+    let is_option = |text: &OsStr| text.as_encoded_bytes().starts_with(b"-");
+    // A path where a command was expected, and the option that mount.fuse always adds.
+    let by_shape = first.as_encoded_bytes().contains(&b'/')
+        && !is_option(first)
+        && arguments.iter().skip(3).any(|text| text.as_encoded_bytes().starts_with(b"-o"));
+    if !by_name && !by_shape {
+        return None;
+    }
+    let mut translated = vec![OsString::from("vhdfs"), OsString::from("mount")];
+    let mut rest = arguments.iter().skip(1);
+    while let Some(argument) = rest.next() {
+        match argument.as_encoded_bytes() {
+            // Sloppy, no mtab, verbose: nothing that we would do otherwise. `-f` is mount's dry
+            // run, which it does not even call us for.
+            b"-s" | b"-f" | b"-n" | b"-v" => {}
+            // The type and the namespace have done their work.
+            b"-t" | b"-N" => {
+                rest.next();
+            }
+            // `vhdfs#DIR` in the first field of fstab.
+            text if !is_option(argument) && text.starts_with(b"vhdfs#") => {
+                let source = argument.to_str().map(|text| OsString::from(&text["vhdfs#".len()..]));
+                translated.push(source.unwrap_or_else(|| argument.clone()));
+            }
+            _ => translated.push(argument.clone()),
+        }
+    }
+    Some(translated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(arguments: &[&str]) -> MountArguments {
+        match parse(arguments.iter().map(OsString::from).collect()) {
+            Command::Mount(mount) => mount,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mount_options_win() {
+        let found = mount(&[
+            "vhdfs", "mount", "d", "m", "-o", "ro,idle-after=2m,allow_other", "-o",
+            "nofail,threads=3,punch-holes=off,no-compact,min-reclaim=1G,log-file=/l",
+        ]);
+        assert!(found.read_only && found.allow_other && found.no_compact);
+        assert_eq!(found.idle_after, Duration::from_secs(120));
+        assert_eq!(found.min_reclaim, 1 << 30);
+        assert_eq!((found.threads, found.punch_holes), (Some(3), Switch::Off));
+        assert_eq!(found.log_file, Some(PathBuf::from("/l")));
+    }
+
+    #[test]
+    fn mount_programs_call_with_their_own_syntax() {
+        for arguments in [
+            &["/sbin/mount.fuse.vhdfs", "/d", "/m", "-o", "rw,ro"][..],
+            &["mount.fuse.vhdfs", "vhdfs#/d", "/m", "-n", "-s", "-o", "ro", "-t", "fuse.vhdfs"],
+            &["/sbin/mount.vhdfs", "/d", "/m", "-oro"],
+            &["vhdfs", "/d", "/m", "-o", "ro,dev,suid"],
+        ] {
+            let found = mount(arguments);
+            assert_eq!((found.source, found.mount_point), ("/d".into(), "/m".into()));
+            assert!(found.read_only && !found.foreground, "{arguments:?}");
+        }
+        let plain = ["vhdfs", "info", "/some/file", "-o"].map(OsString::from);
+        assert_eq!(as_mount_helper(&plain), None);
+    }
+}

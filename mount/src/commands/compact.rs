@@ -1,0 +1,164 @@
+//! `vhdfs compact`.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use vhdfs::compact::{CompactOptions, CompactReport, Operation};
+use vhdfs::disk::{Disk, OpenOptions};
+
+use super::{Report, about, for_each_file, name};
+use crate::cli::{CompactArguments, Switch};
+use crate::text::Bytes;
+use crate::{Failure, Outcome};
+
+/// How often progress is drawn and an interrupt is looked for.
+const TICK: Duration = Duration::from_millis(50);
+
+#[derive(Serialize)]
+struct Compacted {
+    file: String,
+    length_before: u64,
+    length_after: u64,
+    allocated_before: u64,
+    allocated_after: u64,
+    blocks_dropped: u64,
+    blocks_moved: u64,
+    kept: Vec<Kept>,
+    #[serde(skip)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    reason: String,
+    bytes: u64,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    watch_for_interrupts(&interrupted)?;
+    for_each_file(&arguments.files, arguments.json, |file| {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(about(file, &io::Error::other("interrupted before it was begun")));
+        }
+        compact_file(file, arguments, &interrupted)
+    })
+}
+
+/// The first SIGINT or SIGTERM sets the flag; a second one ends the program there and then, which
+/// leaves a file that is safe but not as short as it could be.
+#[cfg(unix)]
+fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone())?;
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn watch_for_interrupts(_: &Arc<AtomicBool>) -> io::Result<()> {
+    Ok(())
+}
+
+fn compact_file(
+    file: &Path,
+    arguments: &CompactArguments,
+    interrupted: &AtomicBool,
+) -> Result<Compacted, Failure> {
+    let dry_run = arguments.dry_run;
+    let punch_holes = arguments.punch_holes == Switch::On;
+    let open = OpenOptions { read_only: dry_run, punch_holes, ..OpenOptions::default() };
+    let disk = Disk::open(file, &open)?;
+    let options = CompactOptions { dry_run, punch_holes, ..CompactOptions::default() };
+    let before = disk.info().map_err(|error| about(file, &error))?;
+    let result = attend(file, disk.compact(&options), interrupted);
+    // Also after a failure: what was done is to be durable, and the file clean.
+    let closed = disk.close();
+    match (result, closed) {
+        (Ok(report), Ok(())) => Ok(describe(file, report, dry_run)),
+        (Ok(_), Err(error)) => Err(about(file, &error)),
+        (Err(error), _) => {
+            let length = std::fs::metadata(file).map_or(before.file_length, |found| found.len());
+            if length < before.file_length {
+                let (from, to) = (Bytes(before.file_length), Bytes(length));
+                eprintln!("vhdfs: {}: shortened from {from} to {to} so far", file.display());
+            }
+            Err(about(file, &error))
+        }
+    }
+}
+
+/// Waits for the operation to end, drawing its progress on a terminal, and passes an interrupt on.
+fn attend(
+    file: &Path,
+    operation: Operation,
+    interrupted: &AtomicBool,
+) -> Result<CompactReport, vhdfs::error::CompactError> {
+    // Draws nothing where stderr is no terminal.
+    let bar = ProgressBar::new(0);
+    let template = "{msg} {bar:30} {bytes}/{total_bytes} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("##."));
+    }
+    let label = name(file);
+    while !operation.is_finished() {
+        if interrupted.load(Ordering::Relaxed) {
+            operation.cancel();
+        }
+        let progress = operation.progress();
+        bar.set_message(format!("{label} {:?}", progress.phase));
+        bar.set_length(progress.total);
+        bar.set_position(progress.completed);
+        std::thread::sleep(TICK);
+    }
+    bar.finish_and_clear();
+    operation.wait()
+}
+
+fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
+    let kept = report.kept.into_iter().map(|kept| Kept { reason: kept.reason, bytes: kept.bytes });
+    Compacted {
+        file: name(file),
+        length_before: report.length_before,
+        length_after: report.length_after,
+        allocated_before: report.allocated_before,
+        allocated_after: report.allocated_after,
+        blocks_dropped: report.blocks_dropped,
+        blocks_moved: report.blocks_moved,
+        kept: kept.collect(),
+        dry_run,
+    }
+}
+
+impl Report for Compacted {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let would = if self.dry_run { "would be " } else { "" };
+        writeln!(
+            out,
+            "{}: {would}{} -> {}, {} blocks dropped, {} moved",
+            self.file,
+            Bytes(self.length_before),
+            Bytes(self.length_after),
+            self.blocks_dropped,
+            self.blocks_moved
+        )?;
+        let (before, after) = (Bytes(self.allocated_before), Bytes(self.allocated_after));
+        writeln!(out, "  stored on host {would}{before} -> {after}")?;
+        for kept in &self.kept {
+            writeln!(out, "  kept {}: {}", Bytes(kept.bytes), kept.reason)?;
+        }
+        Ok(())
+    }
+
+    fn has_problems(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,21 @@
+//! `vhdfs create`.
+
+use vhdfs::create::{CreateOptions, create};
+use vhdfs::disk::DiskType;
+
+use crate::cli::{CreateArguments, NewDiskType};
+use crate::{Failure, Outcome};
+
+/// Runs the command.
+pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
+    let options = CreateOptions {
+        size: arguments.size,
+        disk_type: match arguments.disk_type {
+            NewDiskType::Dynamic => DiskType::Dynamic,
+            NewDiskType::Fixed => DiskType::Fixed,
+        },
+        block_size: u32::try_from(arguments.block_size)?,
+    };
+    create(&arguments.file, &options)?;
+    Ok(Outcome::Fine)
+}

@@ -1,0 +1,173 @@
+//! `vhdfs map`: the whole file as a picture, each character a part of it.
+
+use std::io::{self, Write};
+
+use vhdfs::disk::{Disk, OpenOptions, Region, RegionKind};
+
+use super::about;
+use crate::cli::MapArguments;
+use crate::text::Bytes;
+use crate::{Failure, Outcome};
+
+/// The most lines that the picture takes.
+const MAX_ROWS: u64 = 16;
+
+/// Less of the file than this is not worth a character.
+const MIN_CELL: u64 = 4096;
+
+/// The kinds, in the order in which the legend lists them.
+const KINDS: [RegionKind; 5] = [
+    RegionKind::Metadata,
+    RegionKind::Live,
+    RegionKind::Unknown,
+    RegionKind::Dead,
+    RegionKind::Hole,
+];
+
+/// Runs the command.
+pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
+    let file = &arguments.file;
+    let options = OpenOptions { read_only: true, lock: false, ..OpenOptions::default() };
+    let disk = Disk::open(file, &options)?;
+    let info = disk.info().map_err(|error| about(file, &error))?;
+    let marks = if !arguments.ascii && speaks_unicode() { UNICODE } else { ASCII };
+    let picture = draw(&disk.regions(), columns(), marks);
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}: {}", file.display(), Bytes(info.file_length))?;
+    out.write_all(picture.as_bytes())?;
+    Ok(Outcome::Fine)
+}
+
+type Marks = fn(RegionKind) -> (char, &'static str);
+
+const ASCII: Marks = |kind| match kind {
+    RegionKind::Metadata => ('M', "metadata"),
+    RegionKind::Live => ('#', "live"),
+    RegionKind::Unknown => ('?', "not yet looked at"),
+    RegionKind::Dead => ('x', "dead"),
+    RegionKind::Hole => ('.', "hole"),
+};
+
+const UNICODE: Marks = |kind| {
+    let mark = match kind {
+        // Full, medium and light shade, and a middle dot.
+        RegionKind::Live => '\u{2588}',
+        RegionKind::Unknown => '\u{2592}',
+        RegionKind::Dead => '\u{2591}',
+        RegionKind::Hole => '\u{b7}',
+        RegionKind::Metadata => 'M',
+    };
+    (mark, ASCII(kind).1)
+};
+
+fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
+    let end = regions.last().map_or(0, |region| region.range.end().get());
+    let cells = (end.div_ceil(MIN_CELL)).clamp(1, columns * MAX_ROWS);
+    let cell_size = end.div_ceil(cells).max(1);
+    let mut picture = String::new();
+    let mut first = 0;
+    for cell in 0..end.div_ceil(cell_size) {
+        let (start, cell_end) = (cell * cell_size, end.min((cell + 1) * cell_size));
+        while regions.get(first).is_some_and(|region| region.range.end().get() <= start) {
+            first += 1;
+        }
+        picture.push(marks(dominant(&regions[first..], start, cell_end)).0);
+        if (cell + 1).is_multiple_of(columns) {
+            picture.push('\n');
+        }
+    }
+    if !picture.ends_with('\n') {
+        picture.push('\n');
+    }
+    picture.push_str(&legend(regions, cell_size, marks));
+    picture
+}
+
+/// The kind that has most of `start..end`.
+fn dominant(regions: &[Region], start: u64, end: u64) -> RegionKind {
+    let mut shares = [0; KINDS.len()];
+    for region in regions.iter().take_while(|region| region.range.start.get() < end) {
+        let from = region.range.start.get().max(start);
+        let to = region.range.end().get().min(end);
+        shares[place(region.kind)] += to.saturating_sub(from);
+    }
+    // Of equals the first, and so metadata, which is small and easily lost.
+    let most = shares.iter().max().copied().unwrap_or_default();
+    KINDS[shares.iter().position(|share| *share == most).unwrap_or_default()]
+}
+
+fn place(kind: RegionKind) -> usize {
+    KINDS.iter().position(|known| *known == kind).unwrap_or_default()
+}
+
+fn legend(regions: &[Region], cell_size: u64, marks: Marks) -> String {
+    let mut text = format!("one character: {}\n", Bytes(cell_size));
+    for kind in KINDS {
+        let of_kind = || regions.iter().filter(|region| region.kind == kind);
+        let bytes: u64 = of_kind().map(|region| region.range.len).sum();
+        if bytes > 0 {
+            let (mark, meaning) = marks(kind);
+            let (bytes, count) = (Bytes(bytes), of_kind().count());
+            text.push_str(&format!("  {mark} {meaning:<18} {bytes:>11} in {count} runs\n"));
+        }
+    }
+    text
+}
+
+fn columns() -> u64 {
+    const WITHOUT_A_TERMINAL: u64 = 64;
+    #[cfg(unix)]
+    if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout())
+        && size.ws_col >= 16
+    {
+        return size.ws_col.into();
+    }
+    WITHOUT_A_TERMINAL
+}
+
+fn speaks_unicode() -> bool {
+    // The first that is set decides, as for setlocale.
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    locale.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use vhdfs::units::{FileOffset, FileRange};
+
+    use super::*;
+
+    fn region(start: u64, len: u64, kind: RegionKind) -> Region {
+        Region { range: FileRange::new(FileOffset::new(start), len), kind }
+    }
+
+    #[test]
+    fn every_part_of_the_file_has_its_place() {
+        let regions = [
+            region(0, 4096, RegionKind::Metadata),
+            region(4096, 8192, RegionKind::Live),
+            region(12288, 4096, RegionKind::Dead),
+            region(16384, 4096, RegionKind::Hole),
+            region(20480, 512, RegionKind::Metadata),
+        ];
+        let picture = draw(&regions, 4, ASCII);
+        let lines: Vec<_> = picture.lines().collect();
+        // 20992 bytes in 6 cells of 3499 bytes: a cell shows what most of it is.
+        assert_eq!(&lines[..2], ["M##x", "x."]);
+        assert!(picture.contains("M metadata              4.5 KiB in 2 runs"), "{picture}");
+        assert!(draw(&regions, 4, UNICODE).contains('\u{2588}'));
+    }
+
+    #[test]
+    fn large_files_are_scaled_to_the_screen() {
+        let regions = [region(0, 1 << 40, RegionKind::Live)];
+        let picture = draw(&regions, 80, ASCII);
+        assert_eq!(picture.chars().filter(|mark| *mark == '#').count(), 80 * 16 + 1);
+        assert!(!draw(&[], 80, ASCII).contains('#'));
+    }
+}

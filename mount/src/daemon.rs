@@ -1,0 +1,201 @@
+//! `vhdfs mount`: from the start of the daemon to its end.
+//!
+//! Without `--foreground` the program starts itself again in the background and waits until that
+//! child says, through its standard output, that the mount serves. Until then the child's errors
+//! go to the user's stderr, and its exit code is ours.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vhdfs::compact::IdlePolicy;
+use vhdfs::library::{Library, LibraryOptions};
+
+use crate::cli::{MountArguments, Switch};
+use crate::fuse::{self, Settings, VhdFs};
+use crate::logging::{self, Destination};
+use crate::mounts::{self, FILE_SYSTEM_TYPE};
+use crate::{Failure, Outcome};
+
+/// Tells the child that a parent waits for it.
+const REPORT_READY: &str = "--report-ready";
+
+/// What the child says when it serves.
+const READY: &[u8] = b"ready\n";
+
+/// How many files we want to have open at most.
+const OPEN_FILES: u64 = 65_536;
+
+/// Runs the command: returns when the mount serves, or, in the foreground, when it has ended.
+pub(crate) fn mount(arguments: MountArguments) -> Result<Outcome, Failure> {
+    if arguments.foreground || arguments.report_ready {
+        serve(&arguments)
+    } else {
+        start_daemon()
+    }
+}
+
+fn start_daemon() -> Result<Outcome, Failure> {
+    let mut arguments = std::env::args_os();
+    let own_name = arguments.next().unwrap_or_else(|| OsString::from("vhdfs"));
+    let (mut from_child, to_parent) = io::pipe()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg0(own_name)
+        .args(arguments)
+        .arg(REPORT_READY)
+        .stdin(Stdio::null())
+        .stdout(to_parent)
+        .spawn()?;
+    // Until the child closes its end, which it does at the latest when it ends. Ours went with the
+    // command.
+    let mut said = Vec::new();
+    from_child.read_to_end(&mut said)?;
+    if said == READY {
+        return Ok(Outcome::Fine);
+    }
+    // Otherwise it has said why.
+    if child.wait()?.code().is_none_or(|code| code == 0) {
+        return Err("the daemon ended before it served".into());
+    }
+    Ok(Outcome::Problems)
+}
+
+fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
+    let source = resolve(&arguments.source)?;
+    let mount_point = resolve(&arguments.mount_point)?;
+    check_places(&source, &mount_point)?;
+    start_logging(arguments)?;
+    allow_open_files();
+    // From here on these wait for us, whatever thread they reach.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let library = Arc::new(Library::open(&source, library_options(arguments))?);
+    let settings = Settings {
+        read_only: arguments.read_only,
+        allow_other: arguments.allow_other,
+        threads: arguments.threads,
+    };
+    let session = fuse::mount(VhdFs::new(library.clone()), &source, &mount_point, &settings)
+        .map_err(|error| format!("cannot mount at {}: {error}", mount_point.display()))?;
+    log::info!("{} is mounted at {}", source.display(), mount_point.display());
+    if arguments.report_ready {
+        detach()?;
+    }
+    let (for_stopper, at) = (library.clone(), mount_point.clone());
+    std::thread::Builder::new()
+        .name("vhdfs-signals".to_owned())
+        .spawn(move || stop_on_signal(signals, &for_stopper, &at))?;
+    // Until it is unmounted, by whomever.
+    let ended = session.run();
+    let unclean = library.close();
+    log::info!("{} is unmounted", mount_point.display());
+    ended?;
+    Ok(if unclean == 0 { Outcome::Fine } else { Outcome::Problems })
+}
+
+fn resolve(path: &Path) -> Result<PathBuf, Failure> {
+    mounts::resolve(path).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+/// Refuses what could not work.
+fn check_places(source: &Path, mount_point: &Path) -> Result<(), Failure> {
+    if let Some(mounted) = mounts::at(mount_point)?
+        && mounted.file_system == FILE_SYSTEM_TYPE
+    {
+        let place = mount_point.display();
+        return Err(format!("{place} is mounted already; `vhdfs unmount {place}` ends that").into());
+    }
+    if !fs::metadata(source).is_ok_and(|found| found.is_dir()) {
+        return Err(format!("{}: not a directory", source.display()).into());
+    }
+    // Looking for disks, we would come to our own mount and wait for ourselves.
+    if mount_point != source && mount_point.starts_with(source) {
+        let (mount_point, source) = (mount_point.display(), source.display());
+        return Err(format!("{mount_point} lies below {source}: mount it elsewhere").into());
+    }
+    Ok(())
+}
+
+fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
+    let destination = match &arguments.log_file {
+        Some(path) => Destination::File(std::path::absolute(path)?),
+        None if arguments.foreground => Destination::Stderr,
+        None => Destination::of_daemon(),
+    };
+    logging::start(&destination, arguments.verbose)
+        .map_err(|error| format!("cannot log to {destination:?}: {error}").into())
+}
+
+fn library_options(arguments: &MountArguments) -> LibraryOptions {
+    let punch_holes = arguments.punch_holes == Switch::On;
+    let compact = !arguments.no_compact && !arguments.read_only;
+    LibraryOptions {
+        read_only: arguments.read_only,
+        punch_holes,
+        compact: compact.then_some(IdlePolicy {
+            idle_after: arguments.idle_after,
+            min_reclaim: arguments.min_reclaim,
+            punch_holes,
+        }),
+        ..LibraryOptions::default()
+    }
+}
+
+/// Raises the limit of open files as far as we may.
+fn allow_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+            log::debug!("the limit of open files stays: {error}");
+        }
+    }
+}
+
+/// Reports to the parent and lets go of all that it gave us.
+fn detach() -> io::Result<()> {
+    // We cannot lead a process group yet, so this does not fail.
+    rustix::process::setsid()?;
+    std::env::set_current_dir("/")?;
+    let null = fs::File::options().read(true).write(true).open("/dev/null")?;
+    let mut out = io::stdout();
+    out.write_all(READY)?;
+    out.flush()?;
+    rustix::stdio::dup2_stderr(&null)?;
+    // The parent returns when it sees this end.
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+fn stop_on_signal(mut signals: Signals, library: &Library, mount_point: &Path) {
+    let Some(signal) = signals.forever().next() else { return };
+    log::info!("signal {signal}: unmounting {}", mount_point.display());
+    match mounts::unmount(mount_point, false) {
+        // The session ends by itself, and the main thread with it.
+        Ok(()) => return,
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            log::warn!("{} is in use: detached from its users", mount_point.display());
+        }
+        Err(error) => log::error!("{}: not unmounted: {error}", mount_point.display()),
+    }
+    // What was written through mappings is still the kernel's; the workers go on serving.
+    if let Err(error) = write_back(mount_point) {
+        log::error!("{}: not all mapped writes are saved: {error}", mount_point.display());
+    }
+    if let Err(error) = mounts::unmount(mount_point, true) {
+        log::error!("{}: not detached: {error}", mount_point.display());
+    }
+    let unclean = library.close();
+    std::process::exit(i32::from(unclean > 0));
+}
+
+fn write_back(mount_point: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(fs::File::open(mount_point)?)?)
+}

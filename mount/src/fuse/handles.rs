@@ -1,0 +1,75 @@
+//! Numbers for what the kernel has open.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+/// A table of open things. Getting one takes a shared lock for some nanoseconds; nothing is done
+/// while it is held.
+pub(super) struct Handles<T> {
+    table: RwLock<Table<T>>,
+}
+
+struct Table<T> {
+    entries: Vec<Option<Arc<T>>>,
+    free: Vec<usize>,
+}
+
+impl<T> Handles<T> {
+    pub(super) fn new() -> Self {
+        Self { table: RwLock::new(Table { entries: Vec::new(), free: Vec::new() }) }
+    }
+
+    /// A number for it, until that is removed.
+    pub(super) fn insert(&self, value: T) -> u64 {
+        let value = Some(Arc::new(value));
+        let mut table = self.table.write();
+        let index = match table.free.pop() {
+            Some(index) => {
+                table.entries[index] = value;
+                index
+            }
+            None => {
+                table.entries.push(value);
+                table.entries.len() - 1
+            }
+        };
+        // No platform has indices of more than 64 bits.
+        u64::try_from(index).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
+        self.table.read().entries.get(usize::try_from(number).ok()?)?.clone()
+    }
+
+    pub(super) fn remove(&self, number: u64) {
+        let Ok(index) = usize::try_from(number) else { return };
+        let mut table = self.table.write();
+        let removed = table.entries.get_mut(index).and_then(Option::take);
+        if removed.is_some() {
+            table.free.push(index);
+        }
+        // What it takes to close the thing is not done under the lock.
+        drop(table);
+        drop(removed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_lead_back_until_removed() {
+        let handles = Handles::new();
+        let (a, b) = (handles.insert('a'), handles.insert('b'));
+        assert_eq!((*handles.get(a).unwrap(), *handles.get(b).unwrap()), ('a', 'b'));
+        let held = handles.get(a).unwrap();
+        handles.remove(a);
+        handles.remove(a);
+        assert!(handles.get(a).is_none() && *held == 'a');
+        assert!(handles.get(u64::MAX).is_none());
+        let (c, d) = (handles.insert('c'), handles.insert('d'));
+        assert_eq!([b, c, d].map(|number| *handles.get(number).unwrap()), ['b', 'c', 'd']);
+    }
+}

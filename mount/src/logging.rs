@@ -1,0 +1,122 @@
+//! Where log lines go.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use env_logger::{Builder, Target};
+use log::{Level, LevelFilter};
+
+/// The system log's socket.
+const SYSLOG: &str = "/dev/log";
+
+/// Where they can go.
+#[derive(Clone, Debug)]
+pub(crate) enum Destination {
+    Stderr,
+    File(PathBuf),
+    Syslog,
+    Nowhere,
+}
+
+impl Destination {
+    /// Where a daemon logs if nobody says otherwise.
+    pub(crate) fn of_daemon() -> Self {
+        if Path::new(SYSLOG).exists() { Self::Syslog } else { Self::Nowhere }
+    }
+}
+
+/// Sets logging up, once. `verbose` counts how often the user asked for more; `RUST_LOG` says it
+/// in detail.
+///
+/// # Errors
+/// Where the file or the system log cannot be opened.
+pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
+    let level = match verbose {
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    let mut builder = Builder::new();
+    builder.filter_level(level);
+    if verbose < 2 {
+        // At debug it logs each request.
+        builder.filter_module("fuser", LevelFilter::Error);
+    }
+    builder.parse_default_env();
+    match destination {
+        Destination::Nowhere => return Ok(()),
+        Destination::Stderr => {
+            builder.format(|line, record| {
+                writeln!(line, "vhdfs: {}: {}", name(record.level()), record.args())
+            });
+        }
+        Destination::File(path) => {
+            let file = File::options().append(true).create(true).open(path)?;
+            builder.target(Target::Pipe(Box::new(file)));
+            builder.format(|line, record| {
+                let (time, level) = (line.timestamp_seconds(), name(record.level()));
+                writeln!(line, "{time} {level}: {}", record.args())
+            });
+        }
+        Destination::Syslog => {
+            builder.target(Target::Pipe(Box::new(Syslog::connect()?)));
+            builder.format(|line, record| {
+                // Facility "daemon", and the level as syslog(3) counts it.
+                let priority = 3 * 8 + severity(record.level());
+                let pid = std::process::id();
+                write!(line, "<{priority}>vhdfs[{pid}]: {}", record.args())
+            });
+        }
+    }
+    builder.try_init().map_err(io::Error::other)
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+fn severity(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// The system log. Each write is one message; what cannot be delivered is lost, as with syslog(3).
+struct Syslog {
+    socket: UnixDatagram,
+}
+
+impl Syslog {
+    fn connect() -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        // A full log must not hold up a guest.
+        socket.set_nonblocking(true)?;
+        socket.connect(SYSLOG)?;
+        Ok(Self { socket })
+    }
+}
+
+impl Write for Syslog {
+    fn write(&mut self, message: &[u8]) -> io::Result<usize> {
+        if self.socket.send(message).is_err() {
+            // It may have been restarted.
+            let _ = self.socket.connect(SYSLOG).and_then(|()| self.socket.send(message));
+        }
+        Ok(message.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

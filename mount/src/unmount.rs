@@ -1,0 +1,66 @@
+//! `vhdfs unmount`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::fuse::PID_ATTRIBUTE;
+use crate::mounts::{self, FILE_SYSTEM_TYPE};
+use crate::{Failure, Outcome};
+
+/// After that many seconds of waiting, the user is told what for.
+const PATIENCE: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
+
+/// Runs the command: returns when the daemon has closed every disk and ended.
+pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
+    let about = |text: &str| Failure::from(format!("{}: {text}", mount_point.display()));
+    let path = mounts::resolve(mount_point).map_err(|error| about(&error.to_string()))?;
+    let mounted = mounts::at(&path)?.ok_or_else(|| about("not a mount point"))?;
+    if mounted.file_system != FILE_SYSTEM_TYPE {
+        return Err(about(&format!("not a vhdfs mount but {}", mounted.file_system)));
+    }
+    // A daemon that died cannot tell, and need not be waited for. Held before the unmount, since
+    // the number may soon be another process's.
+    let daemon = daemon_of(&path);
+    mounts::unmount(&path, false).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            about("in use; nothing has changed (`fuser -vm` shows by whom)")
+        }
+        _ => about(&format!("cannot unmount: {error}")),
+    })?;
+    if let Some(other) = mounts::all()?.iter().find(|other| other.device == mounted.device) {
+        let (path, other) = (path.display(), other.mount_point.display());
+        eprintln!("vhdfs: {path} is unmounted; its disks stay in use at {other}");
+        return Ok(Outcome::Fine);
+    }
+    if let Some((pid, daemon)) = daemon {
+        wait_for_end(&pid, &daemon)?;
+    }
+    Ok(Outcome::Fine)
+}
+
+/// The process that serves the mount.
+fn daemon_of(path: &Path) -> Option<(String, OwnedFd)> {
+    let mut value = [0; 32];
+    let len = rustix::fs::getxattr(path, PID_ATTRIBUTE, &mut value).ok()?;
+    let pid = std::str::from_utf8(value.get(..len)?).ok()?;
+    let number = Pid::from_raw(pid.parse().ok()?)?;
+    let daemon = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
+    Some((pid.to_owned(), daemon))
+}
+
+fn wait_for_end(pid: &str, daemon: &OwnedFd) -> io::Result<()> {
+    let ends_within = |patience: Option<&Timespec>| {
+        // Readable once the process has ended.
+        let mut waited_for = [PollFd::new(daemon, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut waited_for, patience))
+    };
+    if ends_within(Some(&PATIENCE))? == 0 {
+        eprintln!("vhdfs: waiting for the daemon (process {pid}) to close its disks");
+        ends_within(None)?;
+    }
+    Ok(())
+}

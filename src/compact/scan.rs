@@ -1,0 +1,162 @@
+//! Finds out which granules of a block are zero, reading as little as that takes.
+
+use crate::disk::{Disk, zero};
+use crate::error::DiskError;
+use crate::format::vhd::SectorBitmap;
+use crate::map::BlockState;
+use crate::units::{
+    BlockIndex, FileOffset, FileRange, GRANULE_SIZE, SECTOR_SIZE, u64_from, usize_from,
+};
+
+/// Bytes of a block that are looked at first: where they hold data, the block lives, and the rest
+/// matters only for holes inside it.
+const FIRST_LOOK: u64 = 64 << 10;
+
+/// Reads blocks and tells the disk's tracker what they hold.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    /// Look at every granule, not only as far as it takes to know that a block lives.
+    whole_blocks: bool,
+    /// Bytes read so far.
+    pub(super) bytes_read: u64,
+    buf: Vec<u8>,
+}
+
+/// What became of a piece of scanning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scanned {
+    /// This many bytes are known now.
+    Bytes(u64),
+    /// The block is gone, known, or in use: leave it.
+    Nothing,
+}
+
+impl Scanner {
+    pub(super) fn new(whole_blocks: bool) -> Self {
+        Self {
+            whole_blocks,
+            bytes_read: 0,
+            buf: Vec::new(),
+        }
+    }
+
+    /// Whether a look at `block` would find out something that matters.
+    pub(super) fn wants(&self, disk: &Disk, block: BlockIndex) -> bool {
+        let gaps = disk.tracker.gaps(block);
+        gaps.has_unknown && (self.whole_blocks || !gaps.has_data)
+    }
+
+    /// Finds out about the next unknown granules of `block`, at most `limit` bytes of them. What its
+    /// sector bitmap or the host tells to be zero is not read.
+    ///
+    /// # Errors
+    /// Where the host cannot read.
+    pub(super) fn scan(
+        &mut self,
+        disk: &Disk,
+        block: BlockIndex,
+        limit: u64,
+    ) -> Result<Scanned, DiskError> {
+        let watch = disk.gates.watch(block);
+        let runs = disk.tracker.unknown_runs(block);
+        let Some((slot, run)) = disk.image.map().get(block).slot().zip(runs.first()) else {
+            return Ok(Scanned::Nothing);
+        };
+        let start = run.start * GRANULE_SIZE;
+        let first_look = !self.whole_blocks && start == 0;
+        let limit = limit
+            .min(if first_look { FIRST_LOOK } else { u64::MAX })
+            .max(GRANULE_SIZE);
+        let len = ((run.end - run.start) * GRANULE_SIZE).min(limit);
+        let len = len.min(disk.geometry().block_size - start);
+        let stored = self.load(disk, block, slot, start, len)?;
+        let found = self.granules(start);
+
+        let _gate = disk.gates.exclusive(block);
+        if watch.is_touched() {
+            return Ok(Scanned::Nothing);
+        }
+        disk.tracker.note_scanned(block, found, stored);
+        Ok(Scanned::Bytes(len))
+    }
+
+    /// Loads `len` bytes from `start` in the block, as a guest would read them; says whether the
+    /// host stores any of them.
+    fn load(
+        &mut self,
+        disk: &Disk,
+        block: BlockIndex,
+        slot: FileOffset,
+        start: u64,
+        len: u64,
+    ) -> Result<bool, DiskError> {
+        self.buf.resize(usize_from(len), 0);
+        let at = disk.geometry().data_at(slot).plus(start);
+        let bitmap = {
+            // The gate keeps the block in place while its bitmap is read.
+            let _gate = disk.gates.shared(block);
+            match disk.image.map().get(block) {
+                BlockState::Present { whole: false, .. } => Some(disk.image.sector_bitmap(block)?),
+                _ => None,
+            }
+        };
+        let written = |sector: u64, end: u64| match &bitmap {
+            Some(bitmap) => (bitmap.is_written(sector), bitmap.run_end(sector, end)),
+            None => (true, end),
+        };
+        let end = (start + len).div_ceil(SECTOR_SIZE);
+        let mut stored = bitmap
+            .as_deref()
+            .is_some_and(|bitmap: &SectorBitmap| !bitmap.is_full());
+        let mut sector = start / SECTOR_SIZE;
+        while sector < end {
+            let (is_written, run_end) = written(sector, end);
+            let from = sector * SECTOR_SIZE - start;
+            let part = FileRange::new(at.plus(from), (run_end - sector) * SECTOR_SIZE);
+            let range = usize_from(from)..usize_from(from + part.len);
+            if is_written {
+                stored |= self.read_stored(disk, part, range.start)?;
+            } else {
+                self.buf[range].fill(0);
+            }
+            sector = run_end;
+        }
+        Ok(stored)
+    }
+
+    /// Reads `range` to `place` in the buffer, sparing the host's holes; says whether it stores any.
+    fn read_stored(
+        &mut self,
+        disk: &Disk,
+        range: FileRange,
+        place: usize,
+    ) -> Result<bool, DiskError> {
+        let io = |error| DiskError::io("scan a block", error);
+        let storage = disk.image.storage();
+        let byte = |at: FileOffset| place + usize_from(at.since(range.start));
+        let mut from = range.start;
+        while let Some(data) = storage.next_data(from, range.end()).map_err(io)? {
+            self.buf[byte(from)..byte(data.start)].fill(0);
+            let part = &mut self.buf[byte(data.start)..byte(data.end())];
+            storage.read_exact_at(part, data.start).map_err(io)?;
+            self.bytes_read += data.len;
+            from = data.end();
+        }
+        self.buf[byte(from)..byte(range.end())].fill(0);
+        Ok(from > range.start)
+    }
+
+    /// The granules in the buffer, which starts `start` bytes into its block, and whether each is
+    /// zero; up to the first that is not, if that is all that matters.
+    fn granules(&self, start: u64) -> Vec<(u64, bool)> {
+        let zeros = self.buf.chunks(usize_from(GRANULE_SIZE)).map(zero::is_zero);
+        let mut found = Vec::with_capacity(usize_from(u64_from(self.buf.len()) / GRANULE_SIZE));
+        for (index, is_zero) in (start / GRANULE_SIZE..).zip(zeros) {
+            found.push((index, is_zero));
+            if !is_zero && !self.whole_blocks {
+                break;
+            }
+        }
+        found
+    }
+}

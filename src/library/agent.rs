@@ -1,0 +1,365 @@
+//! The background thread of a library: compacts idle disks, closes unused ones, and visits those
+//! that no guest has opened.
+//!
+//! It works in rounds. In each, every disk whose turn has come gets one step, which is bounded by
+//! [`IdleWork`](crate::compact::IdleWork); between steps it looks whether it is to stop. A guest
+//! that opens a disk shares the very [`Disk`](crate::disk::Disk) that is being worked on, and so
+//! never waits for more than a step.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::host_dir::{HostKind, Identity, Stamp};
+use super::open_disks::{DiskState, OpenDisk, Purpose, Refused, chain};
+use super::{Core, names};
+use crate::compact::{IdlePolicy, Next};
+use crate::error::ErrorKind;
+
+/// How often a disk with nothing to gain is asked whether a guest has changed it.
+const POLL: Duration = Duration::from_secs(1);
+
+/// After a failure, a disk is left alone that long.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
+
+/// How often the directory is searched for disks that have changed while nobody had them open.
+const SEARCH: Duration = Duration::from_secs(60);
+
+/// The longest sleep: far enough away to cost nothing.
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// Wakes the background thread, and tells it to end.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    state: Mutex<BellState>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct BellState {
+    rung: bool,
+    stop: bool,
+}
+
+impl Bell {
+    /// Something has changed: look now.
+    pub(super) fn ring(&self) {
+        self.state.lock().rung = true;
+        self.rung.notify_one();
+    }
+
+    /// End after the current step.
+    pub(super) fn stop(&self) {
+        self.state.lock().stop = true;
+        self.rung.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state.lock().stop
+    }
+
+    /// Sleeps until then, or until it is rung.
+    fn sleep_until(&self, until: Instant) {
+        let mut state = self.state.lock();
+        while !state.rung && !state.stop {
+            if self.rung.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.rung = false;
+    }
+}
+
+/// Where the work on one disk stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// A step may find something to do.
+    Working,
+    /// The last step only said when to come again.
+    Waiting,
+    /// Nothing to do until the count of guest requests is another one.
+    Settled { io_count: u64 },
+    /// Nothing to do ever.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    due: Instant,
+    phase: Phase,
+}
+
+/// What is left of [`Stamp`] when changes that do not concern the content are left out.
+type Seen = (SystemTime, u64);
+
+fn seen(stamp: &Stamp) -> Seen {
+    (stamp.modified, stamp.len)
+}
+
+/// The background thread's own memory.
+pub(super) struct Agent {
+    core: Arc<Core>,
+    /// `None`: only close what is unused.
+    policy: Option<IdlePolicy>,
+    linger: Duration,
+    turns: HashMap<Identity, Turn>,
+    /// Files that need no visit while they look like this.
+    finished: HashMap<Identity, Seen>,
+    to_visit: VecDeque<PathBuf>,
+    visiting: Option<Identity>,
+    next_search: Instant,
+}
+
+impl Agent {
+    pub(super) fn new(core: Arc<Core>, policy: Option<IdlePolicy>, linger: Duration) -> Self {
+        Self {
+            core,
+            policy,
+            linger,
+            turns: HashMap::new(),
+            finished: HashMap::new(),
+            to_visit: VecDeque::new(),
+            visiting: None,
+            next_search: Instant::now(),
+        }
+    }
+
+    /// Works until the bell says stop.
+    pub(super) fn run(mut self) {
+        let bell = self.core.bell.clone();
+        while !bell.is_stopped() {
+            let next = self.round();
+            bell.sleep_until(next);
+        }
+    }
+
+    /// One step for every disk whose turn it is. When the next turn is.
+    fn round(&mut self) -> Instant {
+        let open = self.core.disks.all();
+        self.turns
+            .retain(|identity, _| open.iter().any(|disk| disk.identity == *identity));
+        let mut next = Instant::now() + FOREVER;
+        for disk in open {
+            if self.core.bell.is_stopped() {
+                return next;
+            }
+            let now = Instant::now();
+            let phase = Phase::Working;
+            let mut turn = *self
+                .turns
+                .entry(disk.identity)
+                .or_insert(Turn { due: now, phase });
+            if turn.due <= now
+                || self
+                    .closes_at(&disk, &turn, now)
+                    .is_some_and(|due| due <= now)
+            {
+                if self.close_if_unused(&disk, &turn) {
+                    continue;
+                }
+                self.take_turn(&disk, &mut turn);
+                self.turns.insert(disk.identity, turn);
+            }
+            next = next.min(turn.due);
+            if let Some(due) = self.closes_at(&disk, &turn, now) {
+                next = next.min(due);
+            }
+        }
+        if self.policy.is_some() && !self.core.options.read_only {
+            next = next.min(self.visit());
+        }
+        next
+    }
+
+    /// When the disk is closed if nobody uses it until then.
+    fn closes_at(&self, disk: &OpenDisk, turn: &Turn, now: Instant) -> Option<Instant> {
+        if disk.users() > 0 {
+            return None;
+        }
+        let patience = match turn.phase {
+            Phase::Working => return None,
+            Phase::Settled { .. } | Phase::Off if disk.is_visiting() => Duration::ZERO,
+            Phase::Settled { .. } | Phase::Off => self.linger,
+            // Work that has waited that long for a disk nobody uses will not come to anything.
+            Phase::Waiting => {
+                let idle_after = self
+                    .policy
+                    .as_ref()
+                    .map_or(Duration::ZERO, |p| p.idle_after);
+                self.linger + idle_after.saturating_mul(4) + Duration::from_secs(30)
+            }
+        };
+        Some(now + patience.saturating_sub(disk.unused_for()))
+    }
+
+    fn close_if_unused(&mut self, disk: &OpenDisk, turn: &Turn) -> bool {
+        let now = Instant::now();
+        if self.closes_at(disk, turn, now).is_none_or(|due| due > now) {
+            return false;
+        }
+        // A guest may have come, and gone again, since the last step.
+        let done = match turn.phase {
+            Phase::Settled { io_count } => io_count == disk.io_count(),
+            Phase::Off => true,
+            Phase::Working | Phase::Waiting => false,
+        };
+        let Some(stat) = self
+            .core
+            .disks
+            .close_unused(&self.core.probes, &disk.identity)
+        else {
+            return false;
+        };
+        if done {
+            self.finished.insert(stat.identity, seen(&stat.stamp()));
+        }
+        self.turns.remove(&disk.identity);
+        true
+    }
+
+    fn take_turn(&self, disk: &OpenDisk, turn: &mut Turn) {
+        let now = Instant::now();
+        let policy = self.policy.as_ref().filter(|_| !disk.is_read_only());
+        let (Some(policy), true) = (policy, turn.phase != Phase::Off) else {
+            *turn = Turn {
+                due: now + FOREVER,
+                phase: Phase::Off,
+            };
+            return;
+        };
+        if disk.users() > 0 {
+            disk.end_visit();
+        }
+        let io_count = disk.io_count();
+        if turn.phase == (Phase::Settled { io_count }) {
+            turn.due = now + POLL;
+            return;
+        }
+        let mut policy = policy.clone();
+        if disk.is_visiting() {
+            // Nobody used it before we came.
+            policy.idle_after = Duration::ZERO;
+        }
+        let Some(next) = disk.step(&policy) else {
+            return;
+        };
+        *turn = follow(disk, next, io_count);
+    }
+
+    /// Goes on with the visits: one disk at a time. When to call again at the latest.
+    fn visit(&mut self) -> Instant {
+        let now = Instant::now();
+        if let Some(identity) = self.visiting {
+            match self.core.disks.get(&identity) {
+                // The rounds look after it.
+                Some(disk) if disk.is_visiting() => return now + FOREVER,
+                _ => self.visiting = None,
+            }
+        }
+        if self.to_visit.is_empty() {
+            if now < self.next_search {
+                return self.next_search;
+            }
+            self.next_search = now + SEARCH;
+            self.search();
+        }
+        let Some(path) = self.to_visit.pop_front() else {
+            return self.next_search;
+        };
+        self.begin_visit(path);
+        // At once: the new disk's first turn, or the next visit.
+        now
+    }
+
+    fn begin_visit(&mut self, path: PathBuf) {
+        let Ok(found) = self.core.find_disk(&path) else {
+            return;
+        };
+        let (identity, stamp) = (found.stat.identity, found.stat.stamp());
+        if self.finished.get(&identity) == Some(&seen(&stamp)) {
+            return;
+        }
+        match self
+            .core
+            .disks
+            .open(&self.core.probes, found, Purpose::Visit)
+        {
+            Ok(_handle) => self.visiting = Some(identity),
+            Err(Refused::Failed(failure)) if failure.kind != ErrorKind::InUse => {
+                // Not before it has changed.
+                self.finished.insert(identity, seen(&stamp));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Looks for disks that may be worth a visit.
+    fn search(&mut self) {
+        let mut directories = vec![PathBuf::new()];
+        let mut present = HashMap::new();
+        let patience = self
+            .policy
+            .as_ref()
+            .map_or(Duration::ZERO, |policy| policy.idle_after);
+        while let Some(directory) = directories.pop() {
+            if self.core.bell.is_stopped() {
+                return;
+            }
+            let Ok(entries) = self.core.host.list(&directory) else {
+                continue;
+            };
+            for (name, kind) in entries {
+                let path = directory.join(&name);
+                match kind {
+                    HostKind::Directory => directories.push(path),
+                    HostKind::File if names::is_disk(&name) => {
+                        let Ok(stat) = self.core.host.stat(&path) else {
+                            continue;
+                        };
+                        let now_seen = seen(&stat.stamp());
+                        present.insert(stat.identity, now_seen);
+                        // Whoever still writes to it does not always hold a lock.
+                        let age = SystemTime::now().duration_since(stat.modified);
+                        let quiet = age.is_ok_and(|age| age >= patience);
+                        if quiet && self.finished.get(&stat.identity) != Some(&now_seen) {
+                            self.to_visit.push_back(path);
+                        }
+                    }
+                    HostKind::File | HostKind::Other => {}
+                }
+            }
+        }
+        self.finished
+            .retain(|identity, _| present.contains_key(identity));
+    }
+}
+
+/// What follows from a step that began at `io_count` guest requests.
+fn follow(disk: &OpenDisk, next: Next, io_count: u64) -> Turn {
+    let now = Instant::now();
+    let (state, wait, phase) = match next {
+        Next::Again => (DiskState::Compacting, Duration::ZERO, Phase::Working),
+        Next::Wait(wait) => (DiskState::Waiting, wait.min(FOREVER), Phase::Waiting),
+        Next::Done => (DiskState::Compact, POLL, Phase::Settled { io_count }),
+        Next::Failed(error) if error.kind() == ErrorKind::NotCompactable => {
+            (DiskState::Open, FOREVER, Phase::Off)
+        }
+        Next::Failed(error) => {
+            let reason = chain(&error);
+            log::warn!("{}: background compaction: {reason}", disk.path().display());
+            (
+                DiskState::Failed(reason),
+                AFTER_FAILURE,
+                Phase::Settled { io_count },
+            )
+        }
+    };
+    disk.set_state(state);
+    Turn {
+        due: now + wait,
+        phase,
+    }
+}

@@ -1,0 +1,540 @@
+//! A directory of disks: finds them, gives them numbers and attributes, keeps the ones in use open
+//! and compacts them while they are idle. What a front end (FUSE, WinFsp) serves.
+//!
+//! ```text
+//! front end -- lookup, attributes, list --> nodes --> host_dir    (names, numbers, stat)
+//!          \                                 \---> probes         (sizes of disks not open)
+//!           \- open --> open_disks (LRU) --> Disk <-- agent       (idle work, closing)
+//! ```
+//!
+//! # What it shows
+//! Directories as they are. Of the files, those whose name ends in `.vhd` or `.avhd` in any case,
+//! under that name with `.raw` behind it. Symbolic links, special files and all others are not
+//! shown, and no link is ever followed below the root, not even one that is swapped in between a
+//! look and an open. Nothing is cached that the host may change: a new, renamed or deleted file is
+//! seen by the next call.
+//!
+//! # What it guarantees
+//! 1. A backing file is open at most once, however many handles and names it has.
+//! 2. A disk with handles stays open, also when its file is renamed or deleted.
+//! 3. A disk that nobody uses is closed, and its lock released, soon after background work has
+//!    nothing left to do.
+//! 4. A file without any write permission bit is never written, not even by a privileged process.
+//! 5. The reason why a file cannot be opened is logged once for each state of the file.
+
+mod agent;
+mod error;
+mod host_dir;
+mod names;
+mod nodes;
+mod open_disks;
+mod probes;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+use crate::compact::IdlePolicy;
+use agent::{Agent, Bell};
+use host_dir::{HostDir, HostKind, Place, Stat};
+use nodes::{Node, Nodes};
+use open_disks::{Found, OpenDisks, Purpose, Refused};
+use probes::{Failure, Known, Probes};
+
+pub use error::LibraryError;
+pub use host_dir::Space;
+pub use nodes::NodeId;
+pub use open_disks::{DiskHandle, DiskState, DiskStatus};
+
+/// How a [`Library`] works.
+#[derive(Clone, Debug)]
+pub struct LibraryOptions {
+    /// Open every disk for reading alone. No background compaction then.
+    pub read_only: bool,
+    /// Give freed parts of live blocks back to the host, which makes the backing files sparse.
+    pub punch_holes: bool,
+    /// How many disks stay open. Those with handles do in any case, and may be more.
+    pub max_open: NonZeroUsize,
+    /// How long a disk without handles stays open, for the next one to come.
+    pub linger: Duration,
+    /// How idle disks are compacted in the background; `None` for not at all.
+    pub compact: Option<IdlePolicy>,
+}
+
+impl Default for LibraryOptions {
+    /// Read-write, punching holes, no background compaction, and at most 256 disks open, or a
+    /// quarter of what this process may have open if that is less.
+    fn default() -> Self {
+        const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let quarter = limit.and_then(|limit| usize::try_from(limit / 4).ok());
+        let max_open = quarter
+            .and_then(NonZeroUsize::new)
+            .map_or(MOST, |some| some.min(MOST));
+        Self {
+            read_only: false,
+            punch_holes: true,
+            max_open,
+            linger: Duration::from_secs(5),
+            compact: None,
+        }
+    }
+}
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NodeKind {
+    /// A directory.
+    Directory,
+    /// A disk, shown as a plain file of the disk's size.
+    Disk,
+}
+
+/// Attributes of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// The node.
+    pub node: NodeId,
+    /// What it is.
+    pub kind: NodeKind,
+    /// A disk's size in bytes, 0 where it cannot be opened; of a directory, what the host says.
+    pub size: u64,
+    /// Bytes that the host stores for it.
+    pub allocated: u64,
+    /// Last access to the backing file.
+    pub accessed: SystemTime,
+    /// Last change of the backing file's bytes, by compaction too.
+    pub modified: SystemTime,
+    /// Last change of the backing file's bytes or attributes.
+    pub changed: SystemTime,
+    /// Unix permission bits. A disk has no executable or set-id bits, no write bits where it can
+    /// only be read, and none at all where it cannot be opened.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that the backing file has.
+    pub links: u32,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, as shown.
+    pub name: OsString,
+    /// What it is.
+    pub kind: NodeKind,
+}
+
+/// A directory as it was when it was read.
+#[derive(Debug)]
+pub struct Directory {
+    host: OwnedFd,
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl Directory {
+    /// What is in it, in the host's order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+}
+
+/// What the library and its background thread share.
+struct Core {
+    host: HostDir,
+    options: LibraryOptions,
+    nodes: Mutex<Nodes>,
+    probes: Probes,
+    disks: OpenDisks,
+    bell: Arc<Bell>,
+}
+
+/// A directory of disks. All methods may be called from any thread.
+///
+/// Dropping it closes it, see [`Library::close`].
+pub struct Library {
+    core: Arc<Core>,
+    agent: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Library")
+            .field("host", &self.core.host)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Library {
+    /// Opens the directory at `root` and starts background work. No disk is opened yet.
+    ///
+    /// # Errors
+    /// [`LibraryError::Io`] and [`LibraryError::NotFound`] where `root` cannot be opened as a
+    /// directory.
+    pub fn open(root: &Path, options: LibraryOptions) -> Result<Self, LibraryError> {
+        let fail = |source| LibraryError::io(root, "open the directory", source);
+        let host = HostDir::open(root).map_err(fail)?;
+        let identity = host.stat(Path::new("")).map_err(fail)?.identity;
+        let bell = Arc::new(Bell::default());
+        let core = Arc::new(Core {
+            nodes: Mutex::new(Nodes::new(identity)),
+            probes: Probes::new(),
+            disks: OpenDisks::new(
+                options.max_open,
+                options.read_only,
+                options.punch_holes,
+                bell.clone(),
+            ),
+            host,
+            options,
+            bell,
+        });
+        let policy = core.options.compact.clone();
+        let agent = Agent::new(core.clone(), policy, core.options.linger);
+        let thread = std::thread::Builder::new()
+            .name("vhdfs-idle".to_owned())
+            .spawn(move || agent.run())
+            .map_err(|source| LibraryError::io(root, "start a thread", source))?;
+        Ok(Self {
+            core,
+            agent: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Finds `name` in the directory `parent` and takes a reference to its node, which
+    /// [`Library::forget`] gives back.
+    ///
+    /// # Errors
+    /// [`LibraryError::NotFound`] where nothing is shown under that name.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attributes, LibraryError> {
+        let node = self.core.directory_node(parent)?;
+        let directory = self.core.open_directory(&node)?;
+        self.core.lookup_in(directory.as_fd(), &node.path, name)
+    }
+
+    /// [`Library::lookup`] in a directory that was read before.
+    ///
+    /// # Errors
+    /// As there: an entry may be gone by now.
+    pub fn lookup_in(
+        &self,
+        directory: &Directory,
+        name: &OsStr,
+    ) -> Result<Attributes, LibraryError> {
+        self.core
+            .lookup_in(directory.host.as_fd(), &directory.path, name)
+    }
+
+    /// Gives `count` references to `node` back. Without references, its number means nothing.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        self.core.nodes.lock().forget(node, count);
+    }
+
+    /// Attributes of a node, as they are now.
+    ///
+    /// # Errors
+    /// [`LibraryError::Stale`] where its file has gone and is not open.
+    pub fn attributes(&self, node: NodeId) -> Result<Attributes, LibraryError> {
+        self.core.attributes(node)
+    }
+
+    /// Reads a directory.
+    ///
+    /// # Errors
+    /// [`LibraryError::NotADirectory`], [`LibraryError::Stale`], and what the host answers.
+    pub fn read_directory(&self, node: NodeId) -> Result<Directory, LibraryError> {
+        let node = self.core.directory_node(node)?;
+        let host = self.core.open_directory(&node)?;
+        let found = host_dir::list(host.as_fd())
+            .map_err(|source| LibraryError::io(&node.path, "read the directory", source))?;
+        Ok(Directory {
+            host,
+            path: node.path,
+            entries: shown_entries(found),
+        })
+    }
+
+    /// Opens a disk for reading, or for reading and writing. It shares the open disk with every
+    /// other handle to the same backing file.
+    ///
+    /// # Errors
+    /// [`LibraryError::Stale`] where another file has taken the place of the node's,
+    /// [`LibraryError::ReadOnly`] where writing is not allowed, and [`LibraryError::Unopenable`].
+    pub fn open_disk(&self, node: NodeId, write: bool) -> Result<DiskHandle, LibraryError> {
+        self.core.open_disk(node, write)
+    }
+
+    /// Sizes of the file system that the directory lies on.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn space(&self) -> Result<Space, LibraryError> {
+        let space = self.core.host.space();
+        space.map_err(|source| {
+            LibraryError::io(Path::new(""), "read the file system's size", source)
+        })
+    }
+
+    /// Every open disk and what happens to it.
+    pub fn status(&self) -> Vec<DiskStatus> {
+        self.core.disks.status()
+    }
+
+    /// The status of one disk; `None` where it is not open.
+    pub fn disk_status(&self, node: NodeId) -> Option<DiskStatus> {
+        let identity = self.core.nodes.lock().get(node)?.identity;
+        self.core.disks.get(&identity)?.status()
+    }
+
+    /// Stops background work within one step, then flushes and closes every disk, which leaves
+    /// clean files. Handles that are still open fail from now on, and so does opening. How many
+    /// disks could not be left clean; the reasons are logged.
+    pub fn close(&self) -> usize {
+        self.core.bell.stop();
+        if let Some(thread) = self.agent.lock().take()
+            && thread.join().is_err()
+        {
+            log::error!("background work ended with a panic");
+        }
+        self.core.disks.close_all(&self.core.probes)
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What of a host directory's content is shown.
+fn shown_entries(found: Vec<(OsString, HostKind)>) -> Vec<Entry> {
+    let hidden_by_a_disk = |name: &OsStr| {
+        names::backing(name).is_some_and(|file| {
+            found
+                .iter()
+                .any(|(name, kind)| *kind == HostKind::File && name == file)
+        })
+    };
+    let entries = found.iter().filter_map(|(name, kind)| match kind {
+        HostKind::Directory if hidden_by_a_disk(name) => None,
+        HostKind::Directory => Some(Entry {
+            name: name.clone(),
+            kind: NodeKind::Directory,
+        }),
+        HostKind::File if names::is_disk(name) => Some(Entry {
+            name: names::shown(name),
+            kind: NodeKind::Disk,
+        }),
+        HostKind::File | HostKind::Other => None,
+    });
+    entries.collect()
+}
+
+impl Core {
+    fn node(&self, id: NodeId) -> Result<Node, LibraryError> {
+        let node = self.nodes.lock().get(id).cloned();
+        node.ok_or_else(|| LibraryError::Stale {
+            path: PathBuf::new(),
+        })
+    }
+
+    fn directory_node(&self, id: NodeId) -> Result<Node, LibraryError> {
+        let node = self.node(id)?;
+        if !node.is_directory {
+            return Err(LibraryError::NotADirectory { path: node.path });
+        }
+        Ok(node)
+    }
+
+    /// Opens the directory of a node, if it is still the same one.
+    fn open_directory(&self, node: &Node) -> Result<OwnedFd, LibraryError> {
+        let fail = |source| LibraryError::io(&node.path, "open the directory", source);
+        let directory = self.host.directory(&node.path).map_err(fail)?;
+        let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
+        if stat.identity != node.identity {
+            return Err(LibraryError::Stale {
+                path: node.path.clone(),
+            });
+        }
+        Ok(directory)
+    }
+
+    fn lookup_in(
+        &self,
+        directory: BorrowedFd<'_>,
+        parent: &Path,
+        name: &OsStr,
+    ) -> Result<Attributes, LibraryError> {
+        // No way up, and none further down than one step.
+        if !matches!(
+            Path::new(name).components().collect::<Vec<_>>()[..],
+            [Component::Normal(_)]
+        ) {
+            return Err(LibraryError::NotFound {
+                path: parent.join(name),
+            });
+        }
+        let wanted = [
+            (names::backing(name), HostKind::File),
+            (Some(name), HostKind::Directory),
+        ];
+        for (host_name, kind) in wanted {
+            let Some(host_name) = host_name else { continue };
+            let place = Place {
+                directory,
+                name: host_name,
+            };
+            let path = parent.join(host_name);
+            match place.stat() {
+                Ok(stat) if stat.kind == kind => {
+                    let node = self.nodes.lock().refer(stat.identity, kind, &path);
+                    return Ok(match kind {
+                        HostKind::File => self.show_disk(node, &stat, &path, &place),
+                        _ => show(node, NodeKind::Directory, &stat, stat.len, stat.mode),
+                    });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(LibraryError::io(&path, "read attributes", error)),
+            }
+        }
+        Err(LibraryError::NotFound {
+            path: parent.join(name),
+        })
+    }
+
+    fn attributes(&self, id: NodeId) -> Result<Attributes, LibraryError> {
+        let node = self.node(id)?;
+        let fail = |source| LibraryError::io(&node.path, "read attributes", source);
+        if node.is_directory {
+            let directory = self.open_directory(&node)?;
+            let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
+            return Ok(show(id, NodeKind::Directory, &stat, stat.len, stat.mode));
+        }
+        // Also where the file has no name any more.
+        if let Some(open) = self.disks.get(&node.identity)
+            && let Some(size) = open.virtual_size()
+        {
+            let stat = open.pinned.stat().map_err(fail)?;
+            let mode = disk_mode(&stat, open.allows_writing());
+            return Ok(show(id, NodeKind::Disk, &stat, size, mode));
+        }
+        let (directory, name) = self.host.parent(&node.path).map_err(fail)?;
+        let place = Place {
+            directory: directory.as_fd(),
+            name,
+        };
+        let stat = place.stat().map_err(fail)?;
+        if stat.identity != node.identity {
+            return Err(LibraryError::Stale { path: node.path });
+        }
+        Ok(self.show_disk(id, &stat, &node.path, &place))
+    }
+
+    fn show_disk(&self, node: NodeId, stat: &Stat, path: &Path, place: &Place<'_>) -> Attributes {
+        if let Some(open) = self.disks.get(&stat.identity)
+            && let Some(size) = open.virtual_size()
+        {
+            return show(
+                node,
+                NodeKind::Disk,
+                stat,
+                size,
+                disk_mode(stat, open.allows_writing()),
+            );
+        }
+        match self.probes.look(&stat.stamp(), path, || place.pin()) {
+            Known::Disk { size, frozen } => {
+                let writable = !frozen && !self.options.read_only && place.is_writable(stat);
+                show(node, NodeKind::Disk, stat, size, disk_mode(stat, writable))
+            }
+            Known::Unopenable(_) => show(node, NodeKind::Disk, stat, 0, 0),
+        }
+    }
+
+    /// The disk file at `path`, held.
+    fn find_disk(&self, path: &Path) -> Result<Found, LibraryError> {
+        let fail = |source| LibraryError::io(path, "open the file", source);
+        let (directory, name) = self.host.parent(path).map_err(fail)?;
+        let place = Place {
+            directory: directory.as_fd(),
+            name,
+        };
+        let pinned = place.pin().map_err(fail)?;
+        let stat = pinned.stat().map_err(fail)?;
+        if stat.kind != HostKind::File {
+            return Err(LibraryError::Stale {
+                path: path.to_owned(),
+            });
+        }
+        let writable = place.is_writable(&stat);
+        Ok(Found {
+            path: path.to_owned(),
+            stat,
+            pinned,
+            writable,
+        })
+    }
+
+    fn open_disk(&self, id: NodeId, write: bool) -> Result<DiskHandle, LibraryError> {
+        let node = self.node(id)?;
+        if node.is_directory {
+            return Err(LibraryError::IsADirectory { path: node.path });
+        }
+        let path = node.path;
+        let found = match self.find_disk(&path) {
+            Ok(found) if found.stat.identity == node.identity => found,
+            // The name leads elsewhere by now; whoever asks finds out where by looking it up.
+            Ok(_) | Err(LibraryError::NotFound { .. }) => return Err(LibraryError::Stale { path }),
+            Err(error) => return Err(error),
+        };
+        let purpose = if write { Purpose::Write } else { Purpose::Read };
+        let mut handle = self
+            .disks
+            .open(&self.probes, found, purpose)
+            .map_err(|refused| match refused {
+                Refused::Failed(Failure { reason, kind }) => {
+                    LibraryError::Unopenable { path, reason, kind }
+                }
+                Refused::ReadOnly => LibraryError::ReadOnly { path },
+                Refused::Closed | Refused::Busy => LibraryError::Closed,
+            })?;
+        let kept = self.nodes.lock().see_content(id, handle.content());
+        handle.set_content_kept(kept);
+        Ok(handle)
+    }
+}
+
+fn show(node: NodeId, kind: NodeKind, stat: &Stat, size: u64, mode: u32) -> Attributes {
+    Attributes {
+        node,
+        kind,
+        size,
+        allocated: stat.allocated,
+        accessed: stat.accessed,
+        modified: stat.modified,
+        changed: stat.changed,
+        mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        links: stat.links,
+    }
+}
+
+/// A disk is data: nothing to execute.
+fn disk_mode(stat: &Stat, writable: bool) -> u32 {
+    stat.mode & if writable { 0o666 } else { 0o444 }
+}

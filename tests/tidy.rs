@@ -1,0 +1,144 @@
+//! The house rules that the compiler does not know: layers, sizes, leftovers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The layers, lowest first. A module may use those before it, and its equals.
+const LAYERS: &[&[&str]] = &[
+    &["units", "error"],
+    &["format", "storage"],
+    &["map"],
+    &["image"],
+    &["check", "create"],
+    &["disk", "compact"],
+    &["library"],
+];
+/// What the layers above must know nothing of, and who may.
+const ONLY_IN_MOUNT: &[&str] = &["fuser::", "clap::", "libc::", "Errno"];
+const MAX_LINES: usize = 600;
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir)
+        .expect("a source folder")
+        .map(|entry| entry.expect("an entry"))
+    {
+        let path = entry.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                sources(&path, found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all(dirs: &[&str]) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for dir in dirs {
+        sources(&root.join(dir), &mut found);
+    }
+    found.sort();
+    (found.into_iter())
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("a readable source");
+            (path.strip_prefix(root).expect("inside").to_owned(), text)
+        })
+        .collect()
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+#[test]
+fn imports_point_downward() {
+    let mut upward = Vec::new();
+    for (path, text) in all(&["src"]) {
+        let module = path
+            .components()
+            .nth(1)
+            .expect("src/x")
+            .as_os_str()
+            .to_string_lossy();
+        let module = module.trim_end_matches(".rs");
+        // Tests of a layer may build what they need from above.
+        let Some(own) = layer(module) else { continue };
+        if path
+            .components()
+            .any(|part| part.as_os_str().to_string_lossy().starts_with("tests"))
+        {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            if line.starts_with("mod tests") {
+                break;
+            }
+            let code = line.split("//").next().unwrap_or_default();
+            for used in code.split("crate::").skip(1) {
+                let name: String = used
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                if layer(&name).is_some_and(|used| used > own) {
+                    upward.push(format!(
+                        "{}:{}: {}",
+                        path.display(),
+                        number + 1,
+                        line.trim()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(
+        upward.is_empty(),
+        "imports from a higher layer:\n{}",
+        upward.join("\n")
+    );
+}
+
+#[test]
+fn the_library_knows_no_front_end() {
+    for (path, text) in all(&["src"]) {
+        let in_lock = path.ends_with("src/storage/lock.rs");
+        for word in ONLY_IN_MOUNT {
+            let found = text.lines().any(|line| {
+                line.split("//")
+                    .next()
+                    .is_some_and(|code| code.contains(word))
+            });
+            assert!(
+                !found || in_lock || path.starts_with("src/storage"),
+                "{word} in {}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn files_stay_small_and_finished() {
+    let marks = [
+        "TO".to_owned() + "DO",
+        "FIX".to_owned() + "ME",
+        "todo".to_owned() + "!(",
+    ];
+    for (path, text) in all(&["src", "mount", "tests"]) {
+        let lines = text.lines().count();
+        assert!(
+            lines <= MAX_LINES,
+            "{} has {lines} lines: is there a wall missing?",
+            path.display()
+        );
+        assert!(text.is_ascii(), "{} is not all ASCII", path.display());
+        for mark in &marks {
+            assert!(
+                !text.contains(mark.as_str()),
+                "{mark} in {}",
+                path.display()
+            );
+        }
+    }
+}
