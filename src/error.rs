@@ -168,11 +168,18 @@ impl OpenError {
 
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
-        match &self.problem {
-            OpenProblem::Format(error) => error.kind(),
-            OpenProblem::NotWritable(_) => ErrorKind::ReadOnly,
-            OpenProblem::InUse(_) => ErrorKind::InUse,
-            OpenProblem::Io { .. } => ErrorKind::Io,
+        self.problem.kind()
+    }
+}
+
+impl OpenProblem {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(error) => error.kind(),
+            Self::NotWritable(_) => ErrorKind::ReadOnly,
+            Self::InUse(_) => ErrorKind::InUse,
+            Self::Io { .. } => ErrorKind::Io,
         }
     }
 }

@@ -233,7 +233,9 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
     if let Command::Create(create) = &command
         && u32::try_from(create.block_size).is_err()
     {
-        Cli::command().error(ErrorKind::ValueValidation, "--block-size is too large").exit();
+        Cli::command()
+            .error(ErrorKind::ValueValidation, "--block-size is too large")
+            .exit();
     }
     command
 }
@@ -241,14 +243,19 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
 /// The arguments of a call by mount(8), as `mount.fuse.vhdfs SOURCE MNT [-sfnv] [-o OPTIONS]`, or
 /// by mount.fuse(8), as `vhdfs SOURCE MNT -o OPTIONS`, in our own syntax. `None` for all others.
 fn as_mount_helper(arguments: &[OsString]) -> Option<Vec<OsString>> {
-    let program = Path::new(arguments.first()?).file_name().unwrap_or_default();
+    let program = Path::new(arguments.first()?)
+        .file_name()
+        .unwrap_or_default();
     let by_name = program == "mount.vhdfs" || program.as_encoded_bytes().starts_with(b"mount.fuse");
     let first = arguments.get(1)?;
     let is_option = |text: &OsStr| text.as_encoded_bytes().starts_with(b"-");
     // A path where a command was expected, and the option that mount.fuse always adds.
     let by_shape = first.as_encoded_bytes().contains(&b'/')
         && !is_option(first)
-        && arguments.iter().skip(3).any(|text| text.as_encoded_bytes().starts_with(b"-o"));
+        && arguments
+            .iter()
+            .skip(3)
+            .any(|text| text.as_encoded_bytes().starts_with(b"-o"));
     if !by_name && !by_shape {
         return None;
     }
@@ -265,7 +272,9 @@ fn as_mount_helper(arguments: &[OsString]) -> Option<Vec<OsString>> {
             }
             // `vhdfs#DIR` in the first field of fstab.
             text if !is_option(argument) && text.starts_with(b"vhdfs#") => {
-                let source = argument.to_str().map(|text| OsString::from(&text["vhdfs#".len()..]));
+                let source = argument
+                    .to_str()
+                    .map(|text| OsString::from(&text["vhdfs#".len()..]));
                 translated.push(source.unwrap_or_else(|| argument.clone()));
             }
             _ => translated.push(argument.clone()),
@@ -293,7 +302,13 @@ mod tests {
     #[test]
     fn mount_options_win() {
         let found = mount(&[
-            "vhdfs", "mount", "d", "m", "-o", "ro,idle-after=2m,allow_other", "-o",
+            "vhdfs",
+            "mount",
+            "d",
+            "m",
+            "-o",
+            "ro,idle-after=2m,allow_other",
+            "-o",
             "nofail,threads=3,punch-holes=off,no-compact,min-reclaim=1G,log-file=/l",
         ]);
         assert!(found.read_only && found.allow_other && found.no_compact);
@@ -307,12 +322,25 @@ mod tests {
     fn mount_programs_call_with_their_own_syntax() {
         for arguments in [
             &["/sbin/mount.fuse.vhdfs", "/d", "/m", "-o", "rw,ro"][..],
-            &["mount.fuse.vhdfs", "vhdfs#/d", "/m", "-n", "-s", "-o", "ro", "-t", "fuse.vhdfs"],
+            &[
+                "mount.fuse.vhdfs",
+                "vhdfs#/d",
+                "/m",
+                "-n",
+                "-s",
+                "-o",
+                "ro",
+                "-t",
+                "fuse.vhdfs",
+            ],
             &["/sbin/mount.vhdfs", "/d", "/m", "-oro"],
             &["vhdfs", "/d", "/m", "-o", "ro,dev,suid"],
         ] {
             let found = mount(arguments);
-            assert_eq!((found.source, found.mount_point), ("/d".into(), "/m".into()));
+            assert_eq!(
+                (found.source, found.mount_point),
+                ("/d".into(), "/m".into())
+            );
             assert!(found.read_only && !found.foreground, "{arguments:?}");
         }
         let plain = ["vhdfs", "info", "/some/file", "-o"].map(OsString::from);

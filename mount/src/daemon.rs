@@ -81,9 +81,18 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
         allow_other: arguments.allow_other,
         threads: arguments.threads,
     };
-    let session = fuse::mount(VhdFs::new(library.clone()), &source, &mount_point, &settings)
-        .map_err(|error| format!("cannot mount at {}: {error}", mount_point.display()))?;
-    log::info!("{} is mounted at {}", source.display(), mount_point.display());
+    let session = fuse::mount(
+        VhdFs::new(library.clone()),
+        &source,
+        &mount_point,
+        &settings,
+    )
+    .map_err(|error| format!("cannot mount at {}: {error}", mount_point.display()))?;
+    log::info!(
+        "{} is mounted at {}",
+        source.display(),
+        mount_point.display()
+    );
     if arguments.report_ready {
         detach()?;
     }
@@ -96,7 +105,11 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     let unclean = library.close();
     log::info!("{} is unmounted", mount_point.display());
     ended?;
-    Ok(if unclean == 0 { Outcome::Fine } else { Outcome::Problems })
+    Ok(if unclean == 0 {
+        Outcome::Fine
+    } else {
+        Outcome::Problems
+    })
 }
 
 fn resolve(path: &Path) -> Result<PathBuf, Failure> {
@@ -109,7 +122,9 @@ fn check_places(source: &Path, mount_point: &Path) -> Result<(), Failure> {
         && mounted.file_system == FILE_SYSTEM_TYPE
     {
         let place = mount_point.display();
-        return Err(format!("{place} is mounted already; `vhdfs unmount {place}` ends that").into());
+        return Err(
+            format!("{place} is mounted already; `vhdfs unmount {place}` ends that").into(),
+        );
     }
     if !fs::metadata(source).is_ok_and(|found| found.is_dir()) {
         return Err(format!("{}: not a directory", source.display()).into());
@@ -150,9 +165,14 @@ fn library_options(arguments: &MountArguments) -> LibraryOptions {
 /// Raises the limit of open files as far as we may.
 fn allow_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    let wanted = limit
+        .maximum
+        .map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
     if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        let raised = Rlimit {
+            current: Some(wanted),
+            maximum: limit.maximum,
+        };
         if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
             log::debug!("the limit of open files stays: {error}");
         }
@@ -164,7 +184,10 @@ fn detach() -> io::Result<()> {
     // We cannot lead a process group yet, so this does not fail.
     rustix::process::setsid()?;
     std::env::set_current_dir("/")?;
-    let null = fs::File::options().read(true).write(true).open("/dev/null")?;
+    let null = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     let mut out = io::stdout();
     out.write_all(READY)?;
     out.flush()?;
@@ -175,19 +198,27 @@ fn detach() -> io::Result<()> {
 }
 
 fn stop_on_signal(mut signals: Signals, library: &Library, mount_point: &Path) {
-    let Some(signal) = signals.forever().next() else { return };
+    let Some(signal) = signals.forever().next() else {
+        return;
+    };
     log::info!("signal {signal}: unmounting {}", mount_point.display());
     match mounts::unmount(mount_point, false) {
         // The session ends by itself, and the main thread with it.
         Ok(()) => return,
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            log::warn!("{} is in use: detached from its users", mount_point.display());
+            log::warn!(
+                "{} is in use: detached from its users",
+                mount_point.display()
+            );
         }
         Err(error) => log::error!("{}: not unmounted: {error}", mount_point.display()),
     }
     // What was written through mappings is still the kernel's; the workers go on serving.
     if let Err(error) = write_back(mount_point) {
-        log::error!("{}: not all mapped writes are saved: {error}", mount_point.display());
+        log::error!(
+            "{}: not all mapped writes are saved: {error}",
+            mount_point.display()
+        );
     }
     if let Err(error) = mounts::unmount(mount_point, true) {
         log::error!("{}: not detached: {error}", mount_point.display());

@@ -23,7 +23,11 @@ pub(crate) enum Destination {
 impl Destination {
     /// Where a daemon logs if nobody says otherwise.
     pub(crate) fn of_daemon() -> Self {
-        if Path::new(SYSLOG).exists() { Self::Syslog } else { Self::Nowhere }
+        if Path::new(SYSLOG).exists() {
+            Self::Syslog
+        } else {
+            Self::Nowhere
+        }
     }
 }
 
@@ -111,7 +115,10 @@ impl Write for Syslog {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
         if self.socket.send(message).is_err() {
             // It may have been restarted.
-            let _ = self.socket.connect(SYSLOG).and_then(|()| self.socket.send(message));
+            let _ = self
+                .socket
+                .connect(SYSLOG)
+                .and_then(|()| self.socket.send(message));
         }
         Ok(message.len())
     }

@@ -27,12 +27,17 @@ pub(crate) struct Mounted {
 /// Everything that is mounted, in the order in which it was.
 pub(crate) fn all() -> io::Result<Vec<Mounted>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .collect())
 }
 
 /// What is mounted at `path`, on top if there is more. `path` must be as [`resolve`] has it.
 pub(crate) fn at(path: &Path) -> io::Result<Option<Mounted>> {
-    Ok(all()?.into_iter().rfind(|mounted| mounted.mount_point == path))
+    Ok(all()?
+        .into_iter()
+        .rfind(|mounted| mounted.mount_point == path))
 }
 
 /// The absolute path without links, also where what is mounted there does not answer.
@@ -54,7 +59,11 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// [`io::ErrorKind::ResourceBusy`] where it is in use; then nothing has changed.
 pub(crate) fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let flags = if lazy {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
     match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
         // Ordinary users have a helper for what they mounted.
         Err(Errno::PERM) => fusermount(path, lazy),
@@ -64,9 +73,17 @@ pub(crate) fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
 
 fn fusermount(path: &Path, lazy: bool) -> io::Result<()> {
     let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
+    command
+        .arg("-u")
+        .args(lazy.then_some("-z"))
+        .arg("--")
+        .arg(path)
+        .stdin(Stdio::null());
     let output = command.env("LC_ALL", "C").output().map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot run fusermount3 (package fuse3): {error}"))
+        io::Error::new(
+            error.kind(),
+            format!("cannot run fusermount3 (package fuse3): {error}"),
+        )
     })?;
     if output.status.success() {
         return Ok(());
@@ -120,7 +137,8 @@ mod tests {
 
     #[test]
     fn lines_are_read() {
-        let line = br"136 29 0:52 / /tmp/my\040disks\134x rw,nosuid shared:7 - fuse.vhdfs /srv/a rw";
+        let line =
+            br"136 29 0:52 / /tmp/my\040disks\134x rw,nosuid shared:7 - fuse.vhdfs /srv/a rw";
         let expected = Mounted {
             device: "0:52".into(),
             mount_point: r"/tmp/my disks\x".into(),

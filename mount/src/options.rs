@@ -29,10 +29,34 @@ pub(crate) enum MountOption {
 /// Options that every mount helper gets and that mean nothing to us. The kernel never lets set-id
 /// programs and device nodes of this mount work, whatever they say.
 const GENERIC: [&str; 28] = [
-    "async", "atime", "auto", "defaults", "dev", "diratime", "dirsync", "exec", "group",
-    "lazytime", "noatime", "noauto", "nodev", "nodiratime", "noexec", "nofail", "norelatime",
-    "nostrictatime", "nosuid", "nouser", "owner", "relatime", "strictatime", "suid", "sync",
-    "user", "users", "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "group",
+    "lazytime",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nofail",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nouser",
+    "owner",
+    "relatime",
+    "strictatime",
+    "suid",
+    "sync",
+    "user",
+    "users",
+    "_netdev",
 ];
 
 /// Reads one mount option.
@@ -83,7 +107,9 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         _ => return Err(format!("{unit:?} is no unit of size: use K, M, G or T")),
     };
     let count: u64 = digits.parse().map_err(|_| format!("{text:?} is no size"))?;
-    count.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
+    count
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is too large"))
 }
 
 /// Reads a duration: `500ms`, `5s`, `2m`, `1h`; seconds without a unit.
@@ -96,14 +122,20 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err(format!("{unit:?} is no unit of time: use ms, s, m or h")),
     };
-    let count: u64 = digits.parse().map_err(|_| format!("{text:?} is no duration"))?;
-    let total = count.checked_mul(milliseconds).ok_or_else(|| format!("{text} is too long"))?;
+    let count: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration"))?;
+    let total = count
+        .checked_mul(milliseconds)
+        .ok_or_else(|| format!("{text} is too long"))?;
     Ok(Duration::from_millis(total))
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     (digits, unit.trim_start())
 }
@@ -115,19 +147,40 @@ mod tests {
     #[test]
     fn sizes() {
         for (text, bytes) in [
-            ("0", 0), ("512", 512), ("4K", 4096), ("4k", 4096), ("16MiB", 16 << 20),
-            ("2 GiB", 2 << 30), ("1T", 1 << 40), ("7b", 7),
+            ("0", 0),
+            ("512", 512),
+            ("4K", 4096),
+            ("4k", 4096),
+            ("16MiB", 16 << 20),
+            ("2 GiB", 2 << 30),
+            ("1T", 1 << 40),
+            ("7b", 7),
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "K", "-1", "1.5G", "1KB", "1 X", "99999999999999T", "0x10"] {
+        for text in [
+            "",
+            "K",
+            "-1",
+            "1.5G",
+            "1KB",
+            "1 X",
+            "99999999999999T",
+            "0x10",
+        ] {
             assert!(size(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn durations() {
-        for (text, ms) in [("5s", 5000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000), ("3", 3000)] {
+        for (text, ms) in [
+            ("5s", 5000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("3", 3000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         for text in ["", "s", "5d", "-5s", "1.5s", "99999999999999999h"] {
@@ -138,11 +191,27 @@ mod tests {
     #[test]
     fn mount_options() {
         assert_eq!(mount_option("ro"), Ok(MountOption::ReadOnly(true)));
-        assert_eq!(mount_option("idle_after=10s"), Ok(MountOption::IdleAfter(Duration::from_secs(10))));
-        for ignored in ["nofail", "x-systemd.automount", "comment=a", "_netdev", "", "default_permissions"] {
+        assert_eq!(
+            mount_option("idle_after=10s"),
+            Ok(MountOption::IdleAfter(Duration::from_secs(10)))
+        );
+        for ignored in [
+            "nofail",
+            "x-systemd.automount",
+            "comment=a",
+            "_netdev",
+            "",
+            "default_permissions",
+        ] {
             assert_eq!(mount_option(ignored), Ok(MountOption::Ignored), "{ignored}");
         }
-        for wrong in ["allow_root", "punch-holes=maybe", "idle-after", "threads=0", "Ro"] {
+        for wrong in [
+            "allow_root",
+            "punch-holes=maybe",
+            "idle-after",
+            "threads=0",
+            "Ro",
+        ] {
             assert!(mount_option(wrong).is_err(), "{wrong}");
         }
     }

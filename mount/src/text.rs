@@ -47,8 +47,13 @@ mod tests {
     #[test]
     fn bytes_read_well() {
         for (bytes, text) in [
-            (0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (1536, "1.5 KiB"),
-            ((1 << 20) - 1, "1023.9 KiB"), (10 << 30, "10.0 GiB"), (u64::MAX, "16383.9 PiB"),
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1023.9 KiB"),
+            (10 << 30, "10.0 GiB"),
+            (u64::MAX, "16383.9 PiB"),
         ] {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
@@ -58,7 +63,10 @@ mod tests {
     #[test]
     fn causes_are_said_once() {
         let cause = std::io::Error::other("no luck");
-        let error = vhdfs::error::DiskError::Io { action: "read", source: cause };
+        let error = vhdfs::error::DiskError::Io {
+            action: "read",
+            source: cause,
+        };
         assert_eq!(chain(&error), "cannot read: no luck");
     }
 }

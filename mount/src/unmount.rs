@@ -12,7 +12,10 @@ use crate::mounts::{self, FILE_SYSTEM_TYPE};
 use crate::{Failure, Outcome};
 
 /// After that many seconds of waiting, the user is told what for.
-const PATIENCE: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 3,
+    tv_nsec: 0,
+};
 
 /// Runs the command: returns when the daemon has closed every disk and ended.
 pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
@@ -20,7 +23,10 @@ pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
     let path = mounts::resolve(mount_point).map_err(|error| about(&error.to_string()))?;
     let mounted = mounts::at(&path)?.ok_or_else(|| about("not a mount point"))?;
     if mounted.file_system != FILE_SYSTEM_TYPE {
-        return Err(about(&format!("not a vhdfs mount but {}", mounted.file_system)));
+        return Err(about(&format!(
+            "not a vhdfs mount but {}",
+            mounted.file_system
+        )));
     }
     // A daemon that died cannot tell, and need not be waited for. Held before the unmount, since
     // the number may soon be another process's.
@@ -31,7 +37,10 @@ pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
         }
         _ => about(&format!("cannot unmount: {error}")),
     })?;
-    if let Some(other) = mounts::all()?.iter().find(|other| other.device == mounted.device) {
+    if let Some(other) = mounts::all()?
+        .iter()
+        .find(|other| other.device == mounted.device)
+    {
         let (path, other) = (path.display(), other.mount_point.display());
         eprintln!("vhdfs: {path} is unmounted; its disks stay in use at {other}");
         return Ok(Outcome::Fine);

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use crate::compact::{CompactOptions, Operation};
 use crate::error::{DiskError, OpenError, OpenProblem};
-use crate::format::{DiskType, Format};
+pub use crate::format::{DiskType, Format};
 use crate::image::vhd::{Vhd, VhdOptions};
 use crate::image::{Geometry, Image};
 use crate::map::BlockState;

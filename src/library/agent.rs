@@ -238,7 +238,7 @@ impl Agent {
             turn.due = now + POLL;
             return;
         }
-        let mut policy = policy.clone();
+        let mut policy = *policy;
         if disk.is_visiting() {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;

@@ -202,7 +202,7 @@ impl Library {
             options,
             bell,
         });
-        let policy = core.options.compact.clone();
+        let policy = core.options.compact;
         let agent = Agent::new(core.clone(), policy, core.options.linger);
         let thread = std::thread::Builder::new()
             .name("vhdfs-idle".to_owned())

@@ -173,7 +173,7 @@ impl OpenDisk {
         let mut slot = self.work.lock();
         if slot.is_none() {
             let disk = self.disk.lock().clone()?;
-            *slot = Some(IdleWork::new(disk, policy.clone()));
+            *slot = Some(IdleWork::new(disk, *policy));
         }
         let work = slot.as_mut()?;
         let before = self.allocated();

@@ -99,6 +99,15 @@ pub(crate) fn lock(file: &File, access: Access) -> Result<(), LockError> {
     }
 }
 
+/// Gives the locks on `file` back, even while a child that is just being started still shares its
+/// open file description.
+pub(crate) fn unlock(file: &File) {
+    let len = REFUSED_BASE - USED_BASE + RESIZE.number + 1;
+    // Nothing depends on it: closing the last descriptor does the same, only later.
+    let all = bytes_lock(libc::F_UNLCK, USED_BASE, len);
+    let _ = retry(|| fcntl(file, FcntlArg::F_OFD_SETLK(&all)));
+}
+
 /// `Some` with what somebody else does that excludes us.
 fn take_and_check(file: &File, access: Access) -> nix::Result<Option<&'static str>> {
     let used = access
@@ -139,11 +148,15 @@ fn is_held(file: &File, byte: u8) -> nix::Result<bool> {
 }
 
 fn byte_lock(kind: i32, byte: u8) -> libc::flock {
+    bytes_lock(kind, byte, 1)
+}
+
+fn bytes_lock(kind: i32, first: u8, len: u8) -> libc::flock {
     libc::flock {
         l_type: short(kind),
         l_whence: short(libc::SEEK_SET),
-        l_start: byte.into(),
-        l_len: 1,
+        l_start: first.into(),
+        l_len: len.into(),
         // Must be 0 for OFD locks.
         l_pid: 0,
     }

@@ -22,9 +22,13 @@ struct Checked {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
-    let options =
-        CheckOptions { repair: arguments.repair, dry_run: arguments.dry_run, ..Default::default() };
-    for_each_file(&arguments.files, arguments.json, |file| check_file(file, &options))
+    let options = CheckOptions {
+        repair: arguments.repair,
+        dry_run: arguments.dry_run,
+    };
+    for_each_file(&arguments.files, arguments.json, |file| {
+        check_file(file, &options)
+    })
 }
 
 fn check_file(file: &Path, options: &CheckOptions) -> Result<Checked, Failure> {
@@ -40,8 +44,16 @@ fn check_file(file: &Path, options: &CheckOptions) -> Result<Checked, Failure> {
 
 impl Report for Checked {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        let repaired = if self.dry_run { "would repair" } else { "repaired" };
-        let found = [("error", &self.errors), ("warning", &self.warnings), (repaired, &self.repaired)];
+        let repaired = if self.dry_run {
+            "would repair"
+        } else {
+            "repaired"
+        };
+        let found = [
+            ("error", &self.errors),
+            ("warning", &self.warnings),
+            (repaired, &self.repaired),
+        ];
         for (what, texts) in found {
             for text in texts {
                 writeln!(out, "{}: {what}: {text}", self.file)?;

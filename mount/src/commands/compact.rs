@@ -45,7 +45,10 @@ pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
     watch_for_interrupts(&interrupted)?;
     for_each_file(&arguments.files, arguments.json, |file| {
         if interrupted.load(Ordering::Relaxed) {
-            return Err(about(file, &io::Error::other("interrupted before it was begun")));
+            return Err(about(
+                file,
+                &io::Error::other("interrupted before it was begun"),
+            ));
         }
         compact_file(file, arguments, &interrupted)
     })
@@ -75,9 +78,17 @@ fn compact_file(
 ) -> Result<Compacted, Failure> {
     let dry_run = arguments.dry_run;
     let punch_holes = arguments.punch_holes == Switch::On;
-    let open = OpenOptions { read_only: dry_run, punch_holes, ..OpenOptions::default() };
+    let open = OpenOptions {
+        read_only: dry_run,
+        punch_holes,
+        ..OpenOptions::default()
+    };
     let disk = Disk::open(file, &open)?;
-    let options = CompactOptions { dry_run, punch_holes, ..CompactOptions::default() };
+    let options = CompactOptions {
+        dry_run,
+        punch_holes,
+        ..CompactOptions::default()
+    };
     let before = disk.info().map_err(|error| about(file, &error))?;
     let result = attend(file, disk.compact(&options), interrupted);
     // Also after a failure: what was done is to be durable, and the file clean.
@@ -89,7 +100,10 @@ fn compact_file(
             let length = std::fs::metadata(file).map_or(before.file_length, |found| found.len());
             if length < before.file_length {
                 let (from, to) = (Bytes(before.file_length), Bytes(length));
-                eprintln!("vhdfs: {}: shortened from {from} to {to} so far", file.display());
+                eprintln!(
+                    "vhdfs: {}: shortened from {from} to {to} so far",
+                    file.display()
+                );
             }
             Err(about(file, &error))
         }
@@ -124,7 +138,10 @@ fn attend(
 }
 
 fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
-    let kept = report.kept.into_iter().map(|kept| Kept { reason: kept.reason, bytes: kept.bytes });
+    let kept = report.kept.into_iter().map(|kept| Kept {
+        reason: kept.reason,
+        bytes: kept.bytes,
+    });
     Compacted {
         file: name(file),
         length_before: report.length_before,

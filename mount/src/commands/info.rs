@@ -33,7 +33,11 @@ pub(crate) fn run(arguments: &InfoArguments) -> Result<Outcome, Failure> {
 
 fn inspect(file: &Path) -> Result<Info, Failure> {
     // Without a lock: a disk that is in use can be looked at.
-    let options = OpenOptions { read_only: true, lock: false, ..OpenOptions::default() };
+    let options = OpenOptions {
+        read_only: true,
+        lock: false,
+        ..OpenOptions::default()
+    };
     let disk = Disk::open(file, &options)?;
     let info = disk.info().map_err(|error| about(file, &error))?;
     Ok(Info {

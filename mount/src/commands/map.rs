@@ -27,10 +27,18 @@ const KINDS: [RegionKind; 5] = [
 /// Runs the command.
 pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
     let file = &arguments.file;
-    let options = OpenOptions { read_only: true, lock: false, ..OpenOptions::default() };
+    let options = OpenOptions {
+        read_only: true,
+        lock: false,
+        ..OpenOptions::default()
+    };
     let disk = Disk::open(file, &options)?;
     let info = disk.info().map_err(|error| about(file, &error))?;
-    let marks = if !arguments.ascii && speaks_unicode() { UNICODE } else { ASCII };
+    let marks = if !arguments.ascii && speaks_unicode() {
+        UNICODE
+    } else {
+        ASCII
+    };
     let picture = draw(&disk.regions(), columns(), marks);
     let mut out = io::stdout().lock();
     writeln!(out, "{}: {}", file.display(), Bytes(info.file_length))?;
@@ -68,7 +76,10 @@ fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
     let mut first = 0;
     for cell in 0..end.div_ceil(cell_size) {
         let (start, cell_end) = (cell * cell_size, end.min((cell + 1) * cell_size));
-        while regions.get(first).is_some_and(|region| region.range.end().get() <= start) {
+        while regions
+            .get(first)
+            .is_some_and(|region| region.range.end().get() <= start)
+        {
             first += 1;
         }
         picture.push(marks(dominant(&regions[first..], start, cell_end)).0);
@@ -86,18 +97,27 @@ fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
 /// The kind that has most of `start..end`.
 fn dominant(regions: &[Region], start: u64, end: u64) -> RegionKind {
     let mut shares = [0; KINDS.len()];
-    for region in regions.iter().take_while(|region| region.range.start.get() < end) {
+    for region in regions
+        .iter()
+        .take_while(|region| region.range.start.get() < end)
+    {
         let from = region.range.start.get().max(start);
         let to = region.range.end().get().min(end);
         shares[place(region.kind)] += to.saturating_sub(from);
     }
     // Of equals the first, and so metadata, which is small and easily lost.
     let most = shares.iter().max().copied().unwrap_or_default();
-    KINDS[shares.iter().position(|share| *share == most).unwrap_or_default()]
+    KINDS[shares
+        .iter()
+        .position(|share| *share == most)
+        .unwrap_or_default()]
 }
 
 fn place(kind: RegionKind) -> usize {
-    KINDS.iter().position(|known| *known == kind).unwrap_or_default()
+    KINDS
+        .iter()
+        .position(|known| *known == kind)
+        .unwrap_or_default()
 }
 
 fn legend(regions: &[Region], cell_size: u64, marks: Marks) -> String {
@@ -108,7 +128,9 @@ fn legend(regions: &[Region], cell_size: u64, marks: Marks) -> String {
         if bytes > 0 {
             let (mark, meaning) = marks(kind);
             let (bytes, count) = (Bytes(bytes), of_kind().count());
-            text.push_str(&format!("  {mark} {meaning:<18} {bytes:>11} in {count} runs\n"));
+            text.push_str(&format!(
+                "  {mark} {meaning:<18} {bytes:>11} in {count} runs\n"
+            ));
         }
     }
     text
@@ -143,7 +165,10 @@ mod tests {
     use super::*;
 
     fn region(start: u64, len: u64, kind: RegionKind) -> Region {
-        Region { range: FileRange::new(FileOffset::new(start), len), kind }
+        Region {
+            range: FileRange::new(FileOffset::new(start), len),
+            kind,
+        }
     }
 
     #[test]
@@ -159,7 +184,10 @@ mod tests {
         let lines: Vec<_> = picture.lines().collect();
         // 20992 bytes in 6 cells of 3499 bytes: a cell shows what most of it is.
         assert_eq!(&lines[..2], ["M##x", "x."]);
-        assert!(picture.contains("M metadata              4.5 KiB in 2 runs"), "{picture}");
+        assert!(
+            picture.contains("M metadata              4.5 KiB in 2 runs"),
+            "{picture}"
+        );
         assert!(draw(&regions, 4, UNICODE).contains('\u{2588}'));
     }
 
@@ -167,7 +195,10 @@ mod tests {
     fn large_files_are_scaled_to_the_screen() {
         let regions = [region(0, 1 << 40, RegionKind::Live)];
         let picture = draw(&regions, 80, ASCII);
-        assert_eq!(picture.chars().filter(|mark| *mark == '#').count(), 80 * 16 + 1);
+        assert_eq!(
+            picture.chars().filter(|mark| *mark == '#').count(),
+            80 * 16 + 1
+        );
         assert!(!draw(&[], 80, ASCII).contains('#'));
     }
 }

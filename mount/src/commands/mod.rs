@@ -56,7 +56,10 @@ fn for_each_file<R: Report>(
                 outcome = Outcome::Problems;
                 let error = chain(&*failure);
                 eprintln!("vhdfs: {error}");
-                entries.push(JsonEntry::Error { file: name(file), error });
+                entries.push(JsonEntry::Error {
+                    file: name(file),
+                    error,
+                });
             }
         }
     }

@@ -24,7 +24,10 @@ pub(super) fn of_library(error: &LibraryError) -> Errno {
         LibraryError::NotADirectory { .. } => Errno::ENOTDIR,
         LibraryError::IsADirectory { .. } => Errno::EISDIR,
         // May be free the next moment, unlike all other reasons.
-        LibraryError::Unopenable { kind: ErrorKind::InUse, .. } => Errno::EBUSY,
+        LibraryError::Unopenable {
+            kind: ErrorKind::InUse,
+            ..
+        } => Errno::EBUSY,
         LibraryError::Unopenable { .. } => Errno::EIO,
         // What a user without the write bit gets; privileged ones come this far.
         LibraryError::ReadOnly { .. } => Errno::EACCES,
@@ -50,18 +53,30 @@ mod tests {
 
     #[test]
     fn disk_errors() {
-        let io = DiskError::Io { action: "read", source: io::Error::other("no") };
+        let io = DiskError::Io {
+            action: "read",
+            source: io::Error::other("no"),
+        };
         assert_eq!(number(of_disk(&io)), number(Errno::EIO));
-        assert_eq!(number(of_disk(&DiskError::NoSpace(None))), number(Errno::ENOSPC));
+        assert_eq!(
+            number(of_disk(&DiskError::NoSpace(None))),
+            number(Errno::ENOSPC)
+        );
         assert_eq!(number(of_disk(&DiskError::ReadOnly)), number(Errno::EROFS));
-        assert_eq!(number(of_disk(&DiskError::Poisoned(String::new()))), number(Errno::EIO));
+        assert_eq!(
+            number(of_disk(&DiskError::Poisoned(String::new()))),
+            number(Errno::EIO)
+        );
     }
 
     #[test]
     fn library_errors() {
         let path = PathBuf::from("a");
-        let unopenable =
-            |kind| LibraryError::Unopenable { path: "a".into(), reason: String::new(), kind };
+        let unopenable = |kind| LibraryError::Unopenable {
+            path: "a".into(),
+            reason: String::new(),
+            kind,
+        };
         for (error, expected) in [
             (LibraryError::NotFound { path: path.clone() }, Errno::ENOENT),
             (LibraryError::Stale { path: path.clone() }, Errno::ESTALE),

@@ -17,7 +17,12 @@ struct Table<T> {
 
 impl<T> Handles<T> {
     pub(super) fn new() -> Self {
-        Self { table: RwLock::new(Table { entries: Vec::new(), free: Vec::new() }) }
+        Self {
+            table: RwLock::new(Table {
+                entries: Vec::new(),
+                free: Vec::new(),
+            }),
+        }
     }
 
     /// A number for it, until that is removed.
@@ -39,11 +44,17 @@ impl<T> Handles<T> {
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
-        self.table.read().entries.get(usize::try_from(number).ok()?)?.clone()
+        self.table
+            .read()
+            .entries
+            .get(usize::try_from(number).ok()?)?
+            .clone()
     }
 
     pub(super) fn remove(&self, number: u64) {
-        let Ok(index) = usize::try_from(number) else { return };
+        let Ok(index) = usize::try_from(number) else {
+            return;
+        };
         let mut table = self.table.write();
         let removed = table.entries.get_mut(index).and_then(Option::take);
         if removed.is_some() {
@@ -63,13 +74,19 @@ mod tests {
     fn numbers_lead_back_until_removed() {
         let handles = Handles::new();
         let (a, b) = (handles.insert('a'), handles.insert('b'));
-        assert_eq!((*handles.get(a).unwrap(), *handles.get(b).unwrap()), ('a', 'b'));
+        assert_eq!(
+            (*handles.get(a).unwrap(), *handles.get(b).unwrap()),
+            ('a', 'b')
+        );
         let held = handles.get(a).unwrap();
         handles.remove(a);
         handles.remove(a);
         assert!(handles.get(a).is_none() && *held == 'a');
         assert!(handles.get(u64::MAX).is_none());
         let (c, d) = (handles.insert('c'), handles.insert('d'));
-        assert_eq!([b, c, d].map(|number| *handles.get(number).unwrap()), ['b', 'c', 'd']);
+        assert_eq!(
+            [b, c, d].map(|number| *handles.get(number).unwrap()),
+            ['b', 'c', 'd']
+        );
     }
 }

@@ -55,7 +55,7 @@ const NAMES_VALID: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
 
 /// Stands for the inode number of an entry that was not looked up.
-const UNKNOWN_INODE: INodeNo = INodeNo(u32::MAX as u64);
+const UNKNOWN_INODE: INodeNo = INodeNo(0xffff_ffff);
 
 thread_local! {
     /// What a read passes through. One for each worker: reading neither allocates nor clears.
@@ -79,7 +79,11 @@ impl OpenFile {
             true => log::Level::Debug,
         };
         let text = crate::text::chain(error);
-        log::log!(level, "{}: {action} at {offset}: {text}", self.handle.path().display());
+        log::log!(
+            level,
+            "{}: {action} at {offset}: {text}",
+            self.handle.path().display()
+        );
         errno::of_disk(error)
     }
 }
@@ -131,7 +135,11 @@ impl VhdFs {
             answer |= self.direct;
         }
         let len = handle.disk().len();
-        let file = OpenFile { handle, len, failed: AtomicBool::new(false) };
+        let file = OpenFile {
+            handle,
+            len,
+            failed: AtomicBool::new(false),
+        };
         Ok((self.files.insert(file), answer))
     }
 
@@ -152,21 +160,17 @@ impl VhdFs {
             }
             let data = usize::try_from(room).map_or(data, |room| &data[..room.min(data.len())]);
             let disk = file.handle.disk();
-            disk.write_at(data, offset).map_err(|error| file.fail("write", offset, &error))?;
+            disk.write_at(data, offset)
+                .map_err(|error| file.fail("write", offset, &error))?;
             if open_flags(flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
-                disk.flush().map_err(|error| file.fail("flush", offset, &error))?;
+                disk.flush()
+                    .map_err(|error| file.fail("flush", offset, &error))?;
             }
             u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
         })
     }
 
-    fn allocate(
-        &self,
-        number: FileHandle,
-        offset: u64,
-        len: u64,
-        mode: i32,
-    ) -> Result<(), Errno> {
+    fn allocate(&self, number: FileHandle, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
         let mode = u32::from_ne_bytes(mode.to_ne_bytes());
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         let keep_size = mode.contains(FallocateFlags::KEEP_SIZE);
@@ -205,7 +209,11 @@ impl VhdFs {
             if from >= file.len {
                 return Err(Errno::ENXIO);
             }
-            let found = file.handle.disk().extents(from).find(|extent| extent.kind == wanted);
+            let found = file
+                .handle
+                .disk()
+                .extents(from)
+                .find(|extent| extent.kind == wanted);
             let place = match found {
                 Some(extent) => extent.offset.max(from),
                 // Behind the last byte is a hole.
@@ -300,9 +308,7 @@ impl Filesystem for VhdFs {
             && gid.is_none_or(|gid| gid == found.gid)
             && match size {
                 Some(size) => size == found.size,
-                None => {
-                    same_time(accessed, found.accessed) && same_time(modified, found.modified)
-                }
+                None => same_time(accessed, found.accessed) && same_time(modified, found.modified),
             };
         if is_so {
             reply.attr(&ATTRIBUTES_VALID, &file_attr(&found));
@@ -329,9 +335,13 @@ impl Filesystem for VhdFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(file) = self.files.get(number.0) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.files.get(number.0) else {
+            return reply.error(Errno::EBADF);
+        };
         let wanted = u64::from(size).min(file.len.saturating_sub(offset));
-        let Ok(wanted) = usize::try_from(wanted) else { return reply.error(Errno::EINVAL) };
+        let Ok(wanted) = usize::try_from(wanted) else {
+            return reply.error(Errno::EINVAL);
+        };
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
@@ -449,8 +459,10 @@ impl Filesystem for VhdFs {
         };
         let dots = [(INodeNo(node.get()), "."), (UNKNOWN_INODE, "..")]
             .map(|(inode, name)| (inode, NodeKind::Directory, OsStr::new(name)));
-        let entries =
-            listing.entries().iter().map(|entry| (UNKNOWN_INODE, entry.kind, entry.name.as_os_str()));
+        let entries = listing
+            .entries()
+            .iter()
+            .map(|entry| (UNKNOWN_INODE, entry.kind, entry.name.as_os_str()));
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         // An entry's offset is where to go on behind it.
         for (next, (inode, kind, name)) in (1..).zip(dots.into_iter().chain(entries)).skip(skip) {
@@ -482,7 +494,9 @@ impl Filesystem for VhdFs {
             Ok(space) => {
                 let block_size = u32::try_from(space.block_size).unwrap_or(u32::MAX);
                 // Room for the suffix that shown names have.
-                let name_max = u32::try_from(space.name_max).unwrap_or(u32::MAX).saturating_add(4);
+                let name_max = u32::try_from(space.name_max)
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(4);
                 reply.statfs(
                     space.blocks,
                     space.blocks_free,
@@ -540,16 +554,7 @@ impl Filesystem for VhdFs {
         reply.error(Errno::ENOTTY);
     }
 
-    fn mknod(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
     }
 
@@ -595,14 +600,7 @@ impl Filesystem for VhdFs {
         reply.error(Errno::EPERM);
     }
 
-    fn symlink(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: &std::path::Path,
-        reply: ReplyEntry,
-    ) {
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &std::path::Path, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
     }
 }

@@ -46,17 +46,27 @@ pub(crate) fn mount(
     if settings.read_only {
         config.mount_options.push(MountOption::RO);
     }
-    config.acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = if settings.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
     config.n_threads = Some(settings.threads.map_or_else(default_threads, usize::from));
     // A user whom fusermount3 gave the descriptor may not be able to open another one.
-    config.clone_fd = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    config.clone_fd = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok();
     let session = Session::new(file_system, mount_point, &config)?;
     raise_read_ahead(mount_point);
     Ok(session)
 }
 
 fn subtype() -> &'static str {
-    FILE_SYSTEM_TYPE.split_once('.').map_or(FILE_SYSTEM_TYPE, |(_, subtype)| subtype)
+    FILE_SYSTEM_TYPE
+        .split_once('.')
+        .map_or(FILE_SYSTEM_TYPE, |(_, subtype)| subtype)
 }
 
 /// Threads mostly wait for the host, so a few more than CPUs serve many requests in flight.
@@ -67,7 +77,11 @@ fn default_threads() -> usize {
 /// The source as mount tables show it. A comma would end the option.
 fn shown_source(source: &Path) -> String {
     let text = source.to_string_lossy();
-    if text.contains([',', '\\']) { subtype().to_owned() } else { text.into_owned() }
+    if text.contains([',', '\\']) {
+        subtype().to_owned()
+    } else {
+        text.into_owned()
+    }
 }
 
 /// Agrees with the kernel on what both can do. The flags for handles that bypass its cache.

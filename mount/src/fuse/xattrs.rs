@@ -80,7 +80,10 @@ pub(super) fn names(node: NodeId) -> Vec<u8> {
         NodeId::ROOT => &[PID_ATTRIBUTE, STATUS_ATTRIBUTE],
         _ => &[STATUS_ATTRIBUTE],
     };
-    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
+    names
+        .iter()
+        .flat_map(|name| name.bytes().chain([0]))
+        .collect()
 }
 
 /// The value of a node's attribute, if it has it.
@@ -109,7 +112,11 @@ fn mount_status(library: &Library) -> MountJson {
         disks_open: disks.len(),
         handles: disks.iter().map(|disk| disk.handles).sum(),
         reclaimed: disks.iter().map(|disk| disk.reclaimed).sum(),
-        disks: disks.into_iter().take(MOST_DISKS).map(DiskJson::from).collect(),
+        disks: disks
+            .into_iter()
+            .take(MOST_DISKS)
+            .map(DiskJson::from)
+            .collect(),
     }
 }
 

@@ -32,6 +32,12 @@ pub struct HostFile {
     no_punch: AtomicBool,
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
+    }
+}
+
 impl HostFile {
     /// Opens the regular file at `path` and takes its lock if `options` say so. Nothing is read.
     ///

@@ -1,0 +1,339 @@
+//! The whole thing as a user has it: the built binary, VHDs made by others and by us, a loop device with ext4, fio,
+//! idle compaction under a running guest, `kill -9`, and QEMU as the judge of the file.
+//!
+//! Needs root, /dev/fuse and loop devices; skips with a printed reason where they are missing.
+
+#![cfg(target_os = "linux")]
+
+mod mirror;
+mod rig;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use mirror::Mirror;
+use rig::{Rig, VHDFS, head_of, length, number, obstacle, report, run, say_skipped, wait_until};
+
+const GUEST_SIZE: &str = "1G";
+const MIRROR_SIZE: &str = "256M";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Makes an empty dynamic VHD.
+type Maker = fn(size: &str, path: &Path);
+
+fn made_by_qemu(size: &str, path: &Path) {
+    let options = [
+        "create",
+        "-q",
+        "-f",
+        "vpc",
+        "-o",
+        "subformat=dynamic,force_size=on",
+    ]
+    .map(OsStr::new);
+    run(
+        "qemu-img",
+        options.into_iter().chain([path.as_os_str(), size.as_ref()]),
+    );
+}
+
+fn made_by_vhdfs(size: &str, path: &Path) {
+    run(
+        VHDFS,
+        [
+            "create".as_ref(),
+            "--size".as_ref(),
+            size.as_ref(),
+            path.as_os_str(),
+        ],
+    );
+}
+
+#[test]
+fn a_disk_of_qemu_shrinks_under_its_guest() {
+    shrinks_under_its_guest("a_disk_of_qemu_shrinks_under_its_guest", made_by_qemu);
+}
+
+#[test]
+fn a_disk_of_ours_shrinks_under_its_guest() {
+    shrinks_under_its_guest("a_disk_of_ours_shrinks_under_its_guest", made_by_vhdfs);
+}
+
+#[test]
+fn a_disk_of_qemu_survives_a_killed_daemon() {
+    survives_a_killed_daemon("a_disk_of_qemu_survives_a_killed_daemon", made_by_qemu);
+}
+
+#[test]
+fn a_disk_of_ours_survives_a_killed_daemon() {
+    survives_a_killed_daemon("a_disk_of_ours_survives_a_killed_daemon", made_by_vhdfs);
+}
+
+fn shrinks_under_its_guest(test: &str, make: Maker) {
+    if let Some(reason) = obstacle() {
+        return say_skipped(test, &reason);
+    }
+    let mut rig = Rig::new();
+    make(GUEST_SIZE, &rig.vhd("guest"));
+    make(MIRROR_SIZE, &rig.vhd("mirror"));
+    rig.serve();
+    let mut mirror = Mirror::new(&rig.raw("mirror"), &rig.path("mirror.raw"), 0x5eed);
+    mirror.work(150).expect("the disk takes it");
+
+    let device = rig.attach("guest");
+    make_file_system(&device);
+    rig.mount_files();
+    let sums = write_files(&rig, 0);
+    fio(&rig, "randwrite", &[]);
+    let before = length(&rig.vhd("guest"));
+    delete_files(&rig, 0);
+
+    let predicted = predicted_length(&rig);
+    assert!(
+        predicted < before,
+        "nothing to gain: {before} bytes, predicted {predicted}"
+    );
+    wait_until("the predicted length", PATIENCE, || {
+        // Guests at work, with pauses just long enough for a compaction to begin.
+        fio(&rig, "randread", &["--number_ios=500", "--randrepeat=0"]);
+        mirror.work(3).expect("the disk takes it");
+        std::thread::sleep(Duration::from_millis(600));
+        length(&rig.vhd("guest")) <= predicted
+    });
+    assert_eq!(length(&rig.vhd("guest")), predicted, "\n{}", rig.log());
+
+    fio(&rig, "randread", &[]);
+    fio(&rig, "randwrite", &[]);
+    assert_eq!(checksums(&rig), sums);
+    rig.detach();
+    mirror.verify();
+    run("fsck.ext4", ["-fn".as_ref(), rig.raw("guest").as_os_str()]);
+    let guest_raw = rig.path("guest.raw");
+    run(
+        "cp",
+        [
+            "--sparse=always".as_ref(),
+            rig.raw("guest").as_os_str(),
+            guest_raw.as_os_str(),
+        ],
+    );
+    let expected_mirror = mirror.expected_path().to_owned();
+    drop(mirror);
+    rig.unmount();
+    judge(&rig, "guest", &guest_raw);
+    judge(&rig, "mirror", &expected_mirror);
+}
+
+fn survives_a_killed_daemon(test: &str, make: Maker) {
+    if let Some(reason) = obstacle() {
+        return say_skipped(test, &reason);
+    }
+    let mut rig = Rig::new();
+    make(GUEST_SIZE, &rig.vhd("guest"));
+    make(MIRROR_SIZE, &rig.vhd("mirror"));
+    rig.serve();
+    let mut mirror = Mirror::new(&rig.raw("mirror"), &rig.path("mirror.raw"), 0xc0ffee);
+    let device = rig.attach("guest");
+    make_file_system(&device);
+    rig.mount_files();
+
+    let mut in_the_middle = 0;
+    for round in 0..6 {
+        let sums = write_files(&rig, round);
+        delete_files(&rig, round);
+        let predicted = predicted_length(&rig);
+        mirror = kill_in_the_middle(&mut rig, mirror);
+        in_the_middle += usize::from(length(&rig.vhd("guest")) > predicted);
+
+        rig.serve();
+        mirror.reopen();
+        mirror.verify();
+        rig.attach("guest");
+        rig.mount_files();
+        assert_eq!(checksums(&rig), sums, "round {round}");
+        if in_the_middle == 2 {
+            break;
+        }
+    }
+    assert!(in_the_middle > 0, "no kill hit a compaction before its end");
+
+    rig.detach();
+    run("fsck.ext4", ["-fn".as_ref(), rig.raw("guest").as_os_str()]);
+    let guest_raw = rig.path("guest.raw");
+    run(
+        "cp",
+        [
+            "--sparse=always".as_ref(),
+            rig.raw("guest").as_os_str(),
+            guest_raw.as_os_str(),
+        ],
+    );
+    let expected_mirror = mirror.expected_path().to_owned();
+    drop(mirror);
+    rig.unmount();
+    judge(&rig, "guest", &guest_raw);
+    judge(&rig, "mirror", &expected_mirror);
+}
+
+/// Waits until the compaction of the guest's disk has changed its BAT, then kills the daemon, while another guest
+/// writes to the other disk.
+fn kill_in_the_middle(rig: &mut Rig, mut mirror: Mirror) -> Mirror {
+    const BAT_AND_MORE: usize = 8192;
+    let file = rig.vhd("guest");
+    let before = head_of(&file, BAT_AND_MORE);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            while mirror.work(1).is_ok() {}
+            mirror
+        });
+        wait_until("a compaction", PATIENCE, || {
+            head_of(&file, BAT_AND_MORE) != before
+        });
+        rig.crash();
+        writer.join().expect("the writer ends when its disk does")
+    })
+}
+
+/// The length that an offline compaction of the guest's disk, as it is now, would leave.
+fn predicted_length(rig: &Rig) -> u64 {
+    let copy = rig.path("copy.vhd");
+    // A daemon that stands still cannot change the file under the copy.
+    rig.signal("STOP");
+    run(
+        "cp",
+        [
+            "--sparse=always".as_ref(),
+            rig.vhd("guest").as_os_str(),
+            copy.as_os_str(),
+        ],
+    );
+    rig.signal("CONT");
+    let predicted = number(&report(&["compact", "--dry-run"], &copy), "length_after");
+    fs::remove_file(&copy).expect("the copy is ours");
+    predicted
+}
+
+/// The last word on an unmounted disk: QEMU reads what is expected, our own check finds nothing, a compaction leaves
+/// QEMU reading the same, and another one finds nothing to do.
+fn judge(rig: &Rig, name: &str, expected: &Path) {
+    let vhd = rig.vhd(name);
+    let compare = || {
+        let options = ["compare", "-f", "vpc", "-F", "raw"].map(OsStr::new);
+        run(
+            "qemu-img",
+            options
+                .into_iter()
+                .chain([vhd.as_os_str(), expected.as_os_str()]),
+        )
+    };
+    let check = || {
+        let report = report(&["check"], &vhd);
+        assert_eq!(report["errors"], serde_json::json!([]), "{name}: {report}");
+        assert_eq!(
+            report["warnings"],
+            serde_json::json!([]),
+            "{name}: {report}"
+        );
+    };
+    compare();
+    check();
+    let first = report(&["compact"], &vhd);
+    assert_eq!(number(&first, "length_after"), length(&vhd));
+    compare();
+    check();
+    let second = report(&["compact"], &vhd);
+    for key in ["blocks_dropped", "blocks_moved"] {
+        assert_eq!(
+            number(&second, key),
+            0,
+            "{name}: the second compaction found something: {second}"
+        );
+    }
+    assert_eq!(
+        number(&second, "length_before"),
+        number(&second, "length_after")
+    );
+}
+
+fn make_file_system(device: &str) {
+    // A small journal, written once: what ext4 does on its own must not change which blocks are in use.
+    let options = [
+        "-q",
+        "-J",
+        "size=4",
+        "-E",
+        "lazy_itable_init=0,lazy_journal_init=0",
+        device,
+    ];
+    run("mkfs.ext4", options);
+}
+
+/// Writes files that stay between files that go; returns the checksums of all that stay.
+fn write_files(rig: &Rig, round: usize) -> String {
+    let script = "cd \"$1\" && for i in 1 2 3 4 5 6 7 8; do \
+         head -c 3M /dev/urandom >stays-$2-$i && head -c 14M /dev/urandom >goes-$2-$i || exit; done && sync -f .";
+    let round = round.to_string();
+    run(
+        "sh",
+        [
+            "-c".as_ref(),
+            script.as_ref(),
+            "sh".as_ref(),
+            rig.files().as_os_str(),
+            round.as_ref(),
+        ],
+    );
+    checksums(rig)
+}
+
+/// Deletes the files that go, and has the file system discard their space.
+fn delete_files(rig: &Rig, round: usize) {
+    let script = "cd \"$1\" && rm goes-$2-* && sync -f . && fstrim . && sync -f .";
+    let round = round.to_string();
+    run(
+        "sh",
+        [
+            "-c".as_ref(),
+            script.as_ref(),
+            "sh".as_ref(),
+            rig.files().as_os_str(),
+            round.as_ref(),
+        ],
+    );
+}
+
+fn checksums(rig: &Rig) -> String {
+    let script = "cd \"$1\" && sha256sum stays-*";
+    run(
+        "sh",
+        [
+            "-c".as_ref(),
+            script.as_ref(),
+            "sh".as_ref(),
+            rig.files().as_os_str(),
+        ],
+    )
+}
+
+/// fio on one file of the guest, each block with a checksum of its own that fio verifies.
+fn fio(rig: &Rig, kind: &str, more: &[&str]) {
+    let file = format!("--filename={}", rig.files().join("verify").display());
+    let job = [
+        "--name=verify",
+        "--size=24m",
+        "--bs=4k",
+        "--direct=1",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+    ];
+    let kind = format!("--rw={kind}");
+    run(
+        "fio",
+        job.iter()
+            .copied()
+            .chain([file.as_str(), kind.as_str()])
+            .chain(more.iter().copied()),
+    );
+}

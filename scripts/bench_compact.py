@@ -1,0 +1,159 @@
+"""`vhdfs compact` on a half-dead disk, beside `qemu-img convert` and beside the bare I/O it cannot do without."""
+
+import json
+import os
+import random
+import struct
+import time
+from typing import NamedTuple
+
+from bench_mount import vhdfs_binary
+from bench_tools import MIB, drop_caches, fail, figure, median, progress, ratio, read_data, run, sync_file, table, timed_run
+
+BLOCK = 2 * MIB
+BITMAP = 512
+SLOT = BITMAP + BLOCK
+
+
+class Case(NamedTuple):
+    """How the dead half is recorded in the file, and where it lies."""
+
+    name: str
+    bits: bool  # bits of dead sectors are set in their bitmap, as of sectors that were written
+    hole: bool  # the host file has a hole there
+    tail: bool  # dead blocks are the last ones of the file: nothing has to move
+
+
+CASES = [
+    Case("known from bitmaps, at the end", bits=False, hole=False, tail=True),
+    Case("known from bitmaps, scattered", bits=False, hole=False, tail=False),
+    Case("known from host holes, scattered", bits=True, hole=True, tail=False),
+    Case("zeros to be found, at the end", bits=True, hole=False, tail=True),
+    Case("zeros to be found, scattered", bits=True, hole=False, tail=False),
+]
+
+
+class Outcome(NamedTuple):
+    """One round of one case: seconds, and bytes where it says so."""
+
+    compact: float
+    convert: float
+    bare: float
+    moved_bytes: int
+    written_bytes: int
+    length_before: int
+    length_after: int
+    converted_length: int
+
+
+def make_disk(path, blocks, case):
+    """A dynamic VHD as qemu-img lays it out, every block allocated, every second one dead."""
+    run("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=dynamic,force_size=on", path, blocks * BLOCK)
+    order = list(range(blocks))
+    random.Random(1).shuffle(order)
+    dead = set(range(blocks // 2, blocks)) if case.tail else set(order[: blocks // 2])
+    noise = bytearray(os.urandom(BLOCK))
+    with open(path, "r+b") as file:
+        footer = file.read(512)
+        file.seek(512 + 16)
+        (bat_offset,) = struct.unpack(">Q", file.read(8))
+        end = file.seek(0, os.SEEK_END) - 512
+        file.seek(bat_offset)
+        file.write(b"".join(struct.pack(">I", (end + index * SLOT) // 512) for index in range(blocks)))
+        for index in range(blocks):
+            live = index not in dead
+            file.seek(end + index * SLOT)
+            file.write((b"\xff" if live or case.bits else b"\0") * BITMAP)
+            if live:
+                struct.pack_into(">Q", noise, 0, index + 1)
+                file.write(noise)
+            elif not case.hole:
+                file.write(bytes(BLOCK))
+        file.seek(end + blocks * SLOT)
+        file.write(footer)
+    sync_file(path)
+
+
+def bare_write(path, length):
+    """Seconds for writing `length` bytes and making them durable: the least that moving them costs."""
+    noise = os.urandom(MIB)
+    started = time.monotonic()
+    with open(path, "wb", buffering=0) as file:
+        for offset in range(0, length, MIB):
+            file.write(noise[: min(MIB, length - offset)])
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - started
+    path.unlink()
+    return seconds
+
+
+def timed_read(path):
+    started = time.monotonic()
+    read_data(path)
+    return time.monotonic() - started
+
+
+def measure(case, place, blocks, compare):
+    disk, copy, scratch = place / "half-dead.vhd", place / "converted.vhd", place / "scratch"
+    make_disk(disk, blocks, case)
+
+    drop_caches()
+    read_seconds = timed_read(disk)
+
+    drop_caches()
+    started = time.monotonic()
+    run("qemu-img", "convert", "-f", "vpc", "-O", "vpc", "-o", "subformat=dynamic,force_size=on", disk, copy)
+    sync_file(copy)
+    convert = time.monotonic() - started
+    converted_length = copy.stat().st_size
+
+    drop_caches()
+    compact, written, printed = timed_run(vhdfs_binary(), "compact", "--json", disk)
+    report = json.loads(printed)
+    report = report[0] if isinstance(report, list) else report
+    if compare:
+        run("qemu-img", "compare", "-f", "vpc", "-F", "vpc", disk, copy)
+
+    moved = report["blocks_moved"] * SLOT
+    bare = read_seconds + bare_write(scratch, moved)
+    for path in (disk, copy):
+        path.unlink()
+    return Outcome(
+        compact=compact,
+        convert=convert,
+        bare=bare,
+        moved_bytes=moved,
+        written_bytes=written,
+        length_before=report["length_before"],
+        length_after=report["length_after"],
+        converted_length=converted_length,
+    )
+
+
+def bench(place, size, rounds):
+    """Returns the table as text."""
+    if not drop_caches():
+        fail("the offline part needs root: without it the caches cannot be emptied")
+    outcomes = {case: [] for case in CASES}
+    for number in range(1, rounds + 1):
+        for case in CASES:
+            progress(f"round {number} of {rounds}: compaction of a half-dead disk, {case.name}")
+            outcomes[case].append(measure(case, place, size // BLOCK, compare=number == 1))
+    progress("")
+    return render(outcomes, size)
+
+
+def render(outcomes, size):
+    header = [
+        f"compaction, {size / 1024 / MIB:.3g} GiB", "vhdfs, s", "convert, s", "bare I/O, s", "convert / vhdfs",
+        "vhdfs / bare I/O", "moved, MiB", "written, MiB", "length before, MiB", "after", "converted",
+    ]  # fmt: skip
+    rows = []
+    for case, rounds in outcomes.items():
+        compact, convert, bare, moved, written, before, after, converted = zip(*rounds)
+        mebibytes = [figure(median(values) / MIB) for values in (moved, written, before, after, converted)]
+        rows.append([
+            case.name, figure(median(compact)), figure(median(convert)), figure(median(bare)),
+            figure(ratio(convert, compact)), figure(ratio(compact, bare)), *mebibytes,
+        ])  # fmt: skip
+    return table(header, rows)
