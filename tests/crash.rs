@@ -8,35 +8,17 @@
 
 mod support;
 
-use support::image::{Image, Style, pattern};
-use support::oracle::Oracle;
-use support::sweep::{Guest, Tally, sweep};
-use support::{env_number, size};
-use vhdfs::storage::sim::{Random, SimStorage};
+use support::env_number;
+use support::guest::Guest;
+use support::image::{Image, Style};
+use support::life::{BLOCK, Life, build, disk};
+use support::sweep::{Tally, sweep, sweep_with};
+use vhdfs::storage::sim::SimStorage;
 
 const KIB: u64 = 1 << 10;
-/// Small, so that thousands of states are cheap; what matters is the same at any size.
-const BLOCK: u64 = 128 * KIB;
 
 /// States that a scenario tries if nothing else is said.
 const STATES: u64 = 2500;
-
-/// A disk of eight blocks, of which `blocks` are there in the order of the file, half full of data.
-fn disk(style: Style, blocks: &[u64]) -> (SimStorage, Oracle) {
-    build(&Image::new(BLOCK, 8 * BLOCK, style, blocks))
-}
-
-fn build(image: &Image) -> (SimStorage, Oracle) {
-    let mut oracle = Oracle::new(image.disk_len);
-    let storage = image.build(|block, data| {
-        // The rest stays zero, as in any real block.
-        let half = data.len() / 2;
-        let start = block * image.block_size;
-        pattern(block, start / 512, &mut data[..half]);
-        oracle.holds(start, data);
-    });
-    (storage, oracle)
-}
 
 fn run(name: &str, style: Style, blocks: &[u64], scenario: impl FnOnce(&mut Guest)) {
     let (storage, oracle) = disk(style, blocks);
@@ -244,6 +226,33 @@ fn writing_while_blocks_move() {
     );
 }
 
+/// New blocks are asked for while the sync that frees old slots is under way.
+#[test]
+fn allocating_while_blocks_move() {
+    for round in 0..3 {
+        let (storage, oracle) = disk(Style::Packed, &[0, 1, 2, 3, 4]);
+        let name = "allocating while blocks move";
+        let meanwhile: fn() = || std::thread::sleep(std::time::Duration::from_millis(5));
+        let states = STATES / 2;
+        let tally = sweep_with(name, states, storage, oracle, Some(meanwhile), |guest| {
+            guest.discard(round * BLOCK, BLOCK);
+            let guest = &*guest;
+            std::thread::scope(|scope| {
+                scope.spawn(|| guest.compact());
+                scope.spawn(|| {
+                    // From before the move until after it.
+                    for block in [5, 6, 7] {
+                        std::thread::sleep(std::time::Duration::from_millis(4));
+                        guest.write(block * BLOCK + 512, 1024);
+                    }
+                    guest.flush();
+                });
+            });
+        });
+        tally.print(name);
+    }
+}
+
 #[test]
 fn shrinking_and_closing() {
     run(
@@ -349,45 +358,11 @@ fn repairing_while_opening() {
 
 /// Anything after anything else, on any layout.
 fn random_life(seed: u64) -> Tally {
-    let mut random = Random::new(seed);
-    let styles = [Style::Packed, Style::Aligned, Style::Xen, Style::Gapped];
-    let style = styles[size(random.below(4))];
-    let mut blocks: Vec<u64> = (0..8).collect();
-    for n in 0..blocks.len() {
-        blocks.swap(n, size(random.below(8)));
-    }
-    blocks.truncate(size(random.below(7)));
-    let mut image = Image::new(BLOCK, 8 * BLOCK, style, &blocks);
-    image.exact = random.below(3) == 0;
-    let (storage, oracle) = build(&image);
+    let life = Life::new(seed);
+    let (storage, oracle) = build(&life.image);
     let name = format!("random life {seed:#x}");
     sweep(&name, STATES / 10, storage, oracle, |guest| {
-        let mut work = guest.idle_work();
-        for _ in 0..4 + random.below(16) {
-            let block = random.below(8) * BLOCK;
-            let within = random.below(BLOCK);
-            let len = 1 + random.below(BLOCK - within);
-            match random.below(16) {
-                0..4 => guest.write(block + within, len.min(3000)),
-                4 => guest.write(block + within, len),
-                5 => guest.write_zero_bytes(block + within, len),
-                6 => guest.write_zero_bytes(block, BLOCK),
-                7 | 8 => guest.discard(block, BLOCK),
-                9 => guest.discard(block + within, len),
-                10 => guest.write_zeroes(block, (2 * BLOCK).min(8 * BLOCK - block)),
-                11 | 12 => guest.flush(),
-                13 => guest.compact(),
-                14 => {
-                    guest.idle(&mut work, 1 + u32::try_from(random.below(12)).unwrap());
-                }
-                _ => {
-                    // The old disk is gone before the new one is opened.
-                    drop(work);
-                    guest.reopen();
-                    work = guest.idle_work();
-                }
-            }
-        }
+        life.live(guest)
     })
 }
 

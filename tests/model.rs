@@ -5,8 +5,8 @@ mod support;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use support::guest::{check_file, compact, open};
 use support::image::{Image, Style, pattern};
-use support::sweep::{check_file, compact, open};
 use support::{env_number, size};
 use vhdfs::compact::{IdlePolicy, IdleWork, Next};
 use vhdfs::disk::{Disk, ExtentKind};

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod guest;
 pub(crate) mod image;
+pub(crate) mod life;
 pub(crate) mod oracle;
 pub(crate) mod sweep;
 

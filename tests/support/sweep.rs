@@ -1,17 +1,13 @@
 //! Runs a scenario once and looks at every state that a power cut, or the death of the process, at
 //! any moment of it could leave.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use vhdfs::check::{CheckOptions, check_storage};
-use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork, Next};
-use vhdfs::disk::{Disk, OpenOptions};
-use vhdfs::storage::Storage;
+use vhdfs::disk::Disk;
 use vhdfs::storage::sim::{Choice, Op, OpKind, Random, SimStorage};
 
+use super::guest::{Guest, check_file, compact, open};
 use super::image::{View, pattern};
 use super::oracle::{After, Oracle};
 use super::{env_number, len_of, size};
@@ -24,159 +20,6 @@ struct Cut {
     oracle: Oracle,
     /// What was to come; `None` at the end.
     before: Option<Op>,
-}
-
-/// A disk in use, watched.
-pub(crate) struct Guest {
-    storage: Arc<SimStorage>,
-    disk: Option<Arc<Disk>>,
-    oracle: Arc<Mutex<Oracle>>,
-    cuts: Arc<Mutex<Vec<Cut>>>,
-    /// Tells contents apart.
-    writes: AtomicU64,
-}
-
-pub(crate) fn open(storage: &Arc<SimStorage>) -> Result<Arc<Disk>, String> {
-    let storage: Arc<dyn Storage> = storage.clone();
-    let disk = Disk::open_storage(storage, Path::new("simulated.vhd"), &OpenOptions::default());
-    disk.map_err(|error| format!("does not open: {error}"))
-}
-
-/// The crate's own checker and ours find nothing.
-pub(crate) fn check_file(storage: &Arc<SimStorage>) -> Result<View, String> {
-    let view = View::read(&**storage)?;
-    let report = check_storage(&**storage, &CheckOptions::default());
-    let report = report.map_err(|error| format!("cannot be checked: {error}"))?;
-    if !report.is_clean() {
-        return Err(format!("the check finds {:?}", report.errors));
-    }
-    Ok(view)
-}
-
-/// Compacts all that can be, with a scan.
-pub(crate) fn compact(disk: &Arc<Disk>) -> Result<(), String> {
-    let options = CompactOptions {
-        scan: true,
-        ..CompactOptions::default()
-    };
-    let report = disk.compact(&options).wait();
-    report
-        .map(drop)
-        .map_err(|error| format!("compaction: {error}"))
-}
-
-impl Guest {
-    /// Opens what `storage` holds, which `oracle` knows. Watched from before the open on.
-    pub(crate) fn new(storage: SimStorage, oracle: Oracle) -> Self {
-        let guest = Self {
-            storage: Arc::new(storage),
-            disk: None,
-            oracle: Arc::new(Mutex::new(oracle)),
-            cuts: Arc::default(),
-            writes: AtomicU64::new(1 << 16),
-        };
-        let (oracle, cuts) = (guest.oracle.clone(), guest.cuts.clone());
-        guest.storage.on_op(move |storage, op| {
-            if op.kind.changes() {
-                record(&oracle, &cuts, storage, Some(*op));
-            }
-        });
-        Self {
-            disk: Some(open(&guest.storage).unwrap()),
-            ..guest
-        }
-    }
-
-    pub(crate) fn disk(&self) -> &Arc<Disk> {
-        self.disk.as_ref().expect("it is open")
-    }
-
-    pub(crate) fn write(&self, offset: u64, count: u64) {
-        let mut data = vec![0; size(count)];
-        let tag = self.writes.fetch_add(1, Ordering::Relaxed);
-        pattern(tag, offset / 512, &mut data);
-        self.write_bytes(offset, &data);
-    }
-
-    /// An ordinary write of zeros.
-    pub(crate) fn write_zero_bytes(&self, offset: u64, count: u64) {
-        self.write_bytes(offset, &vec![0; size(count)]);
-    }
-
-    fn write_bytes(&self, offset: u64, data: &[u8]) {
-        let pending = self.oracle.lock().begin(offset, data);
-        self.disk().write_at(data, offset).unwrap();
-        self.oracle.lock().acknowledge(pending);
-    }
-
-    pub(crate) fn write_zeroes(&self, offset: u64, count: u64) {
-        let pending = self.oracle.lock().begin(offset, &vec![0; size(count)]);
-        self.disk().write_zeroes(offset, count).unwrap();
-        self.oracle.lock().acknowledge(pending);
-    }
-
-    pub(crate) fn discard(&self, offset: u64, count: u64) {
-        let pending = self.oracle.lock().begin(offset, &vec![0; size(count)]);
-        self.disk().discard(offset, count).unwrap();
-        self.oracle.lock().acknowledge(pending);
-    }
-
-    pub(crate) fn flush(&self) {
-        let pending = self.oracle.lock().begin_flush();
-        self.disk().flush().unwrap();
-        self.oracle.lock().acknowledge_flush(pending);
-    }
-
-    pub(crate) fn compact(&self) {
-        compact(self.disk()).unwrap();
-    }
-
-    /// At most `steps` steps of idle work; true once it has nothing more to do.
-    pub(crate) fn idle(&self, work: &mut IdleWork, steps: u32) -> bool {
-        for _ in 0..steps {
-            match work.step() {
-                Next::Again => {}
-                Next::Wait(_) => std::thread::yield_now(),
-                Next::Done => return true,
-                Next::Failed(error) => panic!("idle work: {error}"),
-            }
-        }
-        false
-    }
-
-    /// Idle work on the disk that begins at once, however little there is to gain.
-    pub(crate) fn idle_work(&self) -> IdleWork {
-        let idle_after = std::time::Duration::ZERO;
-        let policy = IdlePolicy {
-            idle_after,
-            min_reclaim: 1,
-            punch_holes: true,
-        };
-        IdleWork::new(self.disk().clone(), policy)
-    }
-
-    /// Closes cleanly, which flushes, and opens again.
-    pub(crate) fn reopen(&mut self) {
-        self.close();
-        self.disk = Some(open(&self.storage).unwrap());
-    }
-
-    pub(crate) fn close(&mut self) {
-        let disk = self.disk.take().expect("it is open");
-        let pending = self.oracle.lock().begin_flush();
-        disk.close().unwrap();
-        self.oracle.lock().acknowledge_flush(pending);
-        drop(disk);
-        check_file(&self.storage).unwrap();
-    }
-
-    /// The cuts so far, and one at the end.
-    fn finish(mut self) -> Vec<Cut> {
-        record(&self.oracle, &self.cuts, &self.storage, None);
-        self.storage.clear_hook();
-        self.disk = None;
-        std::mem::take(&mut *self.cuts.lock())
-    }
 }
 
 /// The oracle stays locked meanwhile, so that what a guest thread is told and what is kept agree.
@@ -222,9 +65,35 @@ pub(crate) fn sweep(
     oracle: Oracle,
     scenario: impl FnOnce(&mut Guest),
 ) -> Tally {
-    let mut guest = Guest::new(storage, oracle);
+    sweep_with(name, states, storage, oracle, None, scenario)
+}
+
+/// As [`sweep`]. While a sync is under way, `meanwhile` is called, to let other threads go on; what
+/// they do then is not covered by that sync, and power may be cut before it has done anything.
+pub(crate) fn sweep_with(
+    name: &str,
+    states: u64,
+    storage: SimStorage,
+    oracle: Oracle,
+    meanwhile: Option<fn()>,
+    scenario: impl FnOnce(&mut Guest),
+) -> Tally {
+    let cuts: Arc<Mutex<Vec<Cut>>> = Arc::default();
+    let kept = cuts.clone();
+    let mut guest = Guest::new(storage, oracle, move |oracle, storage, op| {
+        if op.kind.changes() {
+            record(oracle, &kept, storage, Some(*op));
+        }
+        if let (OpKind::Sync, Some(meanwhile)) = (op.kind, meanwhile) {
+            meanwhile();
+            record(oracle, &kept, storage, Some(*op));
+        }
+    });
     scenario(&mut guest);
-    let cuts = guest.finish();
+    record(guest.oracle(), &cuts, guest.storage(), None);
+    guest.storage().clear_hook();
+    drop(guest);
+    let cuts = std::mem::take(&mut *cuts.lock());
     let tally = judge(name, states, &cuts);
     tally
 }
@@ -262,7 +131,15 @@ fn judge(name: &str, states: u64, cuts: &[Cut]) -> Tally {
                 cut.storage.unsynced()
             )
         };
-        if let Err(error) = survive(cut.storage.fork(), cut, After::Kill, true, &mut tally) {
+        let durable = Durable::of(&cut.storage);
+        if let Err(error) = survive(
+            cut.storage.fork(),
+            &durable,
+            cut,
+            After::Kill,
+            true,
+            &mut tally,
+        ) {
             fail("process killed", &error);
         }
         if let Err(error) = cut_while_reopening(cut, mean / 4, seeds.next(), &mut tally) {
@@ -276,12 +153,44 @@ fn judge(name: &str, states: u64, cuts: &[Cut]) -> Tally {
             let state = cut.storage.crash(&mut choice);
             let thorough = (n + cut.number) % 8 == 0;
             tally.states += 1;
-            if let Err(error) = survive(state, cut, After::PowerCut, thorough, &mut tally) {
+            if let Err(error) = survive(state, &durable, cut, After::PowerCut, thorough, &mut tally)
+            {
                 fail(&format!("{choice:?}"), &error);
             }
         }
     }
     tally
+}
+
+/// What is known of the end of a file before power is cut.
+struct Durable {
+    trailing_footer: bool,
+    /// The lengths to which outstanding changes extend the file.
+    growing_to: Vec<u64>,
+}
+
+impl Durable {
+    fn of(storage: &SimStorage) -> Self {
+        let durable = storage.crash(&mut Choice::AllLost);
+        let view = View::read(&durable).expect("what is durable is sound");
+        let mut len = view.file_len;
+        let mut growing_to = Vec::new();
+        for change in storage.unsynced() {
+            let end = change.range.end().get();
+            match change.kind {
+                OpKind::SetLen | OpKind::Write | OpKind::CopyWithin if end > len => {
+                    growing_to.push(end);
+                    len = end;
+                }
+                OpKind::SetLen => len = end,
+                _ => {}
+            }
+        }
+        Self {
+            trailing_footer: view.trailing_footer,
+            growing_to,
+        }
+    }
 }
 
 /// The first two, the extremes, and of the rest any, `most` together.
@@ -309,11 +218,12 @@ fn cut_while_reopening(cut: &Cut, most: u64, seed: u64, tally: &mut Tally) -> Re
     storage.clear_hook();
     let mut random = Random::new(seed);
     for (n, (moment, op)) in std::mem::take(&mut *moments.lock()).iter().enumerate() {
+        let durable = Durable::of(moment);
         let choices = moment.choices(4, 4, random.next());
         for mut choice in thin(choices, most, &mut random) {
             tally.states += 1;
             let state = moment.crash(&mut choice);
-            survive(state, cut, After::PowerCut, false, tally).map_err(|error| {
+            survive(state, &durable, cut, After::PowerCut, false, tally).map_err(|error| {
                 let outstanding = moment.unsynced();
                 format!("at {n}, before {op:?}, {choice:?}: {error}\n{outstanding:#?}")
             })?;
@@ -323,8 +233,11 @@ fn cut_while_reopening(cut: &Cut, most: u64, seed: u64, tally: &mut Tally) -> Re
 }
 
 /// The file opens, and everything in it is what it may be.
+///
+/// Its end has a footer, unless the file was just growing: shrinking never takes it away.
 fn survive(
     state: SimStorage,
+    durable: &Durable,
     cut: &Cut,
     after: After,
     thorough: bool,
@@ -334,6 +247,9 @@ fn survive(
     let view = View::read(&*storage).map_err(|error| format!("as found: {error}"))?;
     if after == After::PowerCut && !view.trailing_footer {
         tally.without_trailing += 1;
+        if durable.trailing_footer && !durable.growing_to.contains(&view.file_len) {
+            return Err("no footer at the end, though the file was not growing".into());
+        }
     }
     let disk = open(&storage)?;
     cut.oracle
@@ -365,7 +281,7 @@ fn carry_on(storage: &Arc<SimStorage>, disk: Arc<Disk>, mut oracle: Oracle) -> R
         oracle.acknowledge(pending);
     }
     disk.flush().map_err(io)?;
-    compact(&disk)?;
+    compact(&disk).map_err(|error| format!("compacting: {error}"))?;
     let check = |disk: &Disk| oracle.check(disk, After::Kill, true);
     check(&disk).map_err(|error| format!("compacted: {error}"))?;
     disk.close().map_err(io)?;
@@ -375,13 +291,4 @@ fn carry_on(storage: &Arc<SimStorage>, disk: Arc<Disk>, mut oracle: Oracle) -> R
         .map_err(|error| format!("compacted: {error}"))?;
     let disk = open(storage)?;
     check(&disk).map_err(|error| format!("compacted and reopened: {error}"))
-}
-
-/// The operations that `storage` was asked for since the last call, of one kind.
-pub(crate) fn count(storage: &SimStorage, kind: OpKind) -> usize {
-    storage
-        .take_log()
-        .iter()
-        .filter(|op| op.kind == kind)
-        .count()
 }
