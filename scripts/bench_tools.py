@@ -24,17 +24,19 @@ def run(*command, **options):
 
 
 def timed_run(*command):
-    """Runs a command; returns (seconds, bytes it wrote to storage, what it printed)."""
+    """Runs a command; returns the seconds it took and what it printed."""
     started = time.monotonic()
-    child = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
-    printed = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.monotonic() - started
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        fail(f"{' '.join(str(word) for word in command)} ended with {child.returncode}:\n{printed}")
-    # The kernel counts 512-byte units when a page becomes dirty.
-    return seconds, usage.ru_oublock * 512, printed
+    printed = run(*command)
+    return time.monotonic() - started, printed
+
+
+def written_to_device(path):
+    """Bytes that the block device under `path` has written since it started; None where there is no such one."""
+    number = os.stat(path).st_dev
+    statistics_file = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
+    if not statistics_file.exists():
+        return None
+    return int(statistics_file.read_text().split()[6]) * 512
 
 
 def sync_file(path):

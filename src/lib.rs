@@ -53,6 +53,7 @@ pub mod disk;
 pub mod error;
 pub mod format;
 pub mod image;
+#[cfg(unix)]
 pub mod library;
 pub mod map;
 pub mod storage;

@@ -19,7 +19,7 @@ use vhdfs::compact::IdlePolicy;
 use vhdfs::library::{Library, LibraryOptions};
 
 use crate::cli::{MountArguments, Switch};
-use crate::fuse::{self, Settings, VhdFs};
+use crate::fuse::{self, Brake, Settings, VhdFs};
 use crate::logging::{self, Destination};
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
 use crate::{Failure, Outcome};
@@ -81,13 +81,10 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
         allow_other: arguments.allow_other,
         threads: arguments.threads,
     };
-    let session = fuse::mount(
-        VhdFs::new(library.clone()),
-        &source,
-        &mount_point,
-        &settings,
-    )
-    .map_err(|error| format!("cannot mount at {}: {error}", mount_point.display()))?;
+    let file_system = VhdFs::new(library.clone());
+    let brake = file_system.brake();
+    let session = fuse::mount(file_system, &source, &mount_point, &settings)
+        .map_err(|error| format!("cannot mount at {}: {error}", mount_point.display()))?;
     log::info!(
         "{} is mounted at {}",
         source.display(),
@@ -99,7 +96,7 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     let (for_stopper, at) = (library.clone(), mount_point.clone());
     std::thread::Builder::new()
         .name("vhdfs-signals".to_owned())
-        .spawn(move || stop_on_signal(signals, &for_stopper, &at))?;
+        .spawn(move || stop_on_signal(signals, &for_stopper, &brake, &at))?;
     // Until it is unmounted, by whomever.
     let ended = session.run();
     let unclean = library.close();
@@ -197,7 +194,7 @@ fn detach() -> io::Result<()> {
     Ok(())
 }
 
-fn stop_on_signal(mut signals: Signals, library: &Library, mount_point: &Path) {
+fn stop_on_signal(mut signals: Signals, library: &Library, brake: &Brake, mount_point: &Path) {
     let Some(signal) = signals.forever().next() else {
         return;
     };
@@ -223,6 +220,7 @@ fn stop_on_signal(mut signals: Signals, library: &Library, mount_point: &Path) {
     if let Err(error) = mounts::unmount(mount_point, true) {
         log::error!("{}: not detached: {error}", mount_point.display());
     }
+    brake.stop();
     let unclean = library.close();
     std::process::exit(i32::from(unclean > 0));
 }

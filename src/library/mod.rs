@@ -300,8 +300,9 @@ impl Library {
     }
 
     /// Stops background work within one step, then flushes and closes every disk, which leaves
-    /// clean files. Handles that are still open fail from now on, and so does opening. How many
-    /// disks could not be left clean; the reasons are logged.
+    /// clean files. No disk can be opened any more. One with handles is flushed and cut like the
+    /// others, but it is closed only when its last handle goes; drop them before to be sure of a
+    /// clean file. How many disks could not be left clean; the reasons are logged.
     pub fn close(&self) -> usize {
         self.core.bell.stop();
         if let Some(thread) = self.agent.lock().take()

@@ -3,7 +3,7 @@
 //! # What holds
 //! 1. A backing file is open at most once. Whoever wants it while it is being opened or closed
 //!    waits until that is over: two descriptors of this process would exclude each other.
-//! 2. A disk with handles is never closed, except by [`OpenDisks::close_all`].
+//! 2. A disk with handles is never closed.
 //! 3. When a disk is closed nobody but the closer refers to it, so its descriptor and its lock are
 //!    gone once that returns.
 //!
@@ -202,7 +202,7 @@ impl OpenDisk {
         })
     }
 
-    /// Leaves a clean file. Handles that are still open fail from now on. Whether it worked.
+    /// Leaves a clean file, and closes it unless there are handles. Whether it worked.
     fn shut(&self, probes: &Probes) -> bool {
         let disk = {
             // Together, so that no step begins with a disk that is about to go.
@@ -589,8 +589,8 @@ impl OpenDisks {
         owner.pinned.stat().ok()
     }
 
-    /// Closes every disk, handles or not; none can be opened any more. How many were not left
-    /// clean.
+    /// Closes every disk, or, where it has handles, leaves that to the last of them; none can be
+    /// opened any more. How many were not left clean.
     pub(super) fn close_all(&self, probes: &Probes) -> usize {
         let mut failed = 0;
         let mut slots = self.slots.lock();

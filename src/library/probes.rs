@@ -91,16 +91,13 @@ impl Probes {
         {
             return found.known.clone();
         }
-        match probe(pin) {
-            Ok(size) => {
-                let known = Known::Disk {
-                    size,
-                    frozen: false,
-                };
+        match probe(path, pin) {
+            Ok(known) => {
                 self.remember(stamp, known.clone());
                 known
             }
-            Err(failure) => {
+            Err(error) => {
+                let failure = Failure::of(&error);
                 self.fail(stamp, path, failure.clone());
                 Known::Unopenable(failure)
             }
@@ -153,26 +150,26 @@ impl Probes {
     }
 }
 
-/// The size of the disk in the file.
-fn probe(pin: impl FnOnce() -> io::Result<Pinned>) -> Result<u64, Failure> {
-    let host = |error: io::Error| Failure {
-        reason: OpenProblem::Io {
-            action: "open the file",
-            source: error,
-        }
-        .to_string(),
-        kind: ErrorKind::Io,
-    };
-    let pinned = pin().map_err(host)?;
+/// Looks at the file that `pin` gives.
+fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<Known, OpenError> {
+    let pinned = pin().map_err(|source| {
+        OpenError::new(
+            path,
+            OpenProblem::Io {
+                action: "open the file",
+                source,
+            },
+        )
+    })?;
     let options = HostOptions {
         read_only: true,
         lock: false,
         no_follow: false,
     };
-    let file = HostFile::open(&pinned.path(), &options).map_err(|error| Failure::of(&error))?;
-    let probe = image::probe(&file).map_err(|error| Failure {
-        kind: error.kind(),
-        reason: error.to_string(),
-    })?;
-    Ok(probe.virtual_size)
+    let file = HostFile::open(&pinned.path(), &options)?;
+    let probe = image::probe(&file).map_err(|problem| OpenError::new(path, problem))?;
+    Ok(Known::Disk {
+        size: probe.virtual_size,
+        frozen: probe.not_writable.is_some(),
+    })
 }

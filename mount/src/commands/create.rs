@@ -1,7 +1,7 @@
 //! `vhdfs create`.
 
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::DiskType;
+use vhdfs::format::DiskType;
 
 use crate::cli::{CreateArguments, NewDiskType};
 use crate::{Failure, Outcome};

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use vhdfs::disk::{Disk, DiskType, OpenOptions};
+use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::format::DiskType;
 
 use super::{Report, about, for_each_file, name};
 use crate::cli::InfoArguments;

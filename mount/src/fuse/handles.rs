@@ -13,22 +13,28 @@ pub(super) struct Handles<T> {
 struct Table<T> {
     entries: Vec<Option<Arc<T>>>,
     free: Vec<usize>,
+    closed: bool,
 }
 
 impl<T> Handles<T> {
     pub(super) fn new() -> Self {
+        let table = Table {
+            entries: Vec::new(),
+            free: Vec::new(),
+            closed: false,
+        };
         Self {
-            table: RwLock::new(Table {
-                entries: Vec::new(),
-                free: Vec::new(),
-            }),
+            table: RwLock::new(table),
         }
     }
 
-    /// A number for it, until that is removed.
-    pub(super) fn insert(&self, value: T) -> u64 {
+    /// A number for it, until that is removed. `None` after [`Self::close`].
+    pub(super) fn insert(&self, value: T) -> Option<u64> {
         let value = Some(Arc::new(value));
         let mut table = self.table.write();
+        if table.closed {
+            return None;
+        }
         let index = match table.free.pop() {
             Some(index) => {
                 table.entries[index] = value;
@@ -39,8 +45,7 @@ impl<T> Handles<T> {
                 table.entries.len() - 1
             }
         };
-        // No platform has indices of more than 64 bits.
-        u64::try_from(index).unwrap_or(u64::MAX)
+        u64::try_from(index).ok()
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
@@ -49,6 +54,15 @@ impl<T> Handles<T> {
             .entries
             .get(usize::try_from(number).ok()?)?
             .clone()
+    }
+
+    /// Removes all, for good. What a request is working with right now stays until that is done.
+    pub(super) fn close(&self) {
+        let mut table = self.table.write();
+        table.closed = true;
+        let removed = std::mem::take(&mut table.entries);
+        drop(table);
+        drop(removed);
     }
 
     pub(super) fn remove(&self, number: u64) {
@@ -73,7 +87,8 @@ mod tests {
     #[test]
     fn numbers_lead_back_until_removed() {
         let handles = Handles::new();
-        let (a, b) = (handles.insert('a'), handles.insert('b'));
+        let insert = |value| handles.insert(value).unwrap();
+        let (a, b) = (insert('a'), insert('b'));
         assert_eq!(
             (*handles.get(a).unwrap(), *handles.get(b).unwrap()),
             ('a', 'b')
@@ -83,10 +98,12 @@ mod tests {
         handles.remove(a);
         assert!(handles.get(a).is_none() && *held == 'a');
         assert!(handles.get(u64::MAX).is_none());
-        let (c, d) = (handles.insert('c'), handles.insert('d'));
+        let (c, d) = (insert('c'), insert('d'));
         assert_eq!(
             [b, c, d].map(|number| *handles.get(number).unwrap()),
             ['b', 'c', 'd']
         );
+        handles.close();
+        assert!(handles.get(b).is_none() && handles.insert('e').is_none());
     }
 }

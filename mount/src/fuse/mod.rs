@@ -24,7 +24,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
@@ -88,6 +88,29 @@ impl OpenFile {
     }
 }
 
+/// Ends service while the kernel still has disks open.
+pub(crate) struct Brake {
+    library: Arc<Library>,
+    files: Arc<Handles<OpenFile>>,
+}
+
+impl Brake {
+    /// Lets the requests that are being served finish and refuses all others, so that no disk
+    /// changes any more. Waits, but not for ever.
+    pub(crate) fn stop(&self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        self.files.close();
+        let begun = Instant::now();
+        while self.library.status().iter().any(|disk| disk.handles > 0) {
+            if begun.elapsed() > PATIENCE {
+                log::error!("requests are still being served; their disks may not be clean");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 /// An open directory, as it was when it was opened or rewound.
 struct OpenDirectory {
     node: NodeId,
@@ -98,7 +121,7 @@ struct OpenDirectory {
 /// The file system that the kernel talks to.
 pub(crate) struct VhdFs {
     library: Arc<Library>,
-    files: Handles<OpenFile>,
+    files: Arc<Handles<OpenFile>>,
     directories: Handles<OpenDirectory>,
     /// What the kernel is to do for handles that bypass its cache.
     direct: FopenFlags,
@@ -108,19 +131,27 @@ impl VhdFs {
     pub(crate) fn new(library: Arc<Library>) -> Self {
         Self {
             library,
-            files: Handles::new(),
+            files: Arc::new(Handles::new()),
             directories: Handles::new(),
             direct: FopenFlags::empty(),
         }
     }
 
-    /// Does `work` with an open disk; EBADF if there is none.
+    /// Takes the open disks away from the kernel: see [`Brake::stop`].
+    pub(crate) fn brake(&self) -> Brake {
+        Brake {
+            library: self.library.clone(),
+            files: self.files.clone(),
+        }
+    }
+
+    /// Does `work` with an open disk; ENOTCONN if there is none, which only happens at the end.
     fn with_file<T>(
         &self,
         number: FileHandle,
         work: impl FnOnce(&OpenFile) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let file = self.files.get(number.0).ok_or(Errno::EBADF)?;
+        let file = self.files.get(number.0).ok_or(Errno::ENOTCONN)?;
         work(&file)
     }
 
@@ -140,7 +171,8 @@ impl VhdFs {
             len,
             failed: AtomicBool::new(false),
         };
-        Ok((self.files.insert(file), answer))
+        let number = self.files.insert(file).ok_or(LibraryError::Closed)?;
+        Ok((number, answer))
     }
 
     fn write_file(
@@ -336,7 +368,7 @@ impl Filesystem for VhdFs {
         reply: ReplyData,
     ) {
         let Some(file) = self.files.get(number.0) else {
-            return reply.error(Errno::EBADF);
+            return reply.error(Errno::ENOTCONN);
         };
         let wanted = u64::from(size).min(file.len.saturating_sub(offset));
         let Ok(wanted) = usize::try_from(wanted) else {
@@ -434,12 +466,15 @@ impl Filesystem for VhdFs {
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.library.read_directory(node(inode)) {
             Ok(listing) => {
-                let number = self.directories.insert(OpenDirectory {
+                let opened = self.directories.insert(OpenDirectory {
                     node: node(inode),
                     listing: Mutex::new(Arc::new(listing)),
                     begun: AtomicBool::new(false),
                 });
-                reply.opened(FileHandle(number), FopenFlags::empty());
+                match opened {
+                    Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
+                    None => reply.error(Errno::ENOTCONN),
+                }
             }
             Err(error) => reply.error(errno::of_library(&error)),
         }
