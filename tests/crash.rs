@@ -6,6 +6,8 @@
 //! and random subsets with torn sectors), opened, and compared with what the guest may expect.
 //! `VHDFS_SOAK=n` tries n times as many, `VHDFS_SEED=n` others.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 mod support;
 
 use support::env_number;
@@ -318,7 +320,8 @@ fn large_blocks() {
 fn repairing_while_opening() {
     use vhdfs::storage::Storage as _;
     use vhdfs::units::FileOffset;
-    let damages: [(&str, fn(&SimStorage)); 4] = [
+    type Damage = (&'static str, fn(&SimStorage));
+    let damages: [Damage; 4] = [
         ("longer without a footer", |file| {
             file.set_len(file.len().unwrap() + 3 * BLOCK).unwrap()
         }),
@@ -369,7 +372,7 @@ fn random_life(seed: u64) -> Tally {
 fn random_lives(part: u64) {
     let seed = env_number("VHDFS_SEED", 1);
     let mut tally = Tally::default();
-    for n in 0..40 {
+    for n in 0..40 * env_number("VHDFS_SOAK", 1) {
         tally.add(random_life(seed << 32 | part << 16 | n));
     }
     tally.print(&format!("random lives, part {part}"));

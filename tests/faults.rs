@@ -4,6 +4,8 @@
 //! Each life is lived once undisturbed, to count its operations, and then again and again with one of
 //! them failing in each of several ways. `VHDFS_SOAK=n` tries n times as many lives.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 mod support;
 
 use std::io;
@@ -14,7 +16,9 @@ use support::guest::{Guest, check_file, compact, open};
 use support::life::{Life, build};
 use support::oracle::After;
 use vhdfs::error::ErrorKind;
+use vhdfs::storage::Storage;
 use vhdfs::storage::sim::{Choice, Effect, Fault, OpKind};
+use vhdfs::units::FileOffset;
 
 /// The ways to fail.
 fn faults(after: u64) -> Vec<Fault> {
@@ -150,4 +154,40 @@ fn failing_hosts_0() {
 #[test]
 fn failing_hosts_1() {
     lives(1);
+}
+
+/// A host that fails while a file is opened and put right: an error, and the next open succeeds.
+#[test]
+fn failing_while_opening() {
+    let (storage, oracle) = build(&Life::new(5).image);
+    // Cut off its footer, with something behind.
+    let end = storage.len().unwrap();
+    storage
+        .write_all_at(&[0x5a; 9000], FileOffset::new(end - 512))
+        .unwrap();
+    storage.set_len(end + (1 << 20)).unwrap();
+    storage.sync().unwrap();
+    let mut failures = 0;
+    for after in 0.. {
+        for fault in faults(after) {
+            let broken = Arc::new(storage.fork());
+            broken.inject(fault);
+            let failed = open(&broken).is_err();
+            failures += u32::from(failed);
+            broken.clear_faults();
+            for mut choice in [Choice::AllLost, Choice::AllKept, Choice::Before(1)] {
+                let next = Arc::new(broken.crash(&mut choice));
+                let disk = open(&next).unwrap();
+                oracle.check(&disk, After::PowerCut, true).unwrap();
+                disk.close().unwrap();
+                check_file(&next).unwrap();
+            }
+            let always = fault.on.is_none() && fault.effect == Effect::Nothing;
+            if always && !failed {
+                println!("opening takes {after} operations and failed {failures} times");
+                assert!(failures > 20);
+                return;
+            }
+        }
+    }
 }

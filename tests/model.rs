@@ -1,5 +1,7 @@
 //! Random sequences of everything a guest and compaction can do, against a vector of bytes.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 mod support;
 
 use std::sync::Arc;

@@ -94,8 +94,7 @@ pub(crate) fn sweep_with(
     guest.storage().clear_hook();
     drop(guest);
     let cuts = std::mem::take(&mut *cuts.lock());
-    let tally = judge(name, states, &cuts);
-    tally
+    judge(name, states, &cuts)
 }
 
 impl Tally {
