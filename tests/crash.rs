@@ -10,12 +10,14 @@
 
 mod support;
 
+use std::time::Duration;
+
 use support::env_number;
 use support::guest::Guest;
-use support::image::{Image, Style};
+use support::image::{Image, Style, TABLE_AT};
 use support::life::{BLOCK, Life, build, disk};
-use support::sweep::{Tally, sweep, sweep_with};
-use vhdfs::storage::sim::SimStorage;
+use support::sweep::{Meanwhile, Tally, sweep, sweep_with};
+use vhdfs::storage::sim::{Change, SimStorage};
 
 const KIB: u64 = 1 << 10;
 
@@ -228,28 +230,36 @@ fn writing_while_blocks_move() {
     );
 }
 
-/// New blocks are asked for while the sync that frees old slots is under way.
+/// New blocks are asked for while a table that no longer names the old slots is being synced.
 #[test]
 fn allocating_while_blocks_move() {
-    for round in 0..3 {
-        let (storage, oracle) = disk(Style::Packed, &[0, 1, 2, 3, 4]);
+    for freed in 0..3 {
+        let (storage, oracle) = disk(Style::Aligned, &[0, 1, 2, 3, 4]);
         let name = "allocating while blocks move";
-        let meanwhile: fn() = || std::thread::sleep(std::time::Duration::from_millis(5));
-        let states = STATES / 2;
+        let (go, gone) = std::sync::mpsc::sync_channel(1);
+        let meanwhile: Meanwhile = Box::new(move |storage| {
+            let in_table = |change: &Change| change.range.start.get() == TABLE_AT;
+            if storage.unsynced().iter().any(in_table) {
+                // Full where the guest is already at it.
+                let _ = go.try_send(());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let states = STATES / 3;
         let tally = sweep_with(name, states, storage, oracle, Some(meanwhile), |guest| {
-            guest.discard(round * BLOCK, BLOCK);
+            guest.discard(freed * BLOCK, BLOCK);
+            guest.flush();
+            while gone.try_recv().is_ok() {}
             let guest = &*guest;
             std::thread::scope(|scope| {
                 scope.spawn(|| guest.compact());
-                scope.spawn(|| {
-                    // From before the move until after it.
-                    for block in [5, 6, 7] {
-                        std::thread::sleep(std::time::Duration::from_millis(4));
-                        guest.write(block * BLOCK + 512, 1024);
-                    }
-                    guest.flush();
-                });
+                for block in [5, 6] {
+                    // Without a signal there was no move, which is fine too.
+                    let _ = gone.recv_timeout(Duration::from_millis(300));
+                    guest.write(block * BLOCK + 512, 1024);
+                }
             });
+            guest.flush();
         });
         tally.print(name);
     }

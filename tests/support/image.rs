@@ -11,7 +11,8 @@ use super::{len, size};
 const SECTOR: u64 = 512;
 const UNUSED: u32 = u32::MAX;
 const HEADER_AT: u64 = 512;
-const TABLE_AT: u64 = 1536;
+/// Where the block table lies.
+pub(crate) const TABLE_AT: u64 = 1536;
 
 /// A slot of an image to build, in the order of the file.
 #[derive(Clone, Copy, Debug)]

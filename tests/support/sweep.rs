@@ -68,6 +68,9 @@ pub(crate) fn sweep(
     sweep_with(name, states, storage, oracle, None, scenario)
 }
 
+/// What happens while a sync of the file is under way.
+pub(crate) type Meanwhile = Box<dyn Fn(&SimStorage) + Send + Sync>;
+
 /// As [`sweep`]. While a sync is under way, `meanwhile` is called, to let other threads go on; what
 /// they do then is not covered by that sync, and power may be cut before it has done anything.
 pub(crate) fn sweep_with(
@@ -75,7 +78,7 @@ pub(crate) fn sweep_with(
     states: u64,
     storage: SimStorage,
     oracle: Oracle,
-    meanwhile: Option<fn()>,
+    meanwhile: Option<Meanwhile>,
     scenario: impl FnOnce(&mut Guest),
 ) -> Tally {
     let cuts: Arc<Mutex<Vec<Cut>>> = Arc::default();
@@ -84,8 +87,8 @@ pub(crate) fn sweep_with(
         if op.kind.changes() {
             record(oracle, &kept, storage, Some(*op));
         }
-        if let (OpKind::Sync, Some(meanwhile)) = (op.kind, meanwhile) {
-            meanwhile();
+        if let (OpKind::Sync, Some(meanwhile)) = (op.kind, &meanwhile) {
+            meanwhile(storage);
             record(oracle, &kept, storage, Some(*op));
         }
     });
