@@ -17,7 +17,7 @@ use support::guest::Guest;
 use support::image::{Image, Style, TABLE_AT};
 use support::life::{BLOCK, Life, build, disk};
 use support::sweep::{Meanwhile, Tally, sweep, sweep_with};
-use vhdfs::storage::sim::{Change, SimStorage};
+use vhdfs::storage::sim::{Change, OpKind, SimStorage};
 
 const KIB: u64 = 1 << 10;
 
@@ -263,6 +263,41 @@ fn allocating_while_blocks_move() {
         });
         tally.print(name);
     }
+}
+
+/// The guest writes to a block between its copy and its new table entry.
+#[test]
+fn writing_to_a_block_that_was_just_copied() {
+    let (storage, oracle) = disk(Style::Aligned, &[0, 1, 2, 3]);
+    let name = "writing to a block that was just copied";
+    let (go, gone) = std::sync::mpsc::sync_channel(1);
+    let meanwhile: Meanwhile = Box::new(move |storage| {
+        let copied = |change: &Change| change.kind == OpKind::CopyWithin;
+        if storage.unsynced().iter().any(copied) {
+            let _ = go.try_send(());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let tally = sweep_with(name, STATES, storage, oracle, Some(meanwhile), |guest| {
+        for block in 1..4 {
+            guest.write(block * BLOCK, 512);
+        }
+        guest.discard(0, BLOCK);
+        guest.flush();
+        let guest = &*guest;
+        for round in 1..4 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| guest.compact());
+                if gone.recv_timeout(Duration::from_millis(300)).is_ok() {
+                    for block in 1..4 {
+                        guest.write(block * BLOCK + round * 1024, 512);
+                    }
+                }
+            });
+            guest.flush();
+        }
+    });
+    tally.print(name);
 }
 
 #[test]
