@@ -192,8 +192,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where the host refuses for another reason than that it cannot punch.
     fn punch_free(&self) -> Result<bool, DiskError>;
 
-    /// Bytes that may be free in the file but are not at its end.
-    fn free_bytes(&self) -> u64;
+    /// Free bytes that [`Self::punch_free`] would give back to the host; 0 where it does nothing.
+    fn punchable_bytes(&self) -> u64;
 
     /// The free ranges, sorted.
     fn free_runs(&self) -> Vec<FileRange>;

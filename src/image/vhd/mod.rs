@@ -394,8 +394,8 @@ impl Image for Vhd {
         self.punch_some()
     }
 
-    fn free_bytes(&self) -> u64 {
-        self.space.lock().free_bytes()
+    fn punchable_bytes(&self) -> u64 {
+        self.punchable()
     }
 
     fn free_runs(&self) -> Vec<FileRange> {
