@@ -14,6 +14,9 @@
 //!
 //! A slot that a commit freed is given out again only after a sync that began after it.
 
+// Numbers from files meet here: every sum says what happens when it does not fit.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod durability;
 mod report;
 pub mod vhd;

@@ -20,7 +20,7 @@ use crate::error::DiskError;
 use crate::format::vhd::{FOOTER_LEN, MAX_SLOT_START};
 use crate::image::Image;
 use crate::map::FreeSpace;
-use crate::units::{FileOffset, FileRange, SECTOR_SIZE, round_up};
+use crate::units::{FileOffset, FileRange, SECTOR_SIZE, round_down, round_up};
 
 /// Bounds of one extension of the file, in bytes.
 const MIN_GROWTH: u64 = 16 << 20;
@@ -115,7 +115,7 @@ impl Vhd {
         let step = round_up(slot.len, slot.align);
         let more = round_up((old_len / 4).clamp(MIN_GROWTH, MAX_GROWTH), step).max(step);
         let last_end = MAX_SLOT_START.saturating_add(slot.len);
-        let end = first.saturating_add(more).min(last_end) / SECTOR_SIZE * SECTOR_SIZE;
+        let end = round_down(first.saturating_add(more).min(last_end), SECTOR_SIZE);
         let new_len = end.saturating_add(FOOTER_LEN);
 
         let write = || {
