@@ -121,6 +121,9 @@ fn shortest(end: FileOffset) -> u64 {
 /// # Errors
 /// Where the host fails. Each step leaves the file no worse than it was.
 pub(super) fn recover(storage: &dyn Storage, layout: &mut Layout) -> io::Result<()> {
+    // What the file's last user left unsynced when it died must not be undone by a power cut any
+    // more once free space is written to: the table on the disk may still name it.
+    storage.sync()?;
     for finding in repairs(layout) {
         log::info!("{}: {}", finding.problem, finding.repair);
         match finding.kind {

@@ -123,10 +123,12 @@ impl Vhd {
                 .write_all_at(&self.footer.to_bytes(), FileOffset::new(end))
         };
         if let Err(error) = write() {
-            // The old footer is untouched: cut back to it. If that fails too, the file is longer
-            // than need be, and the next open cuts it.
-            let _ = self.storage.set_len(old_len);
-            return Err(DiskError::io("extend the file", error));
+            // The old footer is untouched: cut back to it.
+            return Err(match self.storage.set_len(old_len) {
+                Ok(()) => DiskError::io("extend the file", error),
+                // The file ends without a footer now, which the next open puts right.
+                Err(_) => self.durability.poison("extend the file", error),
+            });
         }
         self.file_len.store(new_len, Ordering::Release);
         self.durability.note_write();
@@ -184,8 +186,12 @@ impl Vhd {
         }
         let new_len = new_end.plus(FOOTER_LEN).get();
         if let Err(error) = self.storage.set_len(new_len) {
-            self.space.lock().give_back(tail);
-            return Err(DiskError::io("cut the file", error));
+            // A host may cut and fail nevertheless: what is behind its end is not ours to give out.
+            if self.storage.len().ok() == Some(self.file_len()) {
+                self.space.lock().give_back(tail);
+                return Err(DiskError::io("cut the file", error));
+            }
+            return Err(self.durability.poison("cut the file", error));
         }
         self.file_len.store(new_len, Ordering::Release);
         self.durability.note_write();

@@ -1,0 +1,271 @@
+//! The commands for single files: what they print and how they end.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{create, exit_code, json, run, stderr, vhdfs};
+use serde_json::{Value, json};
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn info_tells_what_a_file_is() {
+    let root = tempfile::tempdir().unwrap();
+    let (dynamic, fixed) = (root.path().join("d.vhd"), root.path().join("f.vhd"));
+    create(&dynamic, &["--size", "10G"]);
+    create(&fixed, &["--size", "8MiB", "--type", "fixed"]);
+    let one = run([Path::new("info"), Path::new("--json"), &dynamic]);
+    let info = json(&one);
+    let expected = [
+        "allocated_bytes",
+        "block_size",
+        "blocks_allocated",
+        "blocks_total",
+        "creator",
+        "file",
+        "file_length",
+        "format",
+        "type",
+        "virtual_size",
+    ];
+    assert_eq!(keys(&info), expected);
+    assert_eq!(info["format"], "vhd");
+    assert_eq!(info["type"], "dynamic");
+    assert_eq!(info["virtual_size"], 10u64 << 30);
+    assert_eq!(info["block_size"], 2 << 20);
+    assert_eq!(info["blocks_allocated"], 0);
+    assert_eq!(info["file_length"], fs::metadata(&dynamic).unwrap().len());
+
+    let several = json(&run([
+        Path::new("info"),
+        Path::new("--json"),
+        &dynamic,
+        &fixed,
+    ]));
+    assert_eq!(several.as_array().unwrap().len(), 2);
+    assert_eq!(several[1]["type"], "fixed");
+    let text = run([Path::new("info"), &dynamic, &fixed]);
+    assert!(
+        String::from_utf8(text.stdout)
+            .unwrap()
+            .contains("dynamic vhd")
+    );
+}
+
+#[test]
+fn errors_go_to_stderr_and_into_the_json() {
+    let root = tempfile::tempdir().unwrap();
+    let (good, bad) = (root.path().join("good.vhd"), root.path().join("bad.vhd"));
+    create(&good, &["--size", "8M"]);
+    fs::write(&bad, [1; 2000]).unwrap();
+    let output = run([Path::new("info"), Path::new("--json"), &good, &bad]);
+    assert_eq!(exit_code(&output), 1);
+    let report = json(&output);
+    assert_eq!(report[0]["type"], "dynamic");
+    assert_eq!(keys(&report[1]), ["error", "file"]);
+    assert!(
+        stderr(&output).starts_with("vhdfs: "),
+        "{}",
+        stderr(&output)
+    );
+    assert!(stderr(&output).contains("bad.vhd"), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[test]
+fn usage_errors_are_told_apart() {
+    for arguments in [
+        &["frobnicate"][..],
+        &[],
+        &["info"],
+        &["create", "x.vhd"],
+        &["create", "--size", "10X", "x.vhd"],
+        &["compact", "--punch-holes", "maybe", "x.vhd"],
+        &["mount", "a", "b", "-o", "frobnicate"],
+        &["check", "--dry-run", "x.vhd"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(exit_code(&output), 2, "{arguments:?}: {}", stderr(&output));
+    }
+    assert_eq!(exit_code(&run(["--help"])), 0);
+    assert_eq!(exit_code(&run(["--version"])), 0);
+}
+
+#[test]
+fn create_does_not_overwrite() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    create(&path, &["--size", "8M", "--block-size", "512K"]);
+    let before = fs::read(&path).unwrap();
+    let again = vhdfs()
+        .args(["create", "--size", "8M"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_eq!(exit_code(&again), 1);
+    assert!(fs::read(&path).unwrap() == before);
+    let wrong = root.path().join("wrong.vhd");
+    let mut command = vhdfs();
+    command.args(["create", "--size", "8M", "--block-size", "3M"]);
+    let output = command.arg(&wrong).output().unwrap();
+    assert_eq!(exit_code(&output), 1, "{}", stderr(&output));
+    assert!(!wrong.exists());
+}
+
+/// A disk with `blocks` blocks of data, of which every other is zeros.
+#[cfg(unix)]
+fn half_dead(path: &Path, blocks: u64) {
+    use vhdfs::disk::{Disk, OpenOptions};
+    create(path, &["--size", "256M"]);
+    let disk = Disk::open(
+        path,
+        &OpenOptions {
+            punch_holes: false,
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
+    for block in 0..blocks {
+        disk.write_at(&vec![7; 2 << 20], block << 21).unwrap();
+    }
+    for block in (0..blocks).step_by(2) {
+        // So that no block is dropped on the way: not all of it at once.
+        disk.write_at(&vec![0; 1 << 20], block << 21).unwrap();
+        disk.write_at(&vec![0; 1 << 20], (block << 21) + (1 << 20))
+            .unwrap();
+    }
+    disk.close().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn compact_does_what_it_predicts() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 20);
+    let file = path.to_str().unwrap();
+    let before = fs::metadata(&path).unwrap();
+    let predicted = json(&run(["compact", "--json", "--dry-run", file]));
+    assert_eq!(
+        fs::metadata(&path).unwrap().modified().unwrap(),
+        before.modified().unwrap()
+    );
+    let output = run(["compact", "--json", file]);
+    assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
+    let done = json(&output);
+    let expected = [
+        "allocated_after",
+        "allocated_before",
+        "blocks_dropped",
+        "blocks_moved",
+        "file",
+        "kept",
+        "length_after",
+        "length_before",
+    ];
+    assert_eq!(keys(&done), expected);
+    assert_eq!(done["length_before"], before.len());
+    assert_eq!(done["length_after"], fs::metadata(&path).unwrap().len());
+    assert_eq!(done["length_after"], predicted["length_after"]);
+    assert!(
+        done["length_after"].as_u64().unwrap() < 11 * (2 << 20) + (1 << 20),
+        "{done}"
+    );
+    for kept in done["kept"].as_array().unwrap() {
+        assert_eq!(keys(kept), ["bytes", "reason"]);
+    }
+    let again = json(&run(["compact", "--json", file]));
+    assert_eq!(again["blocks_dropped"], 0);
+    assert_eq!(again["length_before"], again["length_after"]);
+    common::assert_clean(&path);
+    let text = String::from_utf8(run(["compact", file]).stdout).unwrap();
+    assert!(text.contains("0 blocks dropped"), "{text}");
+}
+
+#[test]
+fn a_fixed_disk_is_not_compacted() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("f.vhd");
+    create(&path, &["--size", "8M", "--type", "fixed"]);
+    let output = run([Path::new("compact"), &path]);
+    assert_eq!(exit_code(&output), 1);
+    assert!(stderr(&output).contains("fixed"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_finds_and_repairs() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    create(&path, &["--size", "64M"]);
+    let file = path.to_str().unwrap();
+    let clean = json(&run(["check", "--json", file]));
+    assert_eq!(keys(&clean), ["errors", "file", "repaired", "warnings"]);
+    assert_eq!(clean["errors"], json!([]));
+    // The footer at the end gets lost.
+    let len = fs::metadata(&path).unwrap().len();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(len - 512)
+        .unwrap();
+    let broken = run(["check", "--json", file]);
+    assert_eq!(exit_code(&broken), 1, "{}", json(&broken));
+    let repaired = run(["check", "--repair", "--json", file]);
+    assert_eq!(exit_code(&repaired), 0, "{}", json(&repaired));
+    assert_ne!(json(&repaired)["repaired"], json!([]));
+    common::assert_clean(&path);
+    let text = String::from_utf8(run(["check", file]).stdout).unwrap();
+    assert!(text.ends_with("clean\n"), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn map_draws_the_file() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 8);
+    let output = run(["map", "--ascii", path.to_str().unwrap()]);
+    assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains('#') || text.contains('?'), "{text}");
+    assert!(
+        text.contains("metadata") && text.contains("one character"),
+        "{text}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_is_safe() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 100);
+    let mut command = vhdfs();
+    command
+        .arg("compact")
+        .arg(&path)
+        .stdout(std::process::Stdio::null());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    // It may have been quicker.
+    let _ = kill_process(pid, Signal::INT);
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    common::assert_clean(&path);
+    let output = run([Path::new("compact"), &path]);
+    assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
+}

@@ -1,0 +1,222 @@
+//! What each sector of a disk may read as.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vhdfs::disk::{Disk, ExtentKind};
+
+use super::{len, size};
+
+const SECTOR: u64 = 512;
+
+type Content = Arc<[u8; 512]>;
+
+#[derive(Clone, Debug)]
+struct Sector {
+    /// What it may read as after a power cut: the last flushed content, then every later one.
+    legal: Vec<Content>,
+    /// What it may read as while the host lives: the last acknowledged content, then those under way.
+    live: Vec<Content>,
+}
+
+/// What a guest has asked for. Clones are cheap: they share the sectors.
+#[derive(Clone, Debug)]
+pub(crate) struct Oracle {
+    disk_len: u64,
+    zero: Content,
+    sectors: BTreeMap<u64, Arc<Sector>>,
+}
+
+/// A change that the guest waits for.
+#[derive(Debug)]
+pub(crate) struct Pending(Vec<(u64, Content)>);
+
+/// A flush that the guest waits for: by sector, how many contents there were, and the live ones.
+#[derive(Debug)]
+pub(crate) struct PendingFlush(Vec<(u64, usize, Vec<Content>)>);
+
+/// After what a disk is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// The power was cut.
+    PowerCut,
+    /// The process died, or nothing happened.
+    Kill,
+}
+
+impl Oracle {
+    /// A disk of zeros.
+    pub(crate) fn new(disk_len: u64) -> Self {
+        Self {
+            disk_len,
+            zero: Arc::new([0; 512]),
+            sectors: BTreeMap::new(),
+        }
+    }
+
+    /// Says that the disk holds `data` at `offset`, durably. Both are whole sectors.
+    pub(crate) fn holds(&mut self, offset: u64, data: &[u8]) {
+        let pending = self.begin(offset, data);
+        self.acknowledge(pending);
+        let flush = self.begin_flush();
+        self.acknowledge_flush(flush);
+    }
+
+    /// The guest asks for `data` at `offset`.
+    pub(crate) fn begin(&mut self, offset: u64, data: &[u8]) -> Pending {
+        let mut pending = Vec::new();
+        let end = offset + len(data);
+        for sector in offset / SECTOR..end.div_ceil(SECTOR) {
+            let start = sector * SECTOR;
+            let zero = || Sector {
+                legal: vec![self.zero.clone()],
+                live: vec![self.zero.clone()],
+            };
+            let state = self
+                .sectors
+                .entry(sector)
+                .or_insert_with(|| Arc::new(zero()));
+            let state = Arc::make_mut(state);
+            let mut content = **state.live.last().expect("a sector has a content");
+            let (from, to) = (offset.max(start), end.min(start + SECTOR));
+            content[size(from - start)..size(to - start)]
+                .copy_from_slice(&data[size(from - offset)..size(to - offset)]);
+            let content = Arc::new(content);
+            state.legal.push(content.clone());
+            state.live.push(content.clone());
+            pending.push((sector, content));
+        }
+        Pending(pending)
+    }
+
+    /// The guest was told that it is done.
+    pub(crate) fn acknowledge(&mut self, pending: Pending) {
+        for (sector, content) in pending.0 {
+            let state = self.sectors.get_mut(&sector).expect("begun");
+            let state = Arc::make_mut(state);
+            let done = state
+                .live
+                .iter()
+                .position(|live| Arc::ptr_eq(live, &content));
+            state.live.drain(..done.unwrap_or(0));
+        }
+    }
+
+    /// The guest asks for a flush.
+    pub(crate) fn begin_flush(&mut self) -> PendingFlush {
+        let unflushed = self
+            .sectors
+            .iter()
+            .filter(|(_, state)| state.legal.len() > 1);
+        let flush = |(&n, state): (&u64, &Arc<Sector>)| (n, state.legal.len(), state.live.clone());
+        PendingFlush(unflushed.map(flush).collect())
+    }
+
+    /// The guest was told that the flush is done.
+    pub(crate) fn acknowledge_flush(&mut self, flush: PendingFlush) {
+        for (sector, known, mut legal) in flush.0 {
+            let state = Arc::make_mut(self.sectors.get_mut(&sector).expect("known"));
+            legal.extend(state.legal.drain(known.min(state.legal.len())..));
+            state.legal = legal;
+        }
+    }
+
+    /// After a power cut everything that is there is durable: what `disk` reads is all that is legal
+    /// from now on.
+    pub(crate) fn settle(&mut self, disk: &Disk) {
+        let mut bytes = [0; 512];
+        for (&sector, state) in &mut self.sectors {
+            disk.read_at(&mut bytes, sector * SECTOR).unwrap();
+            let content = Arc::new(bytes);
+            *state = Arc::new(Sector {
+                legal: vec![content.clone()],
+                live: vec![content],
+            });
+        }
+    }
+
+    /// Reads all of `disk` and compares. `thorough` reads holes too.
+    ///
+    /// # Errors
+    /// The first sector that reads as something that it may not.
+    pub(crate) fn check(&self, disk: &Disk, after: After, thorough: bool) -> Result<(), String> {
+        if disk.len() != self.disk_len {
+            return Err(format!("{} bytes instead of {}", disk.len(), self.disk_len));
+        }
+        let mut buffer = Vec::new();
+        let mut end = 0;
+        for extent in disk.extents(0) {
+            if extent.offset != end {
+                return Err(format!("extents have a gap at {end:#x}"));
+            }
+            end += extent.len;
+            if extent.kind == ExtentKind::Hole && !thorough {
+                self.check_hole(extent.offset, end, after)?;
+                continue;
+            }
+            let mut at = extent.offset;
+            while at < end {
+                buffer.resize(size((end - at).min(1 << 20)), 0);
+                disk.read_at(&mut buffer, at)
+                    .map_err(|error| format!("at {at:#x}: {error}"))?;
+                self.check_bytes(&buffer, at, after)?;
+                at += len(&buffer);
+            }
+        }
+        if end != self.disk_len {
+            return Err(format!("extents end at {end:#x}"));
+        }
+        Ok(())
+    }
+
+    fn allowed(&self, sector: u64, after: After) -> &[Content] {
+        match (self.sectors.get(&sector), after) {
+            (Some(state), After::PowerCut) => &state.legal,
+            (Some(state), After::Kill) => &state.live,
+            (None, _) => std::slice::from_ref(&self.zero),
+        }
+    }
+
+    fn check_bytes(&self, bytes: &[u8], offset: u64, after: After) -> Result<(), String> {
+        for (sector, content) in (offset / SECTOR..).zip(bytes.chunks(512)) {
+            let allowed = self.allowed(sector, after);
+            if !allowed
+                .iter()
+                .any(|allowed| allowed[..content.len()] == *content)
+            {
+                return Err(self.explain(sector, content, allowed));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_hole(&self, start: u64, end: u64, after: After) -> Result<(), String> {
+        for (&sector, _) in self.sectors.range(start / SECTOR..end.div_ceil(SECTOR)) {
+            let allowed = self.allowed(sector, after);
+            if !allowed.contains(&self.zero) {
+                return Err(self.explain(sector, &self.zero[..], allowed));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, sector: u64, content: &[u8], allowed: &[Content]) -> String {
+        let origin = |content: &[u8]| {
+            let is = |other: &Content| other[..content.len()] == *content;
+            let holders = self.sectors.iter();
+            let mut found = holders.filter(|(_, state)| state.legal.iter().any(is));
+            match found.next() {
+                _ if content.iter().all(|&byte| byte == 0) => "zeros".to_owned(),
+                Some((place, _)) => format!("a content of sector {place:#x}"),
+                None => "something that nobody may read any more, or never wrote".to_owned(),
+            }
+        };
+        let offset = sector * SECTOR;
+        let allowed: Vec<_> = allowed.iter().map(|content| origin(&content[..])).collect();
+        format!(
+            "the sector {sector:#x} at {offset:#x} holds {} ({:02x?}...), allowed: {allowed:?}",
+            origin(content),
+            &content[..8.min(content.len())]
+        )
+    }
+}
