@@ -267,8 +267,8 @@ fn make_file_system(device: &str) {
 
 /// Writes files that stay between files that go; returns the checksums of all that stay.
 fn write_files(rig: &Rig, round: usize) -> String {
-    let script = "cd \"$1\" && for i in 1 2 3 4 5 6 7 8; do \
-         head -c 3M /dev/urandom >stays-$2-$i && head -c 14M /dev/urandom >goes-$2-$i || exit; done && sync -f .";
+    let script = "cd \"$1\" && for i in 1 2 3 4 5 6 7 8 9 10; do \
+         head -c 6M /dev/urandom >stays-$2-$i && head -c 10M /dev/urandom >goes-$2-$i || exit; done && sync -f .";
     let round = round.to_string();
     run(
         "sh",
