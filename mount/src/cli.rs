@@ -188,6 +188,9 @@ pub(crate) struct MapArguments {
     /// The disk file; it may be in use
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+    /// Do not read blocks to tell live ones from dead ones
+    #[arg(long)]
+    pub(crate) no_scan: bool,
     /// Draw with ASCII characters alone
     #[arg(long)]
     pub(crate) ascii: bool,

@@ -1,7 +1,7 @@
 //! Compaction of one disk whenever it is idle.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::execute::{Compactor, Step};
 use super::{CompactError, CompactOptions, Phase};
@@ -50,7 +50,13 @@ pub struct IdleWork {
     /// The disk's count of changes when the present, or last, run began.
     seen: Option<u64>,
     running: Option<Compactor>,
+    /// When the disk was last found idle, or busy for so long that something was done about it.
+    last_turn: Instant,
 }
+
+/// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
+/// to the host in place, without the file becoming shorter.
+const BUSY_TURNS: u32 = 12;
 
 impl IdleWork {
     /// Of `disk`, of which nothing is known yet.
@@ -60,6 +66,7 @@ impl IdleWork {
             policy,
             seen: None,
             running: None,
+            last_turn: Instant::now(),
         }
     }
 
@@ -76,8 +83,9 @@ impl IdleWork {
         let idle = self.disk.idle_for();
         if idle < self.policy.idle_after {
             self.running = None;
-            return Next::Wait(self.policy.idle_after.saturating_sub(idle));
+            return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
+        self.last_turn = Instant::now();
         let count = self.disk.io_count();
         if self.running.is_none() && self.seen == Some(count) {
             return Next::Done;
@@ -94,6 +102,23 @@ impl IdleWork {
                 self.seen = Some(count);
                 Next::Failed(error)
             }
+        }
+    }
+
+    /// A disk that is never idle still gives the host the space of what was discarded, now and then
+    /// and a bounded part at a time.
+    fn busy_step(&mut self, wait: Duration) -> Next {
+        let patience = self.policy.idle_after.saturating_mul(BUSY_TURNS);
+        if !self.policy.punch_holes || self.last_turn.elapsed() < patience {
+            return Next::Wait(wait);
+        }
+        self.last_turn = Instant::now();
+        if self.disk.image.punchable_bytes() < self.policy.min_reclaim.max(1) {
+            return Next::Wait(wait);
+        }
+        match self.disk.image.punch_free() {
+            Ok(_) => Next::Wait(wait),
+            Err(error) => Next::Failed(error.into()),
         }
     }
 

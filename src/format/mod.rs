@@ -1,5 +1,8 @@
 //! What the bytes of a disk image mean. Nothing here reads or writes a file.
 
+// Numbers from files meet here: every sum says what happens when it does not fit.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod vhd;
 pub mod xen;
 

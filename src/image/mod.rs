@@ -14,6 +14,9 @@
 //!
 //! A slot that a commit freed is given out again only after a sync that began after it.
 
+// Numbers from files meet here: every sum says what happens when it does not fit.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod durability;
 mod report;
 pub mod vhd;
@@ -192,8 +195,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where the host refuses for another reason than that it cannot punch.
     fn punch_free(&self) -> Result<bool, DiskError>;
 
-    /// Bytes that may be free in the file but are not at its end.
-    fn free_bytes(&self) -> u64;
+    /// Free bytes that [`Self::punch_free`] would give back to the host; 0 where it does nothing.
+    fn punchable_bytes(&self) -> u64;
 
     /// The free ranges, sorted.
     fn free_runs(&self) -> Vec<FileRange>;

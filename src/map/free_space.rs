@@ -281,15 +281,6 @@ impl FreeSpace {
         }
         dirty.iter().collect()
     }
-
-    /// Free bytes, clean, dirty and awaiting ones.
-    pub fn free_bytes(&self) -> u64 {
-        self.free
-            .iter()
-            .chain(self.awaiting.iter().copied())
-            .map(|run| run.len)
-            .sum()
-    }
 }
 
 #[cfg(test)]

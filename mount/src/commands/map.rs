@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use vhdfs::disk::{Disk, OpenOptions, Region, RegionKind};
+use vhdfs::compact::CompactOptions;
+use vhdfs::disk::{Disk, DiskType, OpenOptions, Region, RegionKind};
 
 use super::about;
 use crate::cli::MapArguments;
@@ -34,6 +35,14 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
     };
     let disk = Disk::open(file, &options)?;
     let info = disk.info().map_err(|error| about(file, &error))?;
+    if !arguments.no_scan && info.disk_type != DiskType::Fixed {
+        let look = CompactOptions {
+            dry_run: true,
+            ..CompactOptions::default()
+        };
+        let looked = disk.compact(&look).wait();
+        looked.map_err(|error| about(file, &error))?;
+    }
     let marks = if !arguments.ascii && speaks_unicode() {
         UNICODE
     } else {

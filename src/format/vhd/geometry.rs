@@ -22,7 +22,7 @@ impl Geometry {
             (255, 16, total / 255)
         } else {
             let mut sectors = 17;
-            let mut product = total / sectors;
+            let mut product = total / 17;
             let mut heads = product.div_ceil(1024).max(4);
             if product >= heads.saturating_mul(1024) || heads > 16 {
                 (sectors, heads, product) = (31, 16, total / 31);

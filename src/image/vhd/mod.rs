@@ -146,9 +146,11 @@ impl Vhd {
         used.extend(pinned.iter().copied());
         used.sort_unstable();
         let space = FreeSpace::new(slot, start, layout.tail.at, used);
-        let bitmap_bytes = usize_from(slot.header_len).max(1);
-        let cached =
-            NonZeroUsize::new(BITMAP_CACHE_BYTES / bitmap_bytes).unwrap_or(NonZeroUsize::MIN);
+        let bitmap_bytes = usize_from(slot.header_len);
+        let cached = BITMAP_CACHE_BYTES
+            .checked_div(bitmap_bytes)
+            .and_then(NonZeroUsize::new);
+        let cached = cached.unwrap_or(NonZeroUsize::MIN);
         Self {
             geometry: Geometry {
                 format: Format::Vhd,
@@ -394,8 +396,8 @@ impl Image for Vhd {
         self.punch_some()
     }
 
-    fn free_bytes(&self) -> u64 {
-        self.space.lock().free_bytes()
+    fn punchable_bytes(&self) -> u64 {
+        self.punchable()
     }
 
     fn free_runs(&self) -> Vec<FileRange> {

@@ -19,7 +19,8 @@ use super::Vhd;
 use crate::error::DiskError;
 use crate::format::vhd::{FOOTER_LEN, MAX_SLOT_START};
 use crate::image::Image;
-use crate::units::{FileOffset, FileRange, SECTOR_SIZE, round_up};
+use crate::map::FreeSpace;
+use crate::units::{FileOffset, FileRange, SECTOR_SIZE, round_down, round_up};
 
 /// Bounds of one extension of the file, in bytes.
 const MIN_GROWTH: u64 = 16 << 20;
@@ -114,7 +115,7 @@ impl Vhd {
         let step = round_up(slot.len, slot.align);
         let more = round_up((old_len / 4).clamp(MIN_GROWTH, MAX_GROWTH), step).max(step);
         let last_end = MAX_SLOT_START.saturating_add(slot.len);
-        let end = first.saturating_add(more).min(last_end) / SECTOR_SIZE * SECTOR_SIZE;
+        let end = round_down(first.saturating_add(more).min(last_end), SECTOR_SIZE);
         let new_len = end.saturating_add(FOOTER_LEN);
 
         let write = || {
@@ -210,11 +211,7 @@ impl Vhd {
         let mut more = false;
         {
             let mut space = self.space.lock();
-            for run in space.dirty_runs() {
-                // Gaps that alignment leaves are shorter than a host block: not worth a call.
-                if run.len < self.geometry.slot.align {
-                    continue;
-                }
+            for run in self.punchable_runs(&space) {
                 if left == 0 {
                     more = true;
                     break;
@@ -243,5 +240,24 @@ impl Vhd {
             }
         }
         result.map(|()| more)
+    }
+
+    /// The free ranges that the host may still store, but for the gaps that alignment leaves: those
+    /// are shorter than a host block and not worth a call.
+    fn punchable_runs(&self, space: &FreeSpace) -> Vec<FileRange> {
+        let mut runs = space.dirty_runs();
+        runs.retain(|run| run.len >= self.geometry.slot.align);
+        runs
+    }
+
+    /// Their bytes, if holes may be punched at all.
+    pub(super) fn punchable(&self) -> u64 {
+        if self.read_only || !self.may_punch() {
+            return 0;
+        }
+        self.punchable_runs(&self.space.lock())
+            .iter()
+            .map(|run| run.len)
+            .sum()
     }
 }
