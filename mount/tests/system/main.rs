@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use mirror::Mirror;
 use rig::{Rig, VHDFS, head_of, length, number, obstacle, report, run, say_skipped, wait_until};
+use rustix::process::Signal;
 
 const GUEST_SIZE: &str = "1G";
 const MIRROR_SIZE: &str = "256M";
@@ -200,16 +201,10 @@ fn kill_in_the_middle(rig: &mut Rig, mut mirror: Mirror) -> Mirror {
 fn predicted_length(rig: &Rig) -> u64 {
     let copy = rig.path("copy.vhd");
     // A daemon that stands still cannot change the file under the copy.
-    rig.signal("STOP");
-    run(
-        "cp",
-        [
-            "--sparse=always".as_ref(),
-            rig.vhd("guest").as_os_str(),
-            copy.as_os_str(),
-        ],
-    );
-    rig.signal("CONT");
+    rig.signal(Signal::STOP);
+    let copied = fs::copy(rig.vhd("guest"), &copy);
+    rig.signal(Signal::CONT);
+    copied.expect("there is room for a copy");
     let predicted = number(&report(&["compact", "--dry-run"], &copy), "length_after");
     fs::remove_file(&copy).expect("the copy is ours");
     predicted
@@ -272,8 +267,8 @@ fn make_file_system(device: &str) {
 
 /// Writes files that stay between files that go; returns the checksums of all that stay.
 fn write_files(rig: &Rig, round: usize) -> String {
-    let script = "cd \"$1\" && for i in 1 2 3 4 5 6 7 8; do \
-         head -c 3M /dev/urandom >stays-$2-$i && head -c 14M /dev/urandom >goes-$2-$i || exit; done && sync -f .";
+    let script = "cd \"$1\" && for i in 1 2 3 4 5 6 7 8 9 10; do \
+         head -c 6M /dev/urandom >stays-$2-$i && head -c 10M /dev/urandom >goes-$2-$i || exit; done && sync -f .";
     let round = round.to_string();
     run(
         "sh",

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// The binary under test.
@@ -173,15 +174,20 @@ impl Rig {
         });
     }
 
-    /// Sends the daemon a signal by name.
-    pub(crate) fn signal(&self, name: &str) {
+    /// Sends the daemon a signal. Not with a program: to start one, this process forks, and the child's
+    /// copies of files on the mount are closed, which a stopped daemon would never answer.
+    pub(crate) fn signal(&self, signal: Signal) {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
-        run("kill", ["-s", name, &daemon.id().to_string()]);
+        let pid = i32::try_from(daemon.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("the daemon is ours");
     }
 
     /// Kills the daemon as hard as can be and clears away what the guest had on it.
     pub(crate) fn crash(&mut self) {
-        self.signal("KILL");
+        self.signal(Signal::KILL);
         self.daemon
             .take()
             .expect("the daemon runs")
