@@ -71,7 +71,7 @@ fn subtype() -> &'static str {
 
 /// Threads mostly wait for the host, so a few more than CPUs serve many requests in flight.
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, |cpus| cpus.get().clamp(4, 32))
+    std::thread::available_parallelism().map_or(4, |cpus| cpus.get().clamp(4, 16))
 }
 
 /// The source as mount tables show it. A comma would end the option.

@@ -34,12 +34,13 @@ impl Vhd {
     /// Free space inside the file is cleaned before the file grows; both cost the same syncs.
     pub(super) fn replenish(&self) -> Result<(), DiskError> {
         let _length = self.length_lock.lock();
-        if let Some(slot) = self.space.lock().take_clean() {
-            // Somebody else was faster.
-            self.space
-                .lock()
-                .give_back_clean(self.geometry.slot_range(slot));
-            return Ok(());
+        {
+            let mut space = self.space.lock();
+            if let Some(slot) = space.take_clean() {
+                // Somebody else was faster.
+                space.give_back_clean(self.geometry.slot_range(slot));
+                return Ok(());
+            }
         }
         if self.clean_dirty_slots()? {
             return Ok(());
