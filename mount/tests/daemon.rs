@@ -1,5 +1,6 @@
 //! How a mount begins and ends.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! Reading, writing and discarding through a mount.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! What a mount shows, and what it refuses.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 #![cfg(target_os = "linux")]
 
 mod common;

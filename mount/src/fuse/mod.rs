@@ -15,6 +15,7 @@
 
 mod attributes;
 mod errno;
+mod files;
 mod handles;
 mod session;
 mod xattrs;
@@ -33,12 +34,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, OFlags};
-use vhdfs::disk::ExtentKind;
-use vhdfs::error::DiskError;
-use vhdfs::library::{Directory, DiskHandle, Library, LibraryError, NodeId, NodeKind};
+use rustix::fs::OFlags;
+use vhdfs::library::{Directory, Library, LibraryError, NodeId, NodeKind};
 
 use attributes::file_attr;
+use files::{OpenFile, open_flags};
 use handles::Handles;
 
 pub(crate) use session::{Settings, mount};
@@ -60,32 +60,6 @@ const UNKNOWN_INODE: INodeNo = INodeNo(0xffff_ffff);
 thread_local! {
     /// What a read passes through. One for each worker: reading neither allocates nor clears.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// An open disk.
-struct OpenFile {
-    handle: DiskHandle,
-    len: u64,
-    /// A failure has been logged.
-    failed: AtomicBool,
-}
-
-impl OpenFile {
-    /// The answer to a request that failed. The first failure of a handle is logged as an error,
-    /// further ones are not worth a full log.
-    fn fail(&self, action: &str, offset: u64, error: &DiskError) -> Errno {
-        let level = match self.failed.swap(true, Ordering::Relaxed) {
-            false => log::Level::Error,
-            true => log::Level::Debug,
-        };
-        let text = crate::text::chain(error);
-        log::log!(
-            level,
-            "{}: {action} at {offset}: {text}",
-            self.handle.path().display()
-        );
-        errno::of_disk(error)
-    }
 }
 
 /// Ends service while the kernel still has disks open.
@@ -165,95 +139,9 @@ impl VhdFs {
         if open_flags(flags).contains(OFlags::DIRECT) {
             answer |= self.direct;
         }
-        let len = handle.disk().len();
-        let file = OpenFile {
-            handle,
-            len,
-            failed: AtomicBool::new(false),
-        };
+        let file = OpenFile::new(handle);
         let number = self.files.insert(file).ok_or(LibraryError::Closed)?;
         Ok((number, answer))
-    }
-
-    fn write_file(
-        &self,
-        number: FileHandle,
-        offset: u64,
-        data: &[u8],
-        flags: OpenFlags,
-    ) -> Result<u32, Errno> {
-        self.with_file(number, |file| {
-            if !file.handle.is_writable() {
-                return Err(Errno::EBADF);
-            }
-            let room = file.len.saturating_sub(offset);
-            if room == 0 && !data.is_empty() {
-                return Err(Errno::EFBIG);
-            }
-            let data = usize::try_from(room).map_or(data, |room| &data[..room.min(data.len())]);
-            let disk = file.handle.disk();
-            disk.write_at(data, offset)
-                .map_err(|error| file.fail("write", offset, &error))?;
-            if open_flags(flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
-                disk.flush()
-                    .map_err(|error| file.fail("flush", offset, &error))?;
-            }
-            u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
-        })
-    }
-
-    fn allocate(&self, number: FileHandle, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
-        let mode = u32::from_ne_bytes(mode.to_ne_bytes());
-        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
-        let keep_size = mode.contains(FallocateFlags::KEEP_SIZE);
-        let action = mode.difference(FallocateFlags::KEEP_SIZE);
-        self.with_file(number, |file| {
-            let disk = file.handle.disk();
-            // Nothing lies beyond the end.
-            let inside = len.min(file.len.saturating_sub(offset));
-            if !file.handle.is_writable() {
-                return Err(Errno::EBADF);
-            }
-            let done = match action {
-                FallocateFlags::PUNCH_HOLE if keep_size => disk.discard(offset, inside),
-                FallocateFlags::ZERO_RANGE if keep_size || inside == len => {
-                    disk.write_zeroes(offset, inside)
-                }
-                FallocateFlags::ZERO_RANGE => return Err(Errno::EFBIG),
-                _ => return Err(Errno::EOPNOTSUPP),
-            };
-            done.map_err(|error| file.fail("discard", offset, &error))
-        })
-    }
-
-    /// The first data, or hole, at or behind `offset`.
-    fn seek(&self, number: FileHandle, offset: i64, whence: i32) -> Result<i64, Errno> {
-        // As lseek(2) has them.
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
-        let wanted = match whence {
-            SEEK_DATA => ExtentKind::Data,
-            SEEK_HOLE => ExtentKind::Hole,
-            _ => return Err(Errno::EINVAL),
-        };
-        self.with_file(number, |file| {
-            let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            if from >= file.len {
-                return Err(Errno::ENXIO);
-            }
-            let found = file
-                .handle
-                .disk()
-                .extents(from)
-                .find(|extent| extent.kind == wanted);
-            let place = match found {
-                Some(extent) => extent.offset.max(from),
-                // Behind the last byte is a hole.
-                None if wanted == ExtentKind::Hole => file.len,
-                None => return Err(Errno::ENXIO),
-            };
-            i64::try_from(place).map_err(|_| Errno::EOVERFLOW)
-        })
     }
 
     /// The listing to go on with at `offset`; read anew when the reader goes back to the start.
@@ -266,11 +154,6 @@ impl VhdFs {
         let listing = open.listing.lock().clone();
         Ok((open.node, listing))
     }
-}
-
-/// The flags of open(2); bits that nobody knows are kept.
-fn open_flags(flags: OpenFlags) -> OFlags {
-    OFlags::from_bits_retain(u32::from_ne_bytes(flags.0.to_ne_bytes()))
 }
 
 fn node(inode: INodeNo) -> NodeId {
@@ -398,7 +281,7 @@ impl Filesystem for VhdFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.write_file(number, offset, data, flags) {
+        match self.with_file(number, |file| file.write(offset, data, flags)) {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),
         }
@@ -424,14 +307,7 @@ impl Filesystem for VhdFs {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
-        let flushed = self.with_file(number, |file| {
-            let disk = file.handle.disk();
-            // Others may have written what this reader wants to be safe.
-            if disk.is_read_only() {
-                return Ok(());
-            }
-            disk.flush().map_err(|error| file.fail("flush", 0, &error))
-        });
+        let flushed = self.with_file(number, OpenFile::sync);
         answer(reply, flushed);
     }
 
@@ -445,7 +321,8 @@ impl Filesystem for VhdFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        answer(reply, self.allocate(number, offset, len, mode));
+        let done = self.with_file(number, |file| file.allocate(offset, len, mode));
+        answer(reply, done);
     }
 
     fn lseek(
@@ -457,7 +334,7 @@ impl Filesystem for VhdFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match self.seek(number, offset, whence) {
+        match self.with_file(number, |file| file.seek(offset, whence)) {
             Ok(place) => reply.offset(place),
             Err(errno) => reply.error(errno),
         }
