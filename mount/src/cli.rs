@@ -146,8 +146,9 @@ pub(crate) struct CompactArguments {
     /// Only say what would come of it; the predicted length is exact
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Give zeroed parts of the blocks that stay back to the host, which makes the file sparse
-    #[arg(long, value_name = "on|off", default_value = "on")]
+    /// Give zeroed parts of the blocks that stay back to the host. That makes the file sparse,
+    /// and Windows does not attach a copy that is still sparse
+    #[arg(long, value_name = "on|off", default_value = "off")]
     pub(crate) punch_holes: Switch,
     /// Print JSON: one object for one file, an array for several
     #[arg(long)]

@@ -42,6 +42,8 @@ pub(crate) struct Compactor {
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
     total: u64,
+    /// Whether something was left alone because the guest was at it.
+    skipped: bool,
     report: CompactReport,
     scanner: Scanner,
 }
@@ -65,6 +67,7 @@ impl Compactor {
             moves: VecDeque::new(),
             moved_since_plan: false,
             total: 0,
+            skipped: false,
             report: CompactReport {
                 length_before,
                 allocated_before,
@@ -101,6 +104,11 @@ impl Compactor {
 
     pub(crate) fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Whether another run may find more though the disk has not changed.
+    pub(crate) fn has_skipped(&self) -> bool {
+        self.skipped
     }
 
     /// Does a bounded piece of work. `go_on` is asked between its parts; where it says no, the step
@@ -231,6 +239,7 @@ impl Compactor {
         for block in self.queue.drain(..count) {
             // A block that somebody is at now is not dead for long.
             let Some(gate) = disk.gates.try_exclusive(block) else {
+                self.skipped = true;
                 continue;
             };
             let present = disk.image.map().get(block).slot().is_some();
@@ -278,6 +287,7 @@ impl Compactor {
                 return self.plan_moves();
             }
             // Every move of the plan was in a guest's way: not now.
+            self.skipped = true;
             self.disk.image.shrink()?;
             self.enter(Phase::Punch, VecDeque::new());
             return Ok(());

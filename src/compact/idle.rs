@@ -149,6 +149,9 @@ impl IdleWork {
             return Ok(Next::Done);
         }
         if step == Step::Done {
+            if compactor.has_skipped() {
+                self.seen = None;
+            }
             let report = compactor.into_report()?;
             log::info!(
                 "{}: compacted from {} to {} bytes ({} to {} on the host), {} blocks dropped, {} moved",

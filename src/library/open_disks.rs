@@ -212,6 +212,8 @@ impl OpenDisk {
         };
         let Some(disk) = disk else { return true };
         let closed = disk.close();
+        // While the lock is still held: what others do to the file from here on is not our content.
+        let stat = self.pinned.stat();
         drop(disk);
         match &closed {
             Err(error) => log::error!(
@@ -220,7 +222,7 @@ impl OpenDisk {
                 chain(error)
             ),
             Ok(()) => {
-                if let Ok(stat) = self.pinned.stat() {
+                if let Ok(stat) = stat {
                     probes.content_at_close(&stat.stamp(), self.content);
                 }
             }
