@@ -1,6 +1,6 @@
 //! The commands for single files: what they print and how they end.
 
-#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! Reading, writing and discarding through a mount.
 
-#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -55,8 +55,7 @@ use probes::{Failure, Known, Probes};
 pub use error::LibraryError;
 pub use host_dir::Space;
 pub use nodes::NodeId;
-pub use open_disk::{DiskState, DiskStatus};
-pub use open_disks::DiskHandle;
+pub use open_disk::{DiskHandle, DiskState, DiskStatus};
 
 /// How a [`Library`] works.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! One open disk of a library, with its background work.
+//! One open disk, and the handles to it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::agent::Bell;
 use super::host_dir::{Identity, Pinned};
 use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
@@ -29,23 +30,36 @@ pub enum DiskState {
     Failed(String),
 }
 
+/// What is known of a file that has just been opened.
+pub(super) struct Opened {
+    pub(super) identity: Identity,
+    pub(super) pinned: Pinned,
+    pub(super) path: PathBuf,
+    /// Names the content for the next opener; see [`Probes::content_at_open`].
+    pub(super) content: u64,
+    /// Read-only because another program reads it, not because it must be.
+    pub(super) shared: bool,
+    /// Opened for background work alone.
+    pub(super) visiting: bool,
+}
+
 /// One open disk.
 pub(super) struct OpenDisk {
     pub(super) identity: Identity,
     pub(super) pinned: Pinned,
     /// Names the content for the next opener; see [`Probes::content_at_open`].
-    pub(super) content: u64,
+    content: u64,
     /// Read-only because another program reads it, not because it must be.
-    pub(super) shared: bool,
-    pub(super) read_only: bool,
-    pub(super) path: Mutex<PathBuf>,
-    pub(super) disk: Mutex<Option<Arc<Disk>>>,
-    pub(super) work: Mutex<Option<IdleWork>>,
-    pub(super) users: AtomicUsize,
-    pub(super) used: Mutex<Instant>,
-    pub(super) visiting: AtomicBool,
-    pub(super) reclaimed: AtomicU64,
-    pub(super) state: Mutex<DiskState>,
+    shared: bool,
+    read_only: bool,
+    path: Mutex<PathBuf>,
+    disk: Mutex<Option<Arc<Disk>>>,
+    work: Mutex<Option<IdleWork>>,
+    users: AtomicUsize,
+    used: Mutex<Instant>,
+    visiting: AtomicBool,
+    reclaimed: AtomicU64,
+    state: Mutex<DiskState>,
 }
 
 impl fmt::Debug for OpenDisk {
@@ -78,6 +92,58 @@ pub struct DiskStatus {
 }
 
 impl OpenDisk {
+    pub(super) fn new(disk: Arc<Disk>, opened: Opened) -> Self {
+        Self {
+            identity: opened.identity,
+            pinned: opened.pinned,
+            content: opened.content,
+            shared: opened.shared,
+            read_only: disk.is_read_only(),
+            path: Mutex::new(opened.path),
+            disk: Mutex::new(Some(disk)),
+            work: Mutex::new(None),
+            users: AtomicUsize::new(0),
+            used: Mutex::new(Instant::now()),
+            visiting: AtomicBool::new(opened.visiting),
+            reclaimed: AtomicU64::new(0),
+            state: Mutex::new(DiskState::Open),
+        }
+    }
+
+    /// The disk, until it is closed.
+    pub(super) fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.lock().clone()
+    }
+
+    /// Whether it is read-only because another program reads it, not because it must be.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(super) fn set_path(&self, path: PathBuf) {
+        *self.path.lock() = path;
+    }
+
+    /// A handle. Call with the slots locked: what has users is not closed.
+    pub(super) fn lend(
+        self: &Arc<Self>,
+        disk: Arc<Disk>,
+        write: bool,
+        bell: Arc<Bell>,
+    ) -> DiskHandle {
+        self.users.fetch_add(1, Ordering::Acquire);
+        DiskHandle {
+            disk,
+            writable: write,
+            content: self.content,
+            content_kept: false,
+            lease: Lease {
+                owner: Arc::clone(self),
+                bell,
+            },
+        }
+    }
+
     pub(super) fn users(&self) -> usize {
         self.users.load(Ordering::Acquire)
     }
@@ -201,4 +267,67 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// A disk in use. The disk stays open at least until this is dropped.
+pub struct DiskHandle {
+    // Before `lease`: without handles nobody refers to the disk.
+    disk: Arc<Disk>,
+    writable: bool,
+    content: u64,
+    content_kept: bool,
+    lease: Lease,
+}
+
+impl fmt::Debug for DiskHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskHandle")
+            .field("disk", &self.lease.owner)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DiskHandle {
+    /// The disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Whether this handle was opened for writing. The disk itself may allow more.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether the disk still holds what it held when the node was last opened and closed, but for
+    /// writes through this library: what a front end cached of it is good.
+    pub fn content_is_kept(&self) -> bool {
+        self.content_kept
+    }
+
+    /// Where the backing file was found, below the library's root.
+    pub fn path(&self) -> PathBuf {
+        self.lease.owner.path()
+    }
+
+    pub(super) fn content(&self) -> u64 {
+        self.content
+    }
+
+    pub(super) fn set_content_kept(&mut self, kept: bool) {
+        self.content_kept = kept;
+    }
+}
+
+struct Lease {
+    owner: Arc<OpenDisk>,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.owner.used.lock() = Instant::now();
+        self.owner.users.fetch_sub(1, Ordering::Release);
+        self.bell.ring();
+    }
 }

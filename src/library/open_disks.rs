@@ -10,19 +10,16 @@
 //! Lock order: `slots`, then a disk's `work`, then its `disk`. No lock but `work` is held across
 //! host I/O; `work` is held for one step of background work.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::agent::Bell;
 use super::host_dir::{Identity, Pinned, Stat};
-use super::open_disk::{DiskState, DiskStatus, OpenDisk};
+use super::open_disk::{DiskHandle, DiskStatus, OpenDisk, Opened};
 use super::probes::{Failure, Probes};
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
@@ -55,69 +52,6 @@ pub(super) enum Refused {
     Closed,
     /// A visit found the disk open.
     Busy,
-}
-
-/// A disk in use. The disk stays open at least until this is dropped.
-pub struct DiskHandle {
-    // Before `lease`: without handles nobody refers to the disk.
-    disk: Arc<Disk>,
-    writable: bool,
-    content: u64,
-    content_kept: bool,
-    lease: Lease,
-}
-
-impl fmt::Debug for DiskHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiskHandle")
-            .field("disk", &self.lease.owner)
-            .field("writable", &self.writable)
-            .finish_non_exhaustive()
-    }
-}
-
-impl DiskHandle {
-    /// The disk.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
-    }
-
-    /// Whether this handle was opened for writing. The disk itself may allow more.
-    pub fn is_writable(&self) -> bool {
-        self.writable
-    }
-
-    /// Whether the disk still holds what it held when the node was last opened and closed, but for
-    /// writes through this library: what a front end cached of it is good.
-    pub fn content_is_kept(&self) -> bool {
-        self.content_kept
-    }
-
-    /// Where the backing file was found, below the library's root.
-    pub fn path(&self) -> PathBuf {
-        self.lease.owner.path()
-    }
-
-    pub(super) fn content(&self) -> u64 {
-        self.content
-    }
-
-    pub(super) fn set_content_kept(&mut self, kept: bool) {
-        self.content_kept = kept;
-    }
-}
-
-struct Lease {
-    owner: Arc<OpenDisk>,
-    bell: Arc<Bell>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        *self.owner.used.lock() = Instant::now();
-        self.owner.users.fetch_sub(1, Ordering::Release);
-        self.bell.ring();
-    }
 }
 
 enum Slot {
@@ -236,15 +170,15 @@ impl OpenDisks {
                 Some(Slot::Busy) => self.settled.wait(&mut slots),
                 Some(Slot::Open(owner)) => {
                     let owner = owner.clone();
-                    if purpose == Purpose::Write && owner.shared && owner.users() == 0 {
+                    if purpose == Purpose::Write && owner.is_shared() && owner.users() == 0 {
                         // The other reader may be gone: try again to get it for writing.
                         slots.by_identity.put(identity, Slot::Busy);
                         drop(slots);
                         owner.shut(probes);
                         return Ok(None);
                     }
-                    found.path.clone_into(&mut owner.path.lock());
-                    let disk = owner.disk.lock().clone().ok_or(Refused::Closed)?;
+                    owner.set_path(found.path.clone());
+                    let disk = owner.disk().ok_or(Refused::Closed)?;
                     return self.lend(&owner, disk, purpose).map(Some);
                 }
                 None => {
@@ -263,28 +197,17 @@ impl OpenDisks {
         purpose: Purpose,
     ) -> Result<DiskHandle, Refused> {
         let writable = purpose == Purpose::Write;
-        if writable && owner.shared {
+        if writable && owner.is_shared() {
             let reason = "another program reads it; close it there first".to_owned();
             return Err(Refused::Failed(Failure {
                 reason,
                 kind: ErrorKind::InUse,
             }));
         }
-        if writable && owner.read_only {
+        if writable && owner.is_read_only() {
             return Err(Refused::ReadOnly);
         }
-        owner.users.fetch_add(1, Ordering::Acquire);
-        let lease = Lease {
-            owner: owner.clone(),
-            bell: self.bell.clone(),
-        };
-        Ok(DiskHandle {
-            disk,
-            writable,
-            content: owner.content,
-            content_kept: false,
-            lease,
-        })
+        Ok(owner.lend(disk, writable, self.bell.clone()))
     }
 
     fn open_file(
@@ -293,9 +216,7 @@ impl OpenDisks {
         found: Found,
         purpose: Purpose,
     ) -> Result<(Arc<OpenDisk>, Arc<Disk>), Refused> {
-        // By now, not when it was found: another program may have been writing to it until now.
-        let stamp = found.pinned.stat().unwrap_or(found.stat).stamp();
-        let content = probes.content_at_open(&stamp);
+        let stamp = found.stat.stamp();
         let mut shared = false;
         let opened = if self.read_only || !found.writable {
             self.open_host(&found, true)
@@ -327,21 +248,17 @@ impl OpenDisks {
             }
             Refused::Failed(failure)
         })?;
-        let owner = Arc::new(OpenDisk {
+        // Now that the lock keeps others from changing it.
+        let stamp = found.pinned.stat().unwrap_or(found.stat).stamp();
+        let opened = Opened {
             identity: stamp.identity,
             pinned: found.pinned,
-            content,
+            path: found.path,
+            content: probes.content_at_open(&stamp),
             shared,
-            read_only: disk.is_read_only(),
-            path: Mutex::new(found.path),
-            disk: Mutex::new(Some(disk.clone())),
-            work: Mutex::new(None),
-            users: AtomicUsize::new(0),
-            used: Mutex::new(Instant::now()),
-            visiting: AtomicBool::new(purpose == Purpose::Visit),
-            reclaimed: AtomicU64::new(0),
-            state: Mutex::new(DiskState::Open),
-        });
+            visiting: purpose == Purpose::Visit,
+        };
+        let owner = Arc::new(OpenDisk::new(disk.clone(), opened));
         Ok((owner, disk))
     }
 

@@ -1,24 +1,36 @@
-//! An open disk, and what the kernel asks of it.
+//! What the kernel has open, and how that ends.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use fuser::{Errno, OpenFlags};
-use rustix::fs::{FallocateFlags, OFlags};
-use vhdfs::disk::ExtentKind;
+use fuser::Errno;
+use parking_lot::Mutex;
 use vhdfs::error::DiskError;
-use vhdfs::library::DiskHandle;
+use vhdfs::library::{Directory, DiskHandle, Library, LibraryError, NodeId};
 
 use super::errno;
+use super::handles::Handles;
 
 /// An open disk.
 pub(super) struct OpenFile {
     pub(super) handle: DiskHandle,
+    /// The disk's size in bytes.
     pub(super) len: u64,
     /// A failure has been logged.
     failed: AtomicBool,
 }
 
 impl OpenFile {
+    pub(super) fn new(handle: DiskHandle) -> Self {
+        let len = handle.disk().len();
+        Self {
+            handle,
+            len,
+            failed: AtomicBool::new(false),
+        }
+    }
+
     /// The answer to a request that failed. The first failure of a handle is logged as an error,
     /// further ones are not worth a full log.
     pub(super) fn fail(&self, action: &str, offset: u64, error: &DiskError) -> Errno {
@@ -34,99 +46,60 @@ impl OpenFile {
         );
         errno::of_disk(error)
     }
+}
 
-    pub(super) fn new(handle: DiskHandle) -> Self {
-        let len = handle.disk().len();
-        Self {
-            handle,
-            len,
-            failed: AtomicBool::new(false),
-        }
-    }
+/// Ends service while the kernel still has disks open.
+pub(crate) struct Brake {
+    pub(super) library: Arc<Library>,
+    pub(super) files: Arc<Handles<OpenFile>>,
+}
 
-    /// Makes what was written durable.
-    pub(super) fn sync(&self) -> Result<(), Errno> {
-        let disk = self.handle.disk();
-        // Others may have written what this reader wants to be safe.
-        if disk.is_read_only() {
-            return Ok(());
-        }
-        disk.flush().map_err(|error| self.fail("flush", 0, &error))
-    }
-
-    /// Writes as much of `data` as the disk has room for; says how much that is.
-    pub(super) fn write(&self, offset: u64, data: &[u8], flags: OpenFlags) -> Result<u32, Errno> {
-        if !self.handle.is_writable() {
-            return Err(Errno::EBADF);
-        }
-        let room = self.len.saturating_sub(offset);
-        if room == 0 && !data.is_empty() {
-            return Err(Errno::EFBIG);
-        }
-        let data = usize::try_from(room).map_or(data, |room| &data[..room.min(data.len())]);
-        let disk = self.handle.disk();
-        disk.write_at(data, offset)
-            .map_err(|error| self.fail("write", offset, &error))?;
-        if open_flags(flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
-            disk.flush()
-                .map_err(|error| self.fail("flush", offset, &error))?;
-        }
-        u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
-    }
-
-    /// fallocate(2): holes and zeros inside the disk, nothing else.
-    pub(super) fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
-        let mode = u32::from_ne_bytes(mode.to_ne_bytes());
-        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
-        let keep_size = mode.contains(FallocateFlags::KEEP_SIZE);
-        let action = mode.difference(FallocateFlags::KEEP_SIZE);
-        let disk = self.handle.disk();
-        // Nothing lies beyond the end.
-        let inside = len.min(self.len.saturating_sub(offset));
-        if !self.handle.is_writable() {
-            return Err(Errno::EBADF);
-        }
-        let done = match action {
-            FallocateFlags::PUNCH_HOLE if keep_size => disk.discard(offset, inside),
-            FallocateFlags::ZERO_RANGE if keep_size || inside == len => {
-                disk.write_zeroes(offset, inside)
+impl Brake {
+    /// Lets the requests that are being served finish and refuses all others, so that no disk
+    /// changes any more. Waits, but not for ever.
+    pub(crate) fn stop(&self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        self.files.close();
+        let begun = Instant::now();
+        while self.library.status().iter().any(|disk| disk.handles > 0) {
+            if begun.elapsed() > PATIENCE {
+                log::error!("requests are still being served; their disks may not be clean");
+                return;
             }
-            FallocateFlags::ZERO_RANGE => return Err(Errno::EFBIG),
-            _ => return Err(Errno::EOPNOTSUPP),
-        };
-        done.map_err(|error| self.fail("discard", offset, &error))
-    }
-
-    /// The first data, or hole, at or behind `offset`.
-    pub(super) fn seek(&self, offset: i64, whence: i32) -> Result<i64, Errno> {
-        // As lseek(2) has them.
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
-        let wanted = match whence {
-            SEEK_DATA => ExtentKind::Data,
-            SEEK_HOLE => ExtentKind::Hole,
-            _ => return Err(Errno::EINVAL),
-        };
-        let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-        if from >= self.len {
-            return Err(Errno::ENXIO);
+            std::thread::sleep(Duration::from_millis(5));
         }
-        let found = self
-            .handle
-            .disk()
-            .extents(from)
-            .find(|extent| extent.kind == wanted);
-        let place = match found {
-            Some(extent) => extent.offset.max(from),
-            // Behind the last byte is a hole.
-            None if wanted == ExtentKind::Hole => self.len,
-            None => return Err(Errno::ENXIO),
-        };
-        i64::try_from(place).map_err(|_| Errno::EOVERFLOW)
     }
 }
 
-/// The flags of open(2); bits that nobody knows are kept.
-pub(super) fn open_flags(flags: OpenFlags) -> OFlags {
-    OFlags::from_bits_retain(u32::from_ne_bytes(flags.0.to_ne_bytes()))
+/// An open directory, as it was when it was opened or rewound.
+pub(super) struct OpenDirectory {
+    node: NodeId,
+    listing: Mutex<Arc<Directory>>,
+    begun: AtomicBool,
+}
+
+impl OpenDirectory {
+    pub(super) fn new(node: NodeId, listing: Directory) -> Self {
+        Self {
+            node,
+            listing: Mutex::new(Arc::new(listing)),
+            begun: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// The listing to go on with at `offset`; read anew when the reader goes back to the start.
+    pub(super) fn listing(
+        &self,
+        library: &Library,
+        offset: u64,
+    ) -> Result<Arc<Directory>, LibraryError> {
+        if offset == 0 && self.begun.swap(true, Ordering::Relaxed) {
+            *self.listing.lock() = Arc::new(library.read_directory(self.node)?);
+        }
+        Ok(self.listing.lock().clone())
+    }
 }
