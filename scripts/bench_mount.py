@@ -66,7 +66,10 @@ class Server:
         """Starts a program and waits until `ready()`; fails with what it printed if it ends before."""
         log = self.place / "server.log"
         with open(log, "w") as output:
-            self.process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output)
+            # In a session of its own, as a daemon has: busy CPUs are shared out by session first.
+            self.process = subprocess.Popen(
+                [str(word) for word in command], stdout=output, stderr=output, start_new_session=True
+            )  # fmt: skip
         deadline = time.monotonic() + 10
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -29,8 +29,8 @@ struct Cli {
 pub(crate) enum Command {
     /// Show the disks of a directory as raw files, and compact them while they are idle
     ///
-    /// Every *.vhd and *.avhd below DIR appears at the same place below MNT as <file name>.raw.
-    /// Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
+    /// Every *.vhd and *.avhd file below DIR appears at the same place below MNT, with .raw behind
+    /// its name. Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
     ///
     /// The mount tells about itself in extended attributes: `user.vhdfs.pid` and
     /// `user.vhdfs.status` (JSON) of MNT, `user.vhdfs.status` (JSON) of each disk. Read them with
