@@ -1,5 +1,7 @@
 //! The commands for single files: what they print and how they end.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;

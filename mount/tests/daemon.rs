@@ -1,6 +1,7 @@
 //! How a mount begins and ends.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Reading, writing and discarding through a mount.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

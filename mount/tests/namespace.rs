@@ -1,6 +1,7 @@
 //! What a mount shows, and what it refuses.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex};
 
 use super::host_dir::{HostKind, Identity, Stamp};
-use super::open_disks::{DiskState, OpenDisk, Purpose, Refused, chain};
+use super::open_disk::{DiskState, OpenDisk, chain};
+use super::open_disks::{Purpose, Refused};
 use super::{Core, names};
 use crate::compact::{IdlePolicy, Next};
 use crate::error::ErrorKind;

@@ -27,6 +27,7 @@ mod error;
 mod host_dir;
 mod names;
 mod nodes;
+mod open_disk;
 mod open_disks;
 mod probes;
 
@@ -54,7 +55,7 @@ use probes::{Failure, Known, Probes};
 pub use error::LibraryError;
 pub use host_dir::Space;
 pub use nodes::NodeId;
-pub use open_disks::{DiskHandle, DiskState, DiskStatus};
+pub use open_disk::{DiskHandle, DiskState, DiskStatus};
 
 /// How a [`Library`] works.
 #[derive(Clone, Debug)]

@@ -1,0 +1,410 @@
+//! FUSE's requests, one method each; see the parent module for what they mean.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use vhdfs::library::{NodeId, NodeKind};
+
+use super::attributes::{self, file_attr};
+use super::files::OpenDirectory;
+use super::{VhdFs, errno, session, xattrs};
+
+/// How long the kernel may believe attributes that it did not just look up. An open file's size is
+/// fixed, so only times, modes and stored bytes can be out of date.
+const ATTRIBUTES_VALID: Duration = Duration::from_secs(1);
+
+/// How long the kernel may believe that a name leads to a node.
+const NAMES_VALID: Duration = Duration::ZERO;
+
+/// Node numbers are never used twice.
+const GENERATION: Generation = Generation(0);
+
+/// Stands for the inode number of an entry that was not looked up.
+const UNKNOWN_INODE: INodeNo = INodeNo(0xffff_ffff);
+
+thread_local! {
+    /// What a read passes through. One for each worker: reading neither allocates nor clears.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn node(inode: INodeNo) -> NodeId {
+    NodeId::new(inode.0)
+}
+
+impl Filesystem for VhdFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.direct = session::configure(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.library.lookup(node(parent), name) {
+            Ok(found) => reply.entry_with_ttls(
+                &ATTRIBUTES_VALID,
+                &NAMES_VALID,
+                &file_attr(&found),
+                GENERATION,
+            ),
+            Err(error) => reply.error(errno::of_library(&error)),
+        }
+    }
+
+    fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
+        self.library.forget(node(inode), count);
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.library.attributes(node(inode)) {
+            Ok(found) => reply.attr(&ATTRIBUTES_VALID, &file_attr(&found)),
+            Err(error) => reply.error(errno::of_library(&error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let found = match self.library.attributes(node(inode)) {
+            Ok(found) => found,
+            Err(error) => return reply.error(errno::of_library(&error)),
+        };
+        let same_time = |wanted: Option<TimeOrNow>, is: SystemTime| match wanted {
+            None => true,
+            Some(TimeOrNow::SpecificTime(wanted)) => wanted == is,
+            Some(TimeOrNow::Now) => false,
+        };
+        // The kernel sets the size that is when a direct write past the end has failed, and the
+        // times along with a change of size.
+        let is_so = mode.is_none_or(|mode| mode & 0o7777 == found.mode)
+            && uid.is_none_or(|uid| uid == found.uid)
+            && gid.is_none_or(|gid| gid == found.gid)
+            && match size {
+                Some(size) => size == found.size,
+                None => same_time(accessed, found.accessed) && same_time(modified, found.modified),
+            };
+        if is_so {
+            reply.attr(&ATTRIBUTES_VALID, &file_attr(&found));
+        } else {
+            reply.error(Errno::EPERM);
+        }
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(node(inode), flags) {
+            Ok((number, answer)) => reply.opened(FileHandle(number), answer),
+            Err(error) => reply.error(errno::of_library(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(file) = self.files.get(number.0) else {
+            return reply.error(Errno::ENOTCONN);
+        };
+        let wanted = u64::from(size).min(file.len.saturating_sub(offset));
+        let Ok(wanted) = usize::try_from(wanted) else {
+            return reply.error(Errno::EINVAL);
+        };
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < wanted {
+                buffer.resize(wanted, 0);
+            }
+            let buffer = &mut buffer[..wanted];
+            match file.handle.disk().read_at(buffer, offset) {
+                Ok(()) => reply.data(buffer),
+                Err(error) => reply.error(file.fail("read", offset, &error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.write_file(number, offset, data, flags) {
+            Ok(written) => reply.written(written),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// A descriptor is closed. Nothing waits to be written.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.remove(number.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
+        let flushed = self.with_file(number, |file| {
+            let disk = file.handle.disk();
+            // Others may have written what this reader wants to be safe.
+            if disk.is_read_only() {
+                return Ok(());
+            }
+            disk.flush().map_err(|error| file.fail("flush", 0, &error))
+        });
+        answer(reply, flushed);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        answer(reply, self.allocate(number, offset, len, mode));
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.seek(number, offset, whence) {
+            Ok(place) => reply.offset(place),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.library.read_directory(node(inode)) {
+            Ok(listing) => {
+                let opened = OpenDirectory::new(node(inode), listing);
+                let opened = self.directories.insert(opened);
+                match opened {
+                    Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
+                    None => reply.error(Errno::ENOTCONN),
+                }
+            }
+            Err(error) => reply.error(errno::of_library(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some(open) = self.directories.get(number.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        let listing = match open.listing(&self.library, offset) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(errno::of_library(&error)),
+        };
+        let dots = [(INodeNo(open.node().get()), "."), (UNKNOWN_INODE, "..")]
+            .map(|(inode, name)| (inode, NodeKind::Directory, OsStr::new(name)));
+        let entries = listing
+            .entries()
+            .iter()
+            .map(|entry| (UNKNOWN_INODE, entry.kind, entry.name.as_os_str()));
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        // An entry's offset is where to go on behind it.
+        for (next, (inode, kind, name)) in (1..).zip(dots.into_iter().chain(entries)).skip(skip) {
+            if reply.add(inode, next, attributes::file_type(kind), name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.directories.remove(number.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.library.space() {
+            Ok(space) => {
+                let block_size = u32::try_from(space.block_size).unwrap_or(u32::MAX);
+                // Room for the suffix that shown names have.
+                let name_max = u32::try_from(space.name_max)
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(4);
+                reply.statfs(
+                    space.blocks,
+                    space.blocks_free,
+                    space.blocks_available,
+                    space.files,
+                    space.files_free,
+                    block_size,
+                    name_max,
+                    block_size,
+                );
+            }
+            Err(error) => reply.error(errno::of_library(&error)),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match xattrs::value(&self.library, node(inode), name) {
+            Some(value) => xattrs::reply(&value, size, reply),
+            None => reply.error(Errno::ENODATA),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        xattrs::reply(&xattrs::names(node(inode)), size, reply);
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: u32,
+        _: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &std::path::Path, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+}
+
+fn answer(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}

@@ -1,0 +1,333 @@
+//! One open disk, and the handles to it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::agent::Bell;
+use super::host_dir::{Identity, Pinned};
+use super::probes::Probes;
+use crate::compact::{IdlePolicy, IdleWork, Next};
+use crate::disk::Disk;
+
+/// What the background work does with a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskState {
+    /// Open without background work: read-only, or compaction is off or impossible.
+    Open,
+    /// Waits until no guest has used the disk for a while.
+    Waiting,
+    /// Being looked at or compacted.
+    Compacting,
+    /// Nothing can be gained until a guest changes the disk.
+    Compact,
+    /// Background work failed, for this reason; it is tried again after a while.
+    Failed(String),
+}
+
+/// What is known of a file that has just been opened.
+pub(super) struct Opened {
+    pub(super) identity: Identity,
+    pub(super) pinned: Pinned,
+    pub(super) path: PathBuf,
+    /// Names the content for the next opener; see [`Probes::content_at_open`].
+    pub(super) content: u64,
+    /// Read-only because another program reads it, not because it must be.
+    pub(super) shared: bool,
+    /// Opened for background work alone.
+    pub(super) visiting: bool,
+}
+
+/// One open disk.
+pub(super) struct OpenDisk {
+    pub(super) identity: Identity,
+    pub(super) pinned: Pinned,
+    /// Names the content for the next opener; see [`Probes::content_at_open`].
+    content: u64,
+    /// Read-only because another program reads it, not because it must be.
+    shared: bool,
+    read_only: bool,
+    path: Mutex<PathBuf>,
+    disk: Mutex<Option<Arc<Disk>>>,
+    work: Mutex<Option<IdleWork>>,
+    users: AtomicUsize,
+    used: Mutex<Instant>,
+    visiting: AtomicBool,
+    reclaimed: AtomicU64,
+    state: Mutex<DiskState>,
+}
+
+impl fmt::Debug for OpenDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenDisk")
+            .field("path", &*self.path.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An open disk as [`Library::status`](super::Library::status) reports it.
+#[derive(Clone, Debug)]
+pub struct DiskStatus {
+    /// The backing file, below the root.
+    pub path: PathBuf,
+    /// How many handles are open.
+    pub handles: usize,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// The backing file's length in bytes.
+    pub length: u64,
+    /// Bytes that the host stores for it.
+    pub allocated: u64,
+    /// Bytes that background work gave back to the host since the disk was opened.
+    pub reclaimed: u64,
+    /// What background work does with it.
+    pub state: DiskState,
+}
+
+impl OpenDisk {
+    pub(super) fn new(disk: Arc<Disk>, opened: Opened) -> Self {
+        Self {
+            identity: opened.identity,
+            pinned: opened.pinned,
+            content: opened.content,
+            shared: opened.shared,
+            read_only: disk.is_read_only(),
+            path: Mutex::new(opened.path),
+            disk: Mutex::new(Some(disk)),
+            work: Mutex::new(None),
+            users: AtomicUsize::new(0),
+            used: Mutex::new(Instant::now()),
+            visiting: AtomicBool::new(opened.visiting),
+            reclaimed: AtomicU64::new(0),
+            state: Mutex::new(DiskState::Open),
+        }
+    }
+
+    /// The disk, until it is closed.
+    pub(super) fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.lock().clone()
+    }
+
+    /// Whether it is read-only because another program reads it, not because it must be.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(super) fn set_path(&self, path: PathBuf) {
+        *self.path.lock() = path;
+    }
+
+    /// A handle. Call with the slots locked: what has users is not closed.
+    pub(super) fn lend(
+        self: &Arc<Self>,
+        disk: Arc<Disk>,
+        write: bool,
+        bell: Arc<Bell>,
+    ) -> DiskHandle {
+        self.users.fetch_add(1, Ordering::Acquire);
+        DiskHandle {
+            disk,
+            writable: write,
+            content: self.content,
+            content_kept: false,
+            lease: Lease {
+                owner: Arc::clone(self),
+                bell,
+            },
+        }
+    }
+
+    pub(super) fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// How long the last handle has been gone.
+    pub(super) fn unused_for(&self) -> Duration {
+        self.used.lock().elapsed()
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether a handle for writing may be had, now or once another program is gone.
+    pub(super) fn allows_writing(&self) -> bool {
+        !self.read_only || self.shared
+    }
+
+    pub(super) fn is_visiting(&self) -> bool {
+        self.visiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        self.path.lock().clone()
+    }
+
+    pub(super) fn set_state(&self, state: DiskState) {
+        *self.state.lock() = state;
+    }
+
+    /// A guest has it now: background work starts over, with its usual patience.
+    pub(super) fn end_visit(&self) {
+        if self.visiting.swap(false, Ordering::Relaxed) {
+            *self.work.lock() = None;
+        }
+    }
+
+    /// The guest requests so far that may have changed something; 0 once it is closed.
+    pub(super) fn io_count(&self) -> u64 {
+        self.disk.lock().as_ref().map_or(0, |disk| disk.io_count())
+    }
+
+    pub(super) fn virtual_size(&self) -> Option<u64> {
+        self.disk.lock().as_ref().map(|disk| disk.len())
+    }
+
+    /// One step of background work; `None` once the disk is closed.
+    pub(super) fn step(&self, policy: &IdlePolicy) -> Option<Next> {
+        let mut slot = self.work.lock();
+        if slot.is_none() {
+            let disk = self.disk.lock().clone()?;
+            *slot = Some(IdleWork::new(disk, *policy));
+        }
+        let work = slot.as_mut()?;
+        let before = self.allocated();
+        let next = work.step();
+        let freed = before.saturating_sub(self.allocated());
+        self.reclaimed.fetch_add(freed, Ordering::Relaxed);
+        Some(next)
+    }
+
+    fn allocated(&self) -> u64 {
+        self.pinned.stat().map_or(0, |stat| stat.allocated)
+    }
+
+    pub(super) fn status(&self) -> Option<DiskStatus> {
+        let virtual_size = self.virtual_size()?;
+        let stat = self.pinned.stat().ok()?;
+        Some(DiskStatus {
+            path: self.path(),
+            handles: self.users(),
+            read_only: self.read_only,
+            virtual_size,
+            length: stat.len,
+            allocated: stat.allocated,
+            reclaimed: self.reclaimed.load(Ordering::Relaxed),
+            state: self.state.lock().clone(),
+        })
+    }
+
+    /// Leaves a clean file, and closes it unless there are handles. Whether it worked.
+    pub(super) fn shut(&self, probes: &Probes) -> bool {
+        let disk = {
+            // Together, so that no step begins with a disk that is about to go.
+            let mut work = self.work.lock();
+            *work = None;
+            self.disk.lock().take()
+        };
+        let Some(disk) = disk else { return true };
+        let closed = disk.close();
+        // While the lock is still held: what others do to the file from here on is not our content.
+        let stat = self.pinned.stat();
+        drop(disk);
+        match &closed {
+            Err(error) => log::error!(
+                "{}: not closed cleanly: {}",
+                self.path().display(),
+                chain(error)
+            ),
+            Ok(()) => {
+                if let Ok(stat) = stat {
+                    probes.content_at_close(&stat.stamp(), self.content);
+                }
+            }
+        }
+        closed.is_ok()
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat their cause.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A disk in use. The disk stays open at least until this is dropped.
+pub struct DiskHandle {
+    // Before `lease`: without handles nobody refers to the disk.
+    disk: Arc<Disk>,
+    writable: bool,
+    content: u64,
+    content_kept: bool,
+    lease: Lease,
+}
+
+impl fmt::Debug for DiskHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskHandle")
+            .field("disk", &self.lease.owner)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DiskHandle {
+    /// The disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Whether this handle was opened for writing. The disk itself may allow more.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether the disk still holds what it held when the node was last opened and closed, but for
+    /// writes through this library: what a front end cached of it is good.
+    pub fn content_is_kept(&self) -> bool {
+        self.content_kept
+    }
+
+    /// Where the backing file was found, below the library's root.
+    pub fn path(&self) -> PathBuf {
+        self.lease.owner.path()
+    }
+
+    pub(super) fn content(&self) -> u64 {
+        self.content
+    }
+
+    pub(super) fn set_content_kept(&mut self, kept: bool) {
+        self.content_kept = kept;
+    }
+}
+
+struct Lease {
+    owner: Arc<OpenDisk>,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.owner.used.lock() = Instant::now();
+        self.owner.users.fetch_sub(1, Ordering::Release);
+        self.bell.ring();
+    }
+}
