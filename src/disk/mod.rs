@@ -404,8 +404,9 @@ impl Disk {
         regions
     }
 
-    /// Leaves a clean file: everything durable, unused space at the end cut off. The disk stays
-    /// usable; a change after it makes another close necessary.
+    /// Leaves a clean file: everything durable, unused space at the end cut off, and other unused
+    /// space given back to the host where hole punching is on. The disk stays usable; a change after
+    /// it makes another close necessary.
     ///
     /// # Errors
     /// [`DiskError::Poisoned`] after an earlier failure, or what the host answers.
@@ -415,7 +416,10 @@ impl Disk {
         }
         self.image.sync()?;
         self.image.shrink()?;
-        self.image.sync()
+        self.image.sync()?;
+        // What was discarded and not filled again takes no host space from here on.
+        while self.image.punch_free()? {}
+        Ok(())
     }
 
     /// Starts to compact the disk on a thread of its own, while it stays in use.
