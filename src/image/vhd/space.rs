@@ -62,10 +62,22 @@ impl Vhd {
     /// Zeroes a batch of free slots, durably. Says whether there was any.
     fn clean_dirty_slots(&self) -> Result<bool, DiskError> {
         let batch = self.space.lock().take_dirty(CLEAN_BATCH);
+        let any = !batch.is_empty();
+        self.clean(batch, |range| self.zero_free(range))?;
+        Ok(any)
+    }
+
+    /// Zeroes the free ranges of `batch`, which are taken, and gives them back: as clean once that
+    /// is durable, else as they were.
+    fn clean(
+        &self,
+        batch: Vec<FileRange>,
+        zero: impl Fn(FileRange) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
         if batch.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        let zeroed = batch.iter().try_for_each(|range| self.zero_free(*range));
+        let zeroed = batch.iter().try_for_each(|range| zero(*range));
         self.durability.note_write();
         let result = zeroed
             .map_err(|error| DiskError::io("clean free space", error))
@@ -77,7 +89,7 @@ impl Vhd {
                 Err(_) => space.give_back(range),
             }
         }
-        result.map(|()| true)
+        result
     }
 
     /// Zeroes free space, by a hole where that is allowed and possible.
@@ -225,22 +237,14 @@ impl Vhd {
                 }
             }
         }
-        if batch.is_empty() {
-            return Ok(false);
-        }
-        let result = batch.iter().try_for_each(|range| self.zero_free(*range));
-        self.durability.note_write();
-        let result = result
-            .map_err(|error| DiskError::io("punch free space", error))
-            .and_then(|()| self.sync());
-        let mut space = self.space.lock();
-        for range in batch {
-            match result {
-                Ok(()) => space.give_back_clean(range),
-                Err(_) => space.give_back(range),
+        let punched = self.clean(batch, |range| self.storage.punch_hole(range));
+        match punched {
+            Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                self.host_punches.store(false, Ordering::Relaxed);
+                Ok(false)
             }
+            other => other.map(|()| more),
         }
-        result.map(|()| more)
     }
 
     /// The free ranges that the host may still store, but for the gaps that alignment leaves: those
