@@ -3,6 +3,7 @@
 //! Messages say what was found and what was expected; [`OpenError`] and [`CreateError`] carry the
 //! path. A cause from the host is the error's `source`, not part of its text.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -297,5 +298,37 @@ impl CreateError {
             Self::Invalid { .. } => ErrorKind::InvalidInput,
             Self::Io { .. } => ErrorKind::Io,
         }
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat their cause.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = DiskError::Io {
+            action: "read",
+            source: io::Error::other("no luck"),
+        };
+        assert_eq!(chain(&error), "cannot read: no luck");
+        let twice = CompactError::Disk(error);
+        assert_eq!(chain(&twice), "cannot read: no luck");
     }
 }

@@ -140,6 +140,9 @@ fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
         None if arguments.foreground => Destination::Stderr,
         None => Destination::of_daemon(),
     };
+    if matches!(destination, Destination::Nowhere) {
+        eprintln!("vhdfs: no system log here: give --log-file to learn of problems later");
+    }
     logging::start(&destination, arguments.verbose)
         .map_err(|error| format!("cannot log to {destination:?}: {error}").into())
 }
@@ -204,7 +207,7 @@ fn stop_on_signal(mut signals: Signals, library: &Library, brake: &Brake, mount_
         Ok(()) => return,
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             log::warn!(
-                "{} is in use: detached from its users",
+                "{} is in use: it goes all the same, and its users get errors from now on",
                 mount_point.display()
             );
         }

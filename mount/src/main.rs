@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Problems) => ExitCode::from(1),
         Err(failure) => {
-            eprintln!("vhdfs: {}", text::chain(&*failure));
+            eprintln!("vhdfs: {}", vhdfs::error::chain(&*failure));
             ExitCode::from(1)
         }
     }

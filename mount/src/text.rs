@@ -1,23 +1,6 @@
-//! Errors and sizes in words.
+//! Sizes in words.
 
-use std::error::Error;
 use std::fmt;
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors name their cause in their own text.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
 
 /// A byte count that displays as a person reads it: `512 bytes`, `1.5 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +41,5 @@ mod tests {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
         assert_eq!(format!("{:>9}", Bytes(1)), "  1 bytes");
-    }
-
-    #[test]
-    fn causes_are_said_once() {
-        let cause = std::io::Error::other("no luck");
-        let error = vhdfs::error::DiskError::Io {
-            action: "read",
-            source: cause,
-        };
-        assert_eq!(chain(&error), "cannot read: no luck");
     }
 }

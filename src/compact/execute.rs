@@ -30,6 +30,16 @@ pub(crate) enum Step {
     Done,
 }
 
+/// What is known of the host's free space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// It was full once; the free space of the file was given back to it.
+    Made,
+    /// It is full: only targets that it stores already can be moved to.
+    None,
+}
+
 /// A compaction under way. The caller holds the disk's `compacting` lock, or is the only one.
 #[derive(Debug)]
 pub(crate) struct Compactor {
@@ -42,6 +52,8 @@ pub(crate) struct Compactor {
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
     total: u64,
+    /// How far the host's lack of room has gone.
+    room: Room,
     /// Whether something was left alone because the guest was at it.
     skipped: bool,
     report: CompactReport,
@@ -67,6 +79,7 @@ impl Compactor {
             moves: VecDeque::new(),
             moved_since_plan: false,
             total: 0,
+            room: Room::Enough,
             skipped: false,
             report: CompactReport {
                 length_before,
@@ -294,7 +307,15 @@ impl Compactor {
         }
         let disk = Arc::clone(&self.disk);
         let (batch, sparse) = self.take_batch(&disk);
-        let moved = copy_and_commit(&disk, &batch, go_on)?;
+        let moved = match copy_and_commit(&disk, &batch, go_on) {
+            Err(CompactError::Disk(DiskError::NoSpace(_))) if self.room != Room::None => {
+                drop(batch);
+                let made = self.room == Room::Enough && disk.image.make_room()?;
+                self.room = if made { Room::Made } else { Room::None };
+                return self.plan_moves();
+            }
+            other => other?,
+        };
         self.report.blocks_moved += moved;
         self.report.bytes_moved += moved * disk.geometry().slot.len;
         self.moved_since_plan |= moved > 0;
@@ -319,6 +340,11 @@ impl Compactor {
                 continue;
             };
             let new_space = reserved.clean || !is_stored(disk, step.to);
+            if new_space && self.room == Room::None {
+                disk.image.give_back(step.to);
+                self.moves.pop_front();
+                continue;
+            }
             if new_space && sparse {
                 disk.image.give_back(step.to);
                 break;

@@ -58,6 +58,17 @@ impl Disk {
         if self.geometry().disk_type == DiskType::Fixed {
             return self.write_file(buf, FileOffset::new(offset));
         }
+        match self.write_pieces(buf, range) {
+            // On a full host, what was discarded so far has to do.
+            Err(DiskError::NoSpace(source)) => match self.image.make_room() {
+                Ok(true) => self.write_pieces(buf, range),
+                Ok(false) | Err(_) => Err(DiskError::NoSpace(source)),
+            },
+            other => other,
+        }
+    }
+
+    fn write_pieces(&self, buf: &[u8], range: DiskRange) -> Result<(), DiskError> {
         let mut rest = buf;
         for piece in self.pieces(range) {
             let (part, tail) = rest.split_at(usize_from(piece.len));

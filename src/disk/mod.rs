@@ -193,6 +193,9 @@ impl Disk {
         };
         let image =
             Vhd::open(storage, vhd_options).map_err(|problem| OpenError::new(name, problem))?;
+        for repair in image.repaired() {
+            log::info!("{}: {repair}", name.display());
+        }
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {

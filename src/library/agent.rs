@@ -14,11 +14,11 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex};
 
 use super::host_dir::{HostKind, Identity, Stamp};
-use super::open_disk::{DiskState, OpenDisk, chain};
+use super::open_disk::{DiskState, OpenDisk};
 use super::open_disks::{Purpose, Refused};
 use super::{Core, names};
 use crate::compact::{IdlePolicy, Next};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, chain};
 
 /// How often a disk with nothing to gain is asked whether a guest has changed it.
 const POLL: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ use super::host_dir::{Identity, Pinned};
 use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::disk::Disk;
+use crate::error::chain;
 
 /// What the background work does with a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,22 +252,6 @@ impl OpenDisk {
         }
         closed.is_ok()
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Transparent errors repeat their cause.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A disk in use. The disk stays open at least until this is dropped.

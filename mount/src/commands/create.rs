@@ -8,6 +8,11 @@ use crate::{Failure, Outcome};
 
 /// Runs the command.
 pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
+    let extension = arguments.file.extension().unwrap_or_default();
+    if extension.eq_ignore_ascii_case("vhdx") {
+        let name = arguments.file.display();
+        return Err(format!("{name}: this version creates VHD, not VHDX: name it .vhd").into());
+    }
     let options = CreateOptions {
         size: arguments.size,
         disk_type: match arguments.disk_type {

@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vhdfs::error::chain;
 
-use crate::text::chain;
 use crate::{Failure, Outcome};
 
 /// What one file came to.

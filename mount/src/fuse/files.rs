@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use parking_lot::Mutex;
-use vhdfs::error::DiskError;
+use vhdfs::error::{DiskError, chain};
 use vhdfs::library::{Directory, DiskHandle, Library, LibraryError, NodeId};
 
 use super::errno;
@@ -38,7 +38,7 @@ impl OpenFile {
             false => log::Level::Error,
             true => log::Level::Debug,
         };
-        let text = crate::text::chain(error);
+        let text = chain(error);
         log::log!(
             level,
             "{}: {action} at {offset}: {text}",

@@ -129,6 +129,7 @@ impl VhdFs {
                 return Err(Errno::EBADF);
             }
             let done = match action {
+                FallocateFlags::PUNCH_HOLE if keep_size && inside == 0 => Ok(()),
                 FallocateFlags::PUNCH_HOLE if keep_size => disk.discard(offset, inside),
                 FallocateFlags::ZERO_RANGE if keep_size || inside == len => {
                     disk.write_zeroes(offset, inside)

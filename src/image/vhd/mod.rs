@@ -71,6 +71,7 @@ pub(crate) struct Vhd {
     /// Xen's batmap until it was emptied. Held across that write.
     batmap_lock: Mutex<Option<BatmapHeader>>,
     bitmaps: Mutex<LruCache<BlockIndex, Arc<SectorBitmap>>>,
+    repaired: Vec<String>,
 }
 
 /// How to open a [`Vhd`].
@@ -93,16 +94,26 @@ impl Vhd {
         options: VhdOptions,
     ) -> Result<Self, OpenProblem> {
         let mut layout = Layout::read(&*storage).map_err(LayoutError::into_problem)?;
+        let mut repaired = Vec::new();
         if !options.read_only {
             if let Some(error) = layout.not_writable.take() {
                 return Err(OpenProblem::NotWritable(error));
             }
-            recover::recover(&*storage, &mut layout).map_err(|source| OpenProblem::Io {
-                action: "repair the file",
-                source,
-            })?;
+            repaired =
+                recover::recover(&*storage, &mut layout).map_err(|source| OpenProblem::Io {
+                    action: "repair the file",
+                    source,
+                })?;
         }
-        Ok(Self::from_layout(storage, layout, options))
+        Ok(Self {
+            repaired,
+            ..Self::from_layout(storage, layout, options)
+        })
+    }
+
+    /// What was put right when it was opened.
+    pub(crate) fn repaired(&self) -> &[String] {
+        &self.repaired
     }
 
     fn from_layout(storage: Arc<dyn Storage>, layout: Layout, options: VhdOptions) -> Self {
@@ -173,6 +184,7 @@ impl Vhd {
             host_punches: AtomicBool::new(true),
             batmap_lock: Mutex::new(batmap.map(|(header, _)| header)),
             bitmaps: Mutex::new(LruCache::new(cached)),
+            repaired: Vec::new(),
             storage,
         }
     }
@@ -394,6 +406,10 @@ impl Image for Vhd {
 
     fn punch_free(&self) -> Result<bool, DiskError> {
         self.punch_some()
+    }
+
+    fn make_room(&self) -> Result<bool, DiskError> {
+        self.free_for_use()
     }
 
     fn punchable_bytes(&self) -> u64 {

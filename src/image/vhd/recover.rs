@@ -118,21 +118,30 @@ fn shortest(end: FileOffset) -> u64 {
 /// Puts right what [`repairs`] lists, durably, and updates `layout`. The caller has made sure that
 /// the file may be written.
 ///
+/// Returns what was done, for people.
+///
 /// # Errors
 /// Where the host fails. Each step leaves the file no worse than it was.
-pub(super) fn recover(storage: &dyn Storage, layout: &mut Layout) -> io::Result<()> {
+pub(super) fn recover(storage: &dyn Storage, layout: &mut Layout) -> io::Result<Vec<String>> {
     // What the file's last user left unsynced when it died must not be undone by a power cut any
     // more once free space is written to: the table on the disk may still name it.
     storage.sync()?;
+    let mut done = Vec::new();
     for finding in repairs(layout) {
-        log::info!("{}: {}", finding.problem, finding.repair);
         match finding.kind {
             Kind::ShortFooter => {
                 storage.write_all_at(&[0], FileOffset::new(layout.file_len))?;
                 layout.file_len = layout.file_len.saturating_add(1);
                 layout.tail.short = false;
             }
-            Kind::End => write_end(storage, layout)?,
+            Kind::End => match write_end(storage, layout) {
+                // The file is good as it is, only longer than it need be.
+                Err(error) if is_full(&error) && layout.tail.footer.is_ok() => {
+                    log::warn!("{}; they stay: the host is full", finding.problem);
+                    continue;
+                }
+                other => other?,
+            },
             Kind::Copy => {
                 storage.write_all_at(&layout.footer.to_bytes(), FileOffset::new(0))?;
                 if let Some(dynamic) = &mut layout.dynamic {
@@ -153,8 +162,16 @@ pub(super) fn recover(storage: &dyn Storage, layout: &mut Layout) -> io::Result<
         }
         // One thing at a time: a cut between two leaves each done or not.
         storage.sync()?;
+        done.push(finding.repair);
     }
-    Ok(())
+    Ok(done)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Writes the footer behind the last thing in use and cuts what follows, in this order: until the
@@ -165,7 +182,16 @@ fn write_end(storage: &dyn Storage, layout: &mut Layout) -> io::Result<()> {
     };
     let end = FileOffset::new(round_up(dynamic.end.get(), SECTOR_SIZE));
     let len = shortest(dynamic.end);
-    storage.write_all_at(&layout.footer.to_bytes(), end)?;
+    let footer = layout.footer.to_bytes();
+    match storage.write_all_at(&footer, end) {
+        // There is no footer at the end to lose: what is cut off makes room for it.
+        Err(error) if is_full(&error) && layout.tail.footer.is_err() => {
+            storage.set_len(end.get())?;
+            storage.sync()?;
+            storage.write_all_at(&footer, end)?;
+        }
+        other => other?,
+    }
     storage.sync()?;
     storage.set_len(len)?;
     layout.file_len = len;

@@ -62,22 +62,46 @@ impl Vhd {
     /// Zeroes a batch of free slots, durably. Says whether there was any.
     fn clean_dirty_slots(&self) -> Result<bool, DiskError> {
         let batch = self.space.lock().take_dirty(CLEAN_BATCH);
-        if batch.is_empty() {
-            return Ok(false);
-        }
-        let zeroed = batch.iter().try_for_each(|range| self.zero_free(*range));
-        self.durability.note_write();
-        let result = zeroed
-            .map_err(|error| DiskError::io("clean free space", error))
-            .and_then(|()| self.sync());
-        let mut space = self.space.lock();
+        self.clean(batch, |range| self.zero_free(range))
+    }
+
+    /// Zeroes the free ranges of `batch`, which are taken, and gives them back: as clean once that
+    /// is durable, else as they were. Says whether any became clean. Ranges for which a full host
+    /// has no room are left for another time.
+    fn clean(
+        &self,
+        batch: Vec<FileRange>,
+        zero: impl Fn(FileRange) -> io::Result<()>,
+    ) -> Result<bool, DiskError> {
+        let mut zeroed = Vec::new();
+        let mut result = Ok(());
         for range in batch {
+            let done = result.is_ok().then(|| zero(range));
+            match done {
+                Some(Ok(())) => zeroed.push(range),
+                Some(Err(error)) => {
+                    self.space.lock().give_back(range);
+                    match DiskError::io("clean free space", error) {
+                        DiskError::NoSpace(_) => {}
+                        other => result = Err(other),
+                    }
+                }
+                None => self.space.lock().give_back(range),
+            }
+        }
+        if !zeroed.is_empty() {
+            self.durability.note_write();
+            result = result.and(self.sync());
+        }
+        let any = !zeroed.is_empty();
+        let mut space = self.space.lock();
+        for range in zeroed {
             match result {
                 Ok(()) => space.give_back_clean(range),
                 Err(_) => space.give_back(range),
             }
         }
-        result.map(|()| true)
+        result.map(|()| any)
     }
 
     /// Zeroes free space, by a hole where that is allowed and possible.
@@ -176,15 +200,24 @@ impl Vhd {
             tail
         };
         let new_end = FileOffset::new(round_up(tail.start.get(), SECTOR_SIZE));
-        let footer = self.footer.to_bytes();
-        let written = self
-            .storage
-            .write_all_at(&footer, new_end)
-            .map_err(|error| DiskError::io("write the footer", error));
-        self.durability.note_write();
+        let written = match self.write_footer(new_end) {
+            // The tail is free: its space is what the footer may need.
+            Err(DiskError::NoSpace(_)) if self.storage.punch_hole(tail).is_ok() => {
+                self.durability.note_write();
+                self.sync().and_then(|()| self.write_footer(new_end))
+            }
+            other => other,
+        };
         if let Err(error) = written.and_then(|()| self.sync()) {
             self.space.lock().give_back(tail);
-            return Err(error);
+            return match error {
+                // Not one block is left on the host. The file is good as it is, only longer.
+                DiskError::NoSpace(_) => {
+                    log::warn!("{} unused bytes stay in a file: the host is full", tail.len);
+                    Ok(())
+                }
+                other => Err(other),
+            };
         }
         let new_len = new_end.plus(FOOTER_LEN).get();
         if let Err(error) = self.storage.set_len(new_len) {
@@ -198,6 +231,26 @@ impl Vhd {
         self.file_len.store(new_len, Ordering::Release);
         self.durability.note_write();
         Ok(())
+    }
+
+    fn write_footer(&self, at: FileOffset) -> Result<(), DiskError> {
+        let written = self.storage.write_all_at(&self.footer.to_bytes(), at);
+        self.durability.note_write();
+        written.map_err(|error| DiskError::io("write the footer", error))
+    }
+
+    /// Makes what is free in the file available on a full host: gives it back to the host, or, where
+    /// holes are not to be, zeroes it for the next block. Says whether there was any.
+    pub(super) fn free_for_use(&self) -> Result<bool, DiskError> {
+        self.check_writable()?;
+        self.sync()?;
+        if !self.may_punch() {
+            let _length = self.length_lock.lock();
+            return self.clean_dirty_slots();
+        }
+        let any = self.punchable() > 0;
+        while self.punch_some()? {}
+        Ok(any)
     }
 
     /// Punches a batch of free ranges out of the host file; says whether there are more.
@@ -225,22 +278,14 @@ impl Vhd {
                 }
             }
         }
-        if batch.is_empty() {
-            return Ok(false);
-        }
-        let result = batch.iter().try_for_each(|range| self.zero_free(*range));
-        self.durability.note_write();
-        let result = result
-            .map_err(|error| DiskError::io("punch free space", error))
-            .and_then(|()| self.sync());
-        let mut space = self.space.lock();
-        for range in batch {
-            match result {
-                Ok(()) => space.give_back_clean(range),
-                Err(_) => space.give_back(range),
+        let punched = self.clean(batch, |range| self.storage.punch_hole(range));
+        match punched {
+            Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                self.host_punches.store(false, Ordering::Relaxed);
+                Ok(false)
             }
+            other => other.map(|any| any && more),
         }
-        result.map(|()| more)
     }
 
     /// The free ranges that the host may still store, but for the gaps that alignment leaves: those

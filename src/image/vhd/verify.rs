@@ -43,10 +43,11 @@ pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
     check_geometry(&layout, &mut report);
     let findings = repairs(&layout);
     if options.repair && !overlaps {
-        report.repaired = findings.into_iter().map(|finding| finding.repair).collect();
-        if !options.dry_run {
-            recover(storage, &mut layout)?;
-        }
+        report.repaired = if options.dry_run {
+            findings.into_iter().map(|finding| finding.repair).collect()
+        } else {
+            recover(storage, &mut layout)?
+        };
     } else {
         for finding in findings {
             let list = if finding.is_error {
