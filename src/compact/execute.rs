@@ -11,7 +11,7 @@ use super::{CompactError, CompactOptions, Phase, Progress};
 use crate::disk::{Content, Disk, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
-use crate::image::MapEdit;
+use crate::image::{MapEdit, Reads};
 use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from};
 
 /// Bytes that a step scans at most.
@@ -258,7 +258,10 @@ impl Compactor {
             let present = disk.image.map().get(block).slot().is_some();
             if present && disk.tracker.content(block) == Content::Dead {
                 gates.push(gate);
-                edits.push(MapEdit::Drop { block });
+                edits.push(MapEdit::Drop {
+                    block,
+                    reads: Reads::Zeros,
+                });
             }
         }
         if edits.is_empty() {

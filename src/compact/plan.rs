@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::image::Frame;
 use crate::map::SlotShape;
-use crate::units::{BlockIndex, FileOffset, FileRange, SECTOR_SIZE, round_up};
+use crate::units::{BlockIndex, FileOffset, FileRange, round_up};
 
 /// A block that goes from one slot to another, nearer to the start of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Plan {
 impl Plan {
     /// The file's length in bytes once the plan is carried out and the file is cut.
     pub fn file_len(&self, frame: &Frame) -> u64 {
-        round_up(self.end.get(), SECTOR_SIZE).saturating_add(frame.trailer_len)
+        round_up(self.end.get(), frame.align).saturating_add(frame.trailer_len)
     }
 }
 
@@ -112,6 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::units::SECTOR_SIZE;
 
     const PACKED: SlotShape = SlotShape {
         len: 4608,
@@ -125,6 +126,8 @@ mod tests {
             start: FileOffset::new(start),
             pinned: Vec::new(),
             trailer_len: 512,
+            movable: Vec::new(),
+            align: SECTOR_SIZE,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::disk::{Disk, zero};
 use crate::error::DiskError;
-use crate::format::vhd::SectorBitmap;
+use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
 use crate::units::{
     BlockIndex, FileOffset, FileRange, GRANULE_SIZE, SECTOR_SIZE, u64_from, usize_from,

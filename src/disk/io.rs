@@ -3,8 +3,7 @@
 use super::{Content, Disk};
 use crate::disk::zero;
 use crate::error::DiskError;
-use crate::format::DiskType;
-use crate::image::MapEdit;
+use crate::image::{MapEdit, Reads};
 use crate::map::BlockState;
 use crate::units::{
     BlockIndex, DiskRange, FileOffset, FileRange, SECTOR_SIZE, low_u32, u64_from, usize_from,
@@ -34,7 +33,7 @@ impl Disk {
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         let range = self.range(offset, u64_from(buf.len()))?;
         self.note_io();
-        if self.geometry().disk_type == DiskType::Fixed {
+        if self.geometry().is_flat {
             return self.read_file(buf, FileOffset::new(offset));
         }
         let mut rest = buf;
@@ -55,7 +54,7 @@ impl Disk {
         let range = self.range(offset, u64_from(buf.len()))?;
         self.image.check_writable()?;
         self.note_change();
-        if self.geometry().disk_type == DiskType::Fixed {
+        if self.geometry().is_flat {
             return self.write_file(buf, FileOffset::new(offset));
         }
         match self.write_pieces(buf, range) {
@@ -87,7 +86,7 @@ impl Disk {
         let range = self.range(offset, len)?;
         self.image.check_writable()?;
         self.note_change();
-        if self.geometry().disk_type == DiskType::Fixed {
+        if self.geometry().is_flat {
             self.zero_file(FileRange::new(FileOffset::new(offset), len))?;
             self.image.note_payload();
             return Ok(());
@@ -141,7 +140,7 @@ impl Disk {
     fn read_piece(&self, buf: &mut [u8], piece: Piece) -> Result<(), DiskError> {
         let _gate = self.gates.shared(piece.block);
         match self.image.map().get(piece.block) {
-            BlockState::NotPresent => {
+            BlockState::NotPresent | BlockState::Zero => {
                 buf.fill(0);
                 Ok(())
             }
@@ -196,7 +195,7 @@ impl Disk {
         let _gate = self.gates.exclusive(piece.block);
         self.gates.touch(piece.block);
         match self.image.map().get(piece.block) {
-            BlockState::NotPresent => self.place(data, piece),
+            BlockState::NotPresent | BlockState::Zero => self.place(data, piece),
             BlockState::Present { slot, whole } => {
                 if !whole {
                     self.image.make_whole(piece.block)?;
@@ -268,7 +267,7 @@ impl Disk {
         let runs: Vec<zero::Run> = zero::runs(data, piece.within)
             .filter(|run| !run.zero)
             .collect();
-        let written = self.image.prepare(slot).and_then(|()| {
+        let written = self.image.prepare(slot, None).and_then(|()| {
             runs.iter().try_for_each(|run| {
                 let place = at.plus(piece.within + u64_from(run.start));
                 self.write_file(&data[run.start..run.start + run.len], place)
@@ -287,6 +286,7 @@ impl Disk {
         self.image.commit(&[MapEdit::Place {
             block: piece.block,
             slot,
+            sectors: None,
         }])
     }
 
@@ -309,7 +309,10 @@ impl Disk {
                 return Ok(());
             }
         }
-        self.image.commit(&[MapEdit::Drop { block: piece.block }])?;
+        self.image.commit(&[MapEdit::Drop {
+            block: piece.block,
+            reads: Reads::Zeros,
+        }])?;
         self.tracker.forget(piece.block);
         Ok(())
     }

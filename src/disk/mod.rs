@@ -27,8 +27,7 @@ use parking_lot::Mutex;
 use crate::compact::{CompactOptions, Operation};
 use crate::error::{DiskError, OpenError, OpenProblem};
 pub use crate::format::{DiskType, Format};
-use crate::image::vhd::{Vhd, VhdOptions};
-use crate::image::{Geometry, Image};
+use crate::image::{self, Geometry, Image, ImageOptions};
 use crate::map::BlockState;
 use crate::storage::Storage;
 use crate::storage::host::{HostFile, HostOptions};
@@ -187,19 +186,20 @@ impl Disk {
         };
         let length_at_open = storage.len().map_err(io)?;
         let allocated_at_open = storage.allocated_bytes().map_err(io)?;
-        let vhd_options = VhdOptions {
+        let image_options = ImageOptions {
             read_only: options.read_only,
             punch_holes: options.punch_holes,
         };
-        let image =
-            Vhd::open(storage, vhd_options).map_err(|problem| OpenError::new(name, problem))?;
-        for repair in image.repaired() {
+        let opened = image::open(storage, name, image_options)
+            .map_err(|problem| OpenError::new(name, problem))?;
+        for repair in opened.repaired {
             log::info!("{}: {repair}", name.display());
         }
+        let image = opened.image;
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {
-            image: Box::new(image),
+            image,
             gates: Gates::new(blocks),
             tracker: Tracker::new(blocks, geometry.block_size),
             compacting: Mutex::new(()),
@@ -252,14 +252,17 @@ impl Disk {
     /// Where the host cannot tell the file's size.
     pub fn info(&self) -> Result<DiskInfo, DiskError> {
         let geometry = self.geometry();
-        let fixed = geometry.disk_type == DiskType::Fixed;
         Ok(DiskInfo {
             format: geometry.format,
             disk_type: geometry.disk_type,
             virtual_size: geometry.disk_len,
             file_length: self.image.file_len(),
             allocated_bytes: self.allocated_bytes()?,
-            block_size: if fixed { 0 } else { geometry.block_size },
+            block_size: if geometry.is_flat {
+                0
+            } else {
+                geometry.block_size
+            },
             blocks_total: u64::from(self.image.map().len()),
             blocks_allocated: self.image.map().present_count(),
             creator: self.image.creator(),
@@ -295,11 +298,11 @@ impl Disk {
             return None;
         }
         let geometry = self.geometry();
-        if geometry.disk_type == DiskType::Fixed {
+        if geometry.is_flat {
             return Some(self.host_extent_at(offset));
         }
         let kind = |block| match self.image.map().get(block) {
-            BlockState::NotPresent => ExtentKind::Hole,
+            BlockState::NotPresent | BlockState::Zero => ExtentKind::Hole,
             BlockState::Present { .. } => ExtentKind::Data,
         };
         let mut block = low_u32(offset / geometry.block_size);
@@ -348,7 +351,7 @@ impl Disk {
         let geometry = self.geometry();
         let end = FileOffset::new(self.image.file_len());
         let whole = FileRange::between(FileOffset::new(0), end);
-        if geometry.disk_type == DiskType::Fixed {
+        if geometry.is_flat {
             let data = FileRange::new(FileOffset::new(0), geometry.disk_len);
             let rest = FileRange::between(data.end(), end);
             return vec![
@@ -419,7 +422,7 @@ impl Disk {
         }
         self.image.sync()?;
         self.image.shrink()?;
-        self.image.sync()?;
+        self.image.settle()?;
         // What was discarded and not filled again takes no host space from here on.
         while self.image.punch_free()? {}
         Ok(())

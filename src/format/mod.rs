@@ -3,6 +3,8 @@
 // Numbers from files meet here: every sum says what happens when it does not fit.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+pub mod parent;
+pub mod sector_bitmap;
 pub mod vhd;
 pub mod xen;
 
@@ -14,12 +16,15 @@ use std::fmt;
 pub enum Format {
     /// Virtual Hard Disk 1.0.
     Vhd,
+    /// Virtual Hard Disk 2.
+    Vhdx,
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vhd => f.write_str("vhd"),
+            Self::Vhdx => f.write_str("vhdx"),
         }
     }
 }

@@ -10,7 +10,6 @@ use super::DiskType;
 use crate::error::FormatError;
 use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, div_ceil, low_u32, round_up, u64_from_u32,
-    usize_from,
 };
 
 mod geometry;
@@ -479,6 +478,11 @@ impl DynamicHeader {
         self.raw.block_size.get()
     }
 
+    /// The identity that the parent of a differencing disk must have.
+    pub fn parent_unique_id(&self) -> [u8; 16] {
+        self.raw.parent_unique_id
+    }
+
     /// The bytes that the parent locators claim. `PlatformDataSpace` counts sectors in the
     /// specification and bytes in Microsoft's files, so a value below 512 is taken as sectors.
     pub fn locator_ranges(&self) -> impl Iterator<Item = FileRange> + '_ {
@@ -503,55 +507,6 @@ impl DynamicHeader {
 pub const fn bitmap_len(block_size: u32) -> u64 {
     let bits = div_ceil(u64_from_u32(block_size), SECTOR_SIZE);
     round_up(div_ceil(bits, 8), SECTOR_SIZE)
-}
-
-/// Which sectors of a block were written: one bit each, the most significant bit first.
-///
-/// In a dynamic disk a clear bit means that the sector reads as zeros, whatever lies in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SectorBitmap {
-    bytes: Box<[u8]>,
-    sectors: u64,
-}
-
-impl SectorBitmap {
-    /// The bitmap in front of a block of `block_size` bytes; `bytes` is its padded form.
-    pub fn new(bytes: Box<[u8]>, block_size: u32) -> Self {
-        Self {
-            bytes,
-            sectors: div_ceil(u64_from_u32(block_size), SECTOR_SIZE),
-        }
-    }
-
-    /// Whether sector `sector` of the block was written. Sectors beyond the block were not.
-    pub fn is_written(&self, sector: u64) -> bool {
-        let mask = 0x80_u8 >> (sector % 8);
-        self.bytes
-            .get(usize_from(sector / 8))
-            .is_some_and(|byte| byte & mask != 0)
-    }
-
-    /// Whether every sector of the block was written.
-    pub fn is_full(&self) -> bool {
-        self.run_end(0, self.sectors) == self.sectors && (self.sectors == 0 || self.is_written(0))
-    }
-
-    /// The end of the run of equal bits that starts at `sector`; at most `end`.
-    pub fn run_end(&self, sector: u64, end: u64) -> u64 {
-        let first = self.is_written(sector);
-        let whole = if first { 0xff } else { 0 };
-        let mut at = sector.saturating_add(1);
-        while at < end {
-            if at.is_multiple_of(8) && self.bytes.get(usize_from(at / 8)) == Some(&whole) {
-                at = at.saturating_add(8);
-            } else if self.is_written(at) == first {
-                at = at.saturating_add(1);
-            } else {
-                break;
-            }
-        }
-        at.min(end)
-    }
 }
 
 /// What an entry of the block allocation table says.

@@ -47,7 +47,7 @@ impl Durability {
         &self,
         storage: &dyn Storage,
         before: impl FnOnce() -> T,
-        after: impl FnOnce(T),
+        after: impl FnOnce(T) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         let _sync = self.sync_lock.lock();
         self.check()?;
@@ -56,10 +56,7 @@ impl Durability {
         }
         let begun = before();
         match storage.sync() {
-            Ok(()) => {
-                after(begun);
-                Ok(())
-            }
+            Ok(()) => after(begun),
             Err(error) => Err(self.poison("sync the file", error)),
         }
     }

@@ -18,29 +18,44 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod durability;
+mod open;
 mod report;
+mod space;
 pub mod vhd;
+pub mod vhdx;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{DiskError, FormatError, OpenProblem};
-use crate::format::vhd::SectorBitmap;
+use crate::error::DiskError;
+use crate::format::parent::{Identity, ParentLink};
+use crate::format::sector_bitmap::SectorBitmap;
 use crate::format::{DiskType, Format};
 use crate::map::{BlockMap, SlotShape};
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
 
 pub(crate) use durability::Durability;
+pub(crate) use open::LayoutError;
+pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
 pub use report::{CheckOptions, CheckReport};
+pub(crate) use space::Space;
 
 /// Sizes that do not change while an image is open.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
     /// The format.
     pub format: Format,
-    /// How the image stores its disk. Of a fixed disk, disk offsets are file offsets and the block
-    /// map is empty.
+    /// How the image stores its disk.
     pub disk_type: DiskType,
+    /// Whether disk offsets are file offsets and the block map is empty: a fixed VHD.
+    pub is_flat: bool,
+    /// Whether the table can say of a block that it reads as zeros though the parent has data.
+    pub has_zero_state: bool,
+    /// Bytes in a sector of the disk, as sector bitmaps count them: 512 or 4096.
+    pub sector_size: u64,
+    /// Bytes that the disk tells its guest to write at a time: 512 or 4096.
+    pub physical_sector_size: u64,
     /// The disk's size in bytes.
     pub disk_len: u64,
     /// Bytes of data in a block. The last block may reach beyond the disk's end.
@@ -67,14 +82,25 @@ impl Geometry {
 }
 
 /// One change of the block table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapEdit {
-    /// A block without a slot gets one, in which all its sectors are.
+    /// A block without a slot gets one.
     Place {
         /// The block.
         block: BlockIndex,
-        /// Its slot, reserved by the caller.
+        /// Its slot, reserved by the caller and made ready by [`Image::prepare`].
         slot: FileOffset,
+        /// Which of its sectors are in the slot, the same as given to [`Image::prepare`]; `None`:
+        /// all. The others read as the parent has them.
+        sectors: Option<Range<u64>>,
+    },
+    /// More sectors of a block that is present, but not whole, are in its slot. Only in a
+    /// differencing image.
+    Write {
+        /// The block.
+        block: BlockIndex,
+        /// These sectors of the block, not empty.
+        sectors: Range<u64>,
     },
     /// A block's slot becomes another one, to which all of the old one was copied.
     Move {
@@ -83,18 +109,32 @@ pub enum MapEdit {
         /// Its new slot, reserved by the caller.
         to: FileOffset,
     },
-    /// A block loses its slot and reads as zeros.
+    /// A block loses its slot, if it has one.
     Drop {
         /// The block.
         block: BlockIndex,
+        /// What it reads as from then on.
+        reads: Reads,
     },
+}
+
+/// What a block without a slot reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Zeros. Of an image with a parent, only where [`Geometry::has_zero_state`].
+    Zeros,
+    /// What the parent has; zeros where there is no parent.
+    Parent,
 }
 
 impl MapEdit {
     /// The block that changes.
     pub fn block(&self) -> BlockIndex {
         match *self {
-            Self::Place { block, .. } | Self::Move { block, .. } | Self::Drop { block } => block,
+            Self::Place { block, .. }
+            | Self::Write { block, .. }
+            | Self::Move { block, .. }
+            | Self::Drop { block, .. } => block,
         }
     }
 }
@@ -106,8 +146,12 @@ pub struct Frame {
     pub start: FileOffset,
     /// Used space behind `start` that is no block's and cannot move, sorted.
     pub pinned: Vec<FileRange>,
-    /// Bytes that follow the last slot: the footer.
+    /// Blocks of metadata that can move like slots: a VHDX's sector-bitmap blocks. Sorted.
+    pub movable: Vec<FileRange>,
+    /// Bytes that follow the last thing in use: the footer.
     pub trailer_len: u64,
+    /// The file's length is a multiple of this.
+    pub align: u64,
 }
 
 /// An open image file, shared by all threads.
@@ -120,6 +164,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
 
     /// The program that made it, for people.
     fn creator(&self) -> String;
+
+    /// Which disk it is: what its children refer to.
+    fn identity(&self) -> Identity;
+
+    /// What a differencing image says of its parent; `None` for others.
+    fn parent(&self) -> Option<&ParentLink>;
 
     /// The host file, for guest data.
     fn storage(&self) -> &Arc<dyn Storage>;
@@ -136,8 +186,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where the host file cannot be read.
     fn sector_bitmap(&self, block: BlockIndex) -> Result<Arc<SectorBitmap>, DiskError>;
 
-    /// Makes the present block `block` whole: the sectors that were not in its slot become zeros
-    /// there. Needed before a block that is not whole is written to.
+    /// Makes the present block `block` of an image without a parent whole: the sectors that were
+    /// not in its slot become zeros there. Needed before a block that is not whole is written to.
     ///
     /// # Errors
     /// Where the host file cannot be read or written; the block then reads as before.
@@ -157,12 +207,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Gives a reserved slot back. It may have been written to.
     fn give_back(&self, slot: FileOffset);
 
-    /// Writes what a slot needs beside data before [`MapEdit::Place`] names it (for VHD the full
-    /// sector bitmap).
+    /// Writes what a slot needs beside data before [`MapEdit::Place`] names it (for VHD the sector
+    /// bitmap, with the bits of `sectors`, or all).
     ///
     /// # Errors
     /// Where the host refuses; the slot may have been written to.
-    fn prepare(&self, slot: FileOffset) -> Result<(), DiskError>;
+    fn prepare(&self, slot: FileOffset, sectors: Option<Range<u64>>) -> Result<(), DiskError>;
 
     /// Writes `edits` to the block table and then to the map. See the module for what must be
     /// durable before, and what is durable when.
@@ -170,6 +220,14 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Any failure poisons the image.
     fn commit(&self, edits: &[MapEdit]) -> Result<(), DiskError>;
+
+    /// Announces a change of what a guest reads; called before each. Costs nothing but for the first
+    /// since the image was opened or closed: of a VHDX, that is made known in its headers, durably,
+    /// so that children of an earlier state no longer take it for their parent.
+    ///
+    /// # Errors
+    /// As [`Self::check_writable`]; where the host refuses, nothing has changed.
+    fn begin_change(&self) -> Result<(), DiskError>;
 
     /// Notes that guest data was written, so that the next sync has something to do. Called after
     /// the write and before it is acknowledged.
@@ -181,6 +239,25 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// A failure poisons the image: what is on the host is unknown.
     fn sync(&self) -> Result<(), DiskError>;
+
+    /// Moves the block of metadata in `from`, one of [`Frame::movable`], to the free space at `to`.
+    /// Durable on return. Says whether it did: not where `to` is not free, or `from` is no longer
+    /// what it was.
+    ///
+    /// # Errors
+    /// Where the host refuses: then nothing has changed, or the image is poisoned.
+    fn move_metadata(&self, from: FileRange, to: FileOffset) -> Result<bool, DiskError>;
+
+    /// The places in the file that blocks without a slot keep for themselves (a VHDX's unmapped
+    /// blocks), in order of their places. [`MapEdit::Drop`] gives them up.
+    fn kept_for(&self) -> Vec<(FileOffset, BlockIndex)>;
+
+    /// Leaves the file as one that nobody has open: for a VHDX without a log to replay. Everything is
+    /// durable on return. A further change is possible.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    fn settle(&self) -> Result<(), DiskError>;
 
     /// Cuts free space off the end of the file. Durable with the next sync.
     ///
@@ -224,30 +301,4 @@ pub trait Image: Send + Sync + std::fmt::Debug {
 pub struct Reserved {
     /// Whether the slot reads as zeros, durably.
     pub clean: bool,
-}
-
-/// What can be told of an image without opening it as a disk.
-#[derive(Debug)]
-pub struct Probe {
-    /// The disk's size in bytes.
-    pub virtual_size: u64,
-    /// How the image stores its disk.
-    pub disk_type: DiskType,
-    /// Why it can only be opened read-only, if so.
-    pub not_writable: Option<FormatError>,
-}
-
-/// Verifies the metadata of the image in `storage` and tells its size. Takes no lock and writes
-/// nothing; of a file that another program is changing the answer may be outdated or an error.
-///
-/// # Errors
-/// What [`crate::disk::Disk::open`] would fail with.
-pub fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
-    let (virtual_size, disk_type, not_writable) =
-        vhd::probe(storage).map_err(vhd::LayoutError::into_problem)?;
-    Ok(Probe {
-        virtual_size,
-        disk_type,
-        not_writable,
-    })
 }

@@ -167,7 +167,7 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<Known,
         no_follow: false,
     };
     let file = HostFile::open(&pinned.path(), &options)?;
-    let probe = image::probe(&file).map_err(|problem| OpenError::new(path, problem))?;
+    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
     Ok(Known::Disk {
         size: probe.virtual_size,
         frozen: probe.not_writable.is_some(),

@@ -2,13 +2,18 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::units::{BlockIndex, FileOffset, u64_from};
+use zerocopy::FromZeros;
+
+use crate::units::{BlockIndex, FileOffset, u64_from, usize_from_u32};
 
 /// What the block table says of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockState {
-    /// It has no slot and reads as zeros.
+    /// It has no slot and reads as the parent has it, or as zeros where there is no parent.
     NotPresent,
+    /// It has no slot and reads as zeros, whatever the parent has. Only in a VHDX with a parent;
+    /// without one, [`Self::NotPresent`] says the same.
+    Zero,
     /// It lies in the slot that starts at `slot`.
     Present {
         /// Where the slot starts, its sector bitmap included.
@@ -23,7 +28,7 @@ impl BlockState {
     pub fn slot(self) -> Option<FileOffset> {
         match self {
             Self::Present { slot, .. } => Some(slot),
-            Self::NotPresent => None,
+            Self::NotPresent | Self::Zero => None,
         }
     }
 }
@@ -31,6 +36,7 @@ impl BlockState {
 // Slots start at multiples of 512, so that the low bits of a word are free for the state.
 const PRESENT: u64 = 1;
 const WHOLE: u64 = 2;
+const ZERO: u64 = 4;
 const FLAGS: u64 = 511;
 
 /// The block table in memory. A look-up is one atomic load and takes no lock; only the image's
@@ -44,7 +50,9 @@ impl BlockMap {
     /// A map of `len` blocks, none of them present.
     pub fn new(len: u32) -> Self {
         Self {
-            entries: (0..len).map(|_| AtomicU64::new(0)).collect(),
+            // Of a large disk, only what is used takes memory: the host gives zeros on demand.
+            entries: <[AtomicU64]>::new_box_zeroed_with_elems(usize_from_u32(len))
+                .expect("a table of at most 2^26 entries fits in memory"),
         }
     }
 
@@ -66,6 +74,7 @@ impl BlockMap {
             .map_or(0, |entry| entry.load(Ordering::Acquire))
         {
             0 => BlockState::NotPresent,
+            ZERO => BlockState::Zero,
             word => BlockState::Present {
                 slot: FileOffset::new(word & !FLAGS),
                 whole: word & WHOLE != 0,
@@ -80,6 +89,7 @@ impl BlockMap {
     pub(crate) fn set(&self, block: BlockIndex, state: BlockState) {
         let word = match state {
             BlockState::NotPresent => 0,
+            BlockState::Zero => ZERO,
             BlockState::Present { slot, whole } => {
                 assert_eq!(slot.get() & FLAGS, 0, "slot {slot} starts inside a sector");
                 slot.get() | PRESENT | if whole { WHOLE } else { 0 }
@@ -104,7 +114,7 @@ impl BlockMap {
         u64_from(
             self.entries
                 .iter()
-                .filter(|entry| entry.load(Ordering::Relaxed) != 0)
+                .filter(|entry| entry.load(Ordering::Relaxed) & PRESENT != 0)
                 .count(),
         )
     }

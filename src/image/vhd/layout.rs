@@ -5,12 +5,16 @@
 
 use std::io;
 
+use super::parent::read_parent_link;
+
 use crate::error::FormatError;
 use crate::format::DiskType;
+use crate::format::parent::ParentLink;
 use crate::format::vhd::{
     self, BAT_ENTRY_LEN, DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN,
 };
 use crate::format::xen::BatmapHeader;
+use crate::image::LayoutError;
 use crate::map::{BlockMap, BlockState, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
@@ -22,27 +26,6 @@ use crate::units::{
 const KNOWN_CREATORS: [&[u8; 4]; 8] = [
     b"vhfs", b"qemu", b"qem2", b"win ", b"vpc ", b"d2v\0", b"tap\0", b"vbox",
 ];
-
-/// Why a layout could not be read.
-#[derive(Debug)]
-pub(crate) enum LayoutError {
-    /// The host.
-    Io(io::Error),
-    /// The bytes.
-    Format(FormatError),
-}
-
-impl From<io::Error> for LayoutError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<FormatError> for LayoutError {
-    fn from(error: FormatError) -> Self {
-        Self::Format(error)
-    }
-}
 
 /// The footer at the end of the file.
 #[derive(Debug)]
@@ -77,6 +60,8 @@ pub(crate) struct DynamicLayout {
     pub(crate) copy: Result<Footer, FooterFault>,
     /// The dynamic header.
     pub(crate) header: DynamicHeader,
+    /// What a differencing disk says of its parent.
+    pub(crate) parent: Option<ParentLink>,
     /// Where the blocks lie.
     pub(crate) map: BlockMap,
     /// The form of a slot.
@@ -157,23 +142,22 @@ impl Layout {
                     .into());
                 }
             }
-            DiskType::Dynamic => {
+            DiskType::Dynamic | DiskType::Differencing => {
                 let dynamic = read_dynamic(storage, &layout, copy)?;
                 if let Some(error) = dynamic.1 {
                     layout.not_writable.get_or_insert(error);
                 }
                 layout.dynamic = Some(dynamic.0);
             }
-            DiskType::Differencing => {
-                return Err(FormatError::incompatible(
-                    "a differencing disk, which holds only what differs from a parent disk",
-                    "this version reads fixed and dynamic disks; merge it into its parent first",
-                )
-                .into());
-            }
         }
         Ok(layout)
     }
+}
+
+/// Whether the file ends with a footer that is valid.
+pub(crate) fn ends_with_footer(storage: &dyn Storage) -> io::Result<bool> {
+    let file_len = storage.len()?;
+    Ok(file_len >= FOOTER_LEN && read_tail(storage, file_len)?.footer.is_ok())
 }
 
 fn read_tail(storage: &dyn Storage, file_len: u64) -> io::Result<Tail> {
@@ -226,6 +210,10 @@ fn read_dynamic(
         .into());
     }
     let header = DynamicHeader::parse(&read_array(storage, header_at)?, header_at)?;
+    let parent = match layout.footer.disk_type() {
+        DiskType::Differencing => Some(read_parent_link(storage, &header, layout.file_len)?),
+        _ => None,
+    };
     let blocks = blocks_needed(layout, &header)?;
     let limit = match layout.tail.footer {
         Ok(_) => layout.tail.at,
@@ -298,6 +286,7 @@ fn read_dynamic(
     Ok((
         DynamicLayout {
             copy,
+            parent,
             header,
             map,
             slot,

@@ -1,4 +1,4 @@
-//! Fixed and dynamic VHD.
+//! VHD: fixed, dynamic and differencing.
 //!
 //! # Order of writes
 //! A table entry has four bytes inside one sector, so that it changes atomically; nothing larger
@@ -9,6 +9,12 @@
 //! rewritten when the file's length changes, in an order that leaves a valid one at every end that
 //! a crash could expose, or the copy (`space.rs`).
 //!
+//! # Sectors of a child
+//! In a differencing disk a clear bit of a block's sector bitmap means that the parent's sector
+//! shows. A bit is set in the file only once the sector's bytes are durable, so that a power cut
+//! shows the parent's sector or the child's, never what happened to lie in the slot. Of a bitmap of
+//! several sectors any subset may arrive: each bit stands for itself.
+//!
 //! # Files of other programs
 //! All metadata and every byte between it and the first block stay where and as they are. In
 //! Xen's files the batmap is emptied before the first block is dropped: an empty one is always
@@ -16,6 +22,7 @@
 
 mod create;
 mod layout;
+mod parent;
 mod recover;
 mod space;
 #[cfg(test)]
@@ -23,27 +30,30 @@ mod tests;
 pub(crate) mod verify;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::{Durability, Frame, Geometry, Image, MapEdit, Reserved};
-use crate::error::{DiskError, FormatError, OpenProblem};
-use crate::format::vhd::{
-    BAT_ENTRY_LEN, FOOTER_LEN, Footer, SectorBitmap, bat_entry_at, encode_bat_entry,
+use super::{
+    Durability, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads, Reserved,
+    Space,
 };
+use crate::error::{DiskError, OpenProblem};
+use crate::format::Format;
+use crate::format::parent::{Identity, ParentLink};
+use crate::format::sector_bitmap::{BitOrder, SectorBitmap};
+use crate::format::vhd::{BAT_ENTRY_LEN, FOOTER_LEN, Footer, bat_entry_at, encode_bat_entry};
 use crate::format::xen::BatmapHeader;
-use crate::format::{DiskType, Format};
 use crate::map::{BlockMap, BlockState, FreeSpace, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
-    BlockIndex, FileOffset, FileRange, SECTOR_SIZE, low_u32, u64_from, u64_from_u32, usize_from,
+    BlockIndex, FileOffset, FileRange, SECTOR_SIZE, u64_from, u64_from_u32, usize_from,
 };
 
 pub(crate) use create::create;
-pub(crate) use layout::{Layout, LayoutError};
+pub(crate) use layout::{Layout, ends_with_footer};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
@@ -54,69 +64,48 @@ pub(crate) struct Vhd {
     storage: Arc<dyn Storage>,
     geometry: Geometry,
     footer: Footer,
+    parent: Option<ParentLink>,
     read_only: bool,
-    punch_holes: bool,
     /// Where the block table lies.
     table: FileOffset,
     map: BlockMap,
     pinned: Vec<FileRange>,
     start: FileOffset,
-    space: Mutex<FreeSpace>,
-    /// Held across the I/O that changes the file's length or cleans free space.
-    length_lock: Mutex<()>,
-    file_len: AtomicU64,
+    space: Space,
     durability: Durability,
-    /// Cleared when the host says that it cannot punch holes.
-    host_punches: AtomicBool,
     /// Xen's batmap until it was emptied. Held across that write.
     batmap_lock: Mutex<Option<BatmapHeader>>,
     bitmaps: Mutex<LruCache<BlockIndex, Arc<SectorBitmap>>>,
-    repaired: Vec<String>,
 }
 
-/// How to open a [`Vhd`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct VhdOptions {
-    /// Never write to the file.
-    pub(crate) read_only: bool,
-    /// Whether freed space is given back to the host by punching holes.
-    pub(crate) punch_holes: bool,
+/// Opens the VHD in `storage`. For writing, what an interrupted change left is put right first: a
+/// missing footer or copy, a tail that no block uses.
+///
+/// # Errors
+/// Where it is no VHD or a damaged one, is not to be written, or the host fails.
+pub(crate) fn open(
+    storage: Arc<dyn Storage>,
+    options: ImageOptions,
+) -> Result<Opened, OpenProblem> {
+    let mut layout = Layout::read(&*storage)?;
+    let mut repaired = Vec::new();
+    if !options.read_only {
+        if let Some(error) = layout.not_writable.take() {
+            return Err(OpenProblem::NotWritable(error));
+        }
+        repaired = recover::recover(&*storage, &mut layout).map_err(|source| OpenProblem::Io {
+            action: "repair the file",
+            source,
+        })?;
+    }
+    Ok(Opened {
+        image: Box::new(Vhd::from_layout(storage, layout, options)),
+        repaired,
+    })
 }
 
 impl Vhd {
-    /// Opens the VHD in `storage`. For writing, what an interrupted change left is put right first:
-    /// a missing footer or copy, a tail that no block uses.
-    ///
-    /// # Errors
-    /// Where it is no VHD or a damaged one, is not to be written, or the host fails.
-    pub(crate) fn open(
-        storage: Arc<dyn Storage>,
-        options: VhdOptions,
-    ) -> Result<Self, OpenProblem> {
-        let mut layout = Layout::read(&*storage).map_err(LayoutError::into_problem)?;
-        let mut repaired = Vec::new();
-        if !options.read_only {
-            if let Some(error) = layout.not_writable.take() {
-                return Err(OpenProblem::NotWritable(error));
-            }
-            repaired =
-                recover::recover(&*storage, &mut layout).map_err(|source| OpenProblem::Io {
-                    action: "repair the file",
-                    source,
-                })?;
-        }
-        Ok(Self {
-            repaired,
-            ..Self::from_layout(storage, layout, options)
-        })
-    }
-
-    /// What was put right when it was opened.
-    pub(crate) fn repaired(&self) -> &[String] {
-        &self.repaired
-    }
-
-    fn from_layout(storage: Arc<dyn Storage>, layout: Layout, options: VhdOptions) -> Self {
+    fn from_layout(storage: Arc<dyn Storage>, layout: Layout, options: ImageOptions) -> Self {
         let footer = layout.footer;
         let disk_len = footer.disk_len();
         let fixed_slot = SlotShape {
@@ -125,7 +114,8 @@ impl Vhd {
             align: SECTOR_SIZE,
             strict: true,
         };
-        let (block_size, slot, table, map, metadata, start, batmap) = match layout.dynamic {
+        let is_flat = layout.dynamic.is_none();
+        let (block_size, slot, table, map, metadata, start, batmap, parent) = match layout.dynamic {
             None => (
                 disk_len,
                 fixed_slot,
@@ -133,6 +123,7 @@ impl Vhd {
                 BlockMap::new(0),
                 Vec::new(),
                 layout.tail.at,
+                None,
                 None,
             ),
             Some(dynamic) => (
@@ -143,6 +134,7 @@ impl Vhd {
                 dynamic.metadata,
                 dynamic.start,
                 dynamic.batmap,
+                dynamic.parent,
             ),
         };
         let pinned: Vec<FileRange> = metadata
@@ -156,7 +148,14 @@ impl Vhd {
             .collect();
         used.extend(pinned.iter().copied());
         used.sort_unstable();
-        let space = FreeSpace::new(slot, start, layout.tail.at, used);
+        let free = FreeSpace::new(slot, start, layout.tail.at, used);
+        let space = Space::new(
+            Arc::clone(&storage),
+            slot,
+            free,
+            layout.file_len,
+            options.punch_holes,
+        );
         let bitmap_bytes = usize_from(slot.header_len);
         let cached = BITMAP_CACHE_BYTES
             .checked_div(bitmap_bytes)
@@ -166,40 +165,40 @@ impl Vhd {
             geometry: Geometry {
                 format: Format::Vhd,
                 disk_type: footer.disk_type(),
+                is_flat,
+                has_zero_state: false,
+                sector_size: SECTOR_SIZE,
+                physical_sector_size: SECTOR_SIZE,
                 disk_len,
                 block_size,
                 slot,
             },
             footer,
+            parent,
             read_only: options.read_only,
-            punch_holes: options.punch_holes,
             table,
             map,
             pinned,
             start,
-            space: Mutex::new(space),
-            length_lock: Mutex::new(()),
-            file_len: AtomicU64::new(layout.file_len),
+            space,
             durability: Durability::new(),
-            host_punches: AtomicBool::new(true),
             batmap_lock: Mutex::new(batmap.map(|(header, _)| header)),
             bitmaps: Mutex::new(LruCache::new(cached)),
-            repaired: Vec::new(),
             storage,
         }
     }
 
     /// Writes table entries for `edits`, neighbouring ones together. They are sorted by block.
-    fn write_table(&self, edits: &[MapEdit]) -> std::io::Result<()> {
+    fn write_table(&self, edits: &[&MapEdit]) -> std::io::Result<()> {
         let mut at = 0;
         let mut buf = Vec::with_capacity(usize_from(BAT_ENTRY_LEN));
         while let Some(first) = edits.get(at) {
             buf.clear();
             let mut next = first.block().get();
             while let Some(edit) = edits.get(at).filter(|edit| edit.block().get() == next) {
-                let slot = match *edit {
+                let slot = match **edit {
                     MapEdit::Place { slot, .. } | MapEdit::Move { to: slot, .. } => Some(slot),
-                    MapEdit::Drop { .. } => None,
+                    MapEdit::Drop { .. } | MapEdit::Write { .. } => None,
                 };
                 buf.extend_from_slice(&encode_bat_entry(slot));
                 next = next.saturating_add(1);
@@ -230,18 +229,6 @@ impl Vhd {
     }
 }
 
-impl LayoutError {
-    pub(crate) fn into_problem(self) -> OpenProblem {
-        match self {
-            Self::Io(source) => OpenProblem::Io {
-                action: "read the file",
-                source,
-            },
-            Self::Format(error) => OpenProblem::Format(error),
-        }
-    }
-}
-
 impl Image for Vhd {
     fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -249,6 +236,14 @@ impl Image for Vhd {
 
     fn creator(&self) -> String {
         self.footer.creator_text()
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Vhd(self.footer.unique_id())
+    }
+
+    fn parent(&self) -> Option<&ParentLink> {
+        self.parent.as_ref()
     }
 
     fn storage(&self) -> &Arc<dyn Storage> {
@@ -260,28 +255,27 @@ impl Image for Vhd {
     }
 
     fn file_len(&self) -> u64 {
-        self.file_len.load(Ordering::Acquire)
+        self.space.file_len()
     }
 
     fn sector_bitmap(&self, block: BlockIndex) -> Result<Arc<SectorBitmap>, DiskError> {
         if let Some(bitmap) = self.bitmaps.lock().get(&block) {
             return Ok(Arc::clone(bitmap));
         }
-        let block_size = low_u32(self.geometry.block_size);
+        let sectors = self.sectors();
         let BlockState::Present { slot, .. } = self.map.get(block) else {
-            return Ok(Arc::new(SectorBitmap::new(Box::new([]), block_size)));
+            return Ok(Arc::new(SectorBitmap::new(
+                Box::new([]),
+                sectors,
+                BitOrder::MsbFirst,
+            )));
         };
         let mut bytes = vec![0; usize_from(self.geometry.slot.header_len)].into_boxed_slice();
         self.storage
             .read_exact_at(&mut bytes, slot)
             .map_err(|error| DiskError::io("read a sector bitmap", error))?;
-        let bitmap = Arc::new(SectorBitmap::new(bytes, block_size));
-        if bitmap.is_full() {
-            self.map
-                .set(block, BlockState::Present { slot, whole: true });
-        } else {
-            self.bitmaps.lock().put(block, Arc::clone(&bitmap));
-        }
+        let bitmap = Arc::new(SectorBitmap::new(bytes, sectors, BitOrder::MsbFirst));
+        self.note_bitmap(block, slot, Arc::clone(&bitmap));
         Ok(bitmap)
     }
 
@@ -296,7 +290,7 @@ impl Image for Vhd {
         if self.zero_unwritten(slot, &bitmap)? {
             self.sync()?;
         }
-        self.prepare(slot)?;
+        self.prepare(slot, None)?;
         self.bitmaps.lock().pop(&block);
         self.map
             .set(block, BlockState::Present { slot, whole: true });
@@ -304,33 +298,30 @@ impl Image for Vhd {
     }
 
     fn reserve(&self) -> Result<FileOffset, DiskError> {
-        self.check_writable()?;
-        loop {
-            if let Some(slot) = self.space.lock().take_clean() {
-                return Ok(slot);
-            }
-            self.replenish()?;
-        }
+        self.space.reserve(self, &|| self.grow())
     }
 
     fn reserve_at(&self, slot: FileOffset) -> Option<Reserved> {
-        let mut space = self.space.lock();
-        let range = self.geometry.slot_range(slot);
-        let clean = space.is_clean(range);
-        space.take(range).then_some(Reserved { clean })
+        self.space.reserve_at(slot)
     }
 
     fn give_back(&self, slot: FileOffset) {
-        self.space.lock().give_back(self.geometry.slot_range(slot));
+        self.space.give_back(slot);
     }
 
-    fn prepare(&self, slot: FileOffset) -> Result<(), DiskError> {
-        // All ones, for every sector will be written or is zero; QEMU does the same.
+    fn prepare(&self, slot: FileOffset, sectors: Option<Range<u64>>) -> Result<(), DiskError> {
+        // Of a dynamic disk all ones, for every sector will be written or is zero; QEMU does the same.
         const ONES: [u8; 512] = [0xff; 512];
         let len = usize_from(self.geometry.slot.header_len);
-        let result = match ONES.get(..len) {
-            Some(ones) => self.storage.write_all_at(ones, slot),
-            None => self.storage.write_all_at(&vec![0xff; len], slot),
+        let result = match (sectors, ONES.get(..len)) {
+            (Some(sectors), _) => {
+                let mut bitmap =
+                    SectorBitmap::new(vec![0; len].into(), self.sectors(), BitOrder::MsbFirst);
+                bitmap.set(sectors.start, sectors.end);
+                self.storage.write_all_at(bitmap.bytes(), slot)
+            }
+            (None, Some(ones)) => self.storage.write_all_at(ones, slot),
+            (None, None) => self.storage.write_all_at(&vec![0xff; len], slot),
         };
         result.map_err(|error| DiskError::io("write a sector bitmap", error))?;
         self.durability.note_write();
@@ -345,39 +336,25 @@ impl Image for Vhd {
         {
             self.empty_batmap()?;
         }
-        let mut sorted;
-        let edits = if edits.is_sorted_by_key(MapEdit::block) {
-            edits
-        } else {
-            sorted = edits.to_vec();
-            sorted.sort_unstable_by_key(MapEdit::block);
-            &sorted
-        };
-        self.write_table(edits)
-            .map_err(|error| self.durability.poison("write the block table", error))?;
+        let mut entries = Vec::with_capacity(edits.len());
         for edit in edits {
-            let block = edit.block();
-            let old = self.map.get(block);
-            let new = match (*edit, old) {
-                (MapEdit::Place { slot, .. }, BlockState::NotPresent) => {
-                    BlockState::Present { slot, whole: true }
-                }
-                (MapEdit::Move { to, .. }, BlockState::Present { whole, .. }) => {
-                    BlockState::Present { slot: to, whole }
-                }
-                (MapEdit::Drop { .. }, BlockState::Present { .. }) => {
-                    self.bitmaps.lock().pop(&block);
-                    BlockState::NotPresent
-                }
-                (edit, old) => panic!("{edit:?} on a block that is {old:?}"),
-            };
-            self.map.set(block, new);
-            if let Some(slot) = old.slot() {
-                self.space.lock().release(self.geometry.slot_range(slot));
+            match edit {
+                MapEdit::Write { block, sectors } => self.set_bits(*block, sectors.clone())?,
+                _ => entries.push(edit),
             }
+        }
+        entries.sort_unstable_by_key(|edit| edit.block());
+        self.write_table(&entries)
+            .map_err(|error| self.durability.poison("write the block table", error))?;
+        for edit in entries {
+            self.apply(edit);
         }
         self.durability.note_write();
         Ok(())
+    }
+
+    fn begin_change(&self) -> Result<(), DiskError> {
+        self.check_writable()
     }
 
     fn note_payload(&self) {
@@ -390,14 +367,25 @@ impl Image for Vhd {
         }
         self.durability.sync(
             &*self.storage,
-            || self.space.lock().take_awaiting(),
+            || self.space.take_awaiting(),
             |awaited| {
-                let mut space = self.space.lock();
-                for range in awaited {
-                    space.give_back(range);
-                }
+                self.space.freed(awaited);
+                Ok(())
             },
         )
+    }
+
+    fn move_metadata(&self, _from: FileRange, _to: FileOffset) -> Result<bool, DiskError> {
+        // Nothing of a VHD's metadata is movable.
+        Ok(false)
+    }
+
+    fn kept_for(&self) -> Vec<(FileOffset, BlockIndex)> {
+        Vec::new()
+    }
+
+    fn settle(&self) -> Result<(), DiskError> {
+        self.sync()
     }
 
     fn shrink(&self) -> Result<(), DiskError> {
@@ -405,26 +393,31 @@ impl Image for Vhd {
     }
 
     fn punch_free(&self) -> Result<bool, DiskError> {
-        self.punch_some()
+        self.space.punch_some(self)
     }
 
     fn make_room(&self) -> Result<bool, DiskError> {
-        self.free_for_use()
+        self.space.make_room(self)
     }
 
     fn punchable_bytes(&self) -> u64 {
-        self.punchable()
+        if self.read_only {
+            return 0;
+        }
+        self.space.punchable()
     }
 
     fn free_runs(&self) -> Vec<FileRange> {
-        self.space.lock().runs().collect()
+        self.space.free_runs()
     }
 
     fn frame(&self) -> Frame {
         Frame {
             start: self.start,
             pinned: self.pinned.clone(),
+            movable: Vec::new(),
             trailer_len: FOOTER_LEN,
+            align: SECTOR_SIZE,
         }
     }
 
@@ -433,6 +426,70 @@ impl Image for Vhd {
             return Err(DiskError::ReadOnly);
         }
         self.durability.check()
+    }
+}
+
+impl Vhd {
+    /// Sectors of a block.
+    fn sectors(&self) -> u64 {
+        self.geometry.block_size / SECTOR_SIZE
+    }
+
+    /// Keeps what was read or written of a bitmap.
+    fn note_bitmap(&self, block: BlockIndex, slot: FileOffset, bitmap: Arc<SectorBitmap>) {
+        if bitmap.is_full() {
+            self.bitmaps.lock().pop(&block);
+            self.map
+                .set(block, BlockState::Present { slot, whole: true });
+        } else {
+            self.bitmaps.lock().put(block, bitmap);
+        }
+    }
+
+    /// Sets bits of a present block's bitmap, in the file and in memory.
+    fn set_bits(&self, block: BlockIndex, sectors: Range<u64>) -> Result<(), DiskError> {
+        let mut bitmap = self.sector_bitmap(block)?;
+        let BlockState::Present { slot, whole: false } = self.map.get(block) else {
+            return Ok(());
+        };
+        Arc::make_mut(&mut bitmap).set(sectors.start, sectors.end);
+        // Only the sectors of the bitmap that change.
+        const BITS: u64 = SECTOR_SIZE * 8;
+        let first = (sectors.start / BITS).saturating_mul(SECTOR_SIZE);
+        let last = (sectors.end.saturating_sub(1) / BITS).saturating_add(1);
+        let bytes = usize_from(first)..usize_from(last.saturating_mul(SECTOR_SIZE));
+        if let Some(changed) = bitmap.bytes().get(bytes) {
+            self.storage
+                .write_all_at(changed, slot.plus(first))
+                .map_err(|error| self.durability.poison("write a sector bitmap", error))?;
+        }
+        self.note_bitmap(block, slot, bitmap);
+        Ok(())
+    }
+
+    /// Enters in the map what was written to the table.
+    fn apply(&self, edit: &MapEdit) {
+        let block = edit.block();
+        let old = self.map.get(block);
+        let new = match (edit, old) {
+            (MapEdit::Place { slot, sectors, .. }, BlockState::NotPresent) => BlockState::Present {
+                slot: *slot,
+                whole: sectors.is_none(),
+            },
+            (MapEdit::Move { to, .. }, BlockState::Present { whole, .. }) => {
+                BlockState::Present { slot: *to, whole }
+            }
+            (MapEdit::Drop { reads, .. }, BlockState::Present { .. }) => {
+                debug_assert!(*reads == Reads::Parent || self.parent.is_none());
+                self.bitmaps.lock().pop(&block);
+                BlockState::NotPresent
+            }
+            (edit, old) => panic!("{edit:?} on a block that is {old:?}"),
+        };
+        self.map.set(block, new);
+        if let Some(slot) = old.slot() {
+            self.space.free().release(self.geometry.slot_range(slot));
+        }
     }
 }
 
@@ -474,13 +531,14 @@ impl Vhd {
 }
 
 /// What can be told of a VHD without opening it.
-pub(crate) fn probe(
-    storage: &dyn Storage,
-) -> Result<(u64, DiskType, Option<FormatError>), LayoutError> {
+pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
     let layout = Layout::read(storage)?;
-    Ok((
-        layout.footer.disk_len(),
-        layout.footer.disk_type(),
-        layout.not_writable,
-    ))
+    Ok(Probe {
+        format: Format::Vhd,
+        virtual_size: layout.footer.disk_len(),
+        disk_type: layout.footer.disk_type(),
+        identity: Identity::Vhd(layout.footer.unique_id()),
+        parent: layout.dynamic.and_then(|dynamic| dynamic.parent),
+        not_writable: layout.not_writable,
+    })
 }

@@ -1,9 +1,12 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::error::FormatError;
+use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
+use crate::image::LayoutError;
 use crate::storage::sim::SimStorage;
-use crate::units::round_up;
+use crate::units::{low_u32, round_up};
 
 const BLOCK: u64 = 512 << 10;
 const SLOT: u64 = BLOCK + 512;
@@ -11,11 +14,11 @@ const TABLE: u64 = 1536;
 /// The first byte behind the table of 16 entries.
 const FLOOR: u64 = 2048;
 
-const OPTIONS: VhdOptions = VhdOptions {
+const OPTIONS: ImageOptions = ImageOptions {
     read_only: false,
     punch_holes: true,
 };
-const READ_ONLY: VhdOptions = VhdOptions {
+const READ_ONLY: ImageOptions = ImageOptions {
     read_only: true,
     ..OPTIONS
 };
@@ -58,14 +61,14 @@ fn set_entry(sim: &SimStorage, entry: u64, sector: u32) {
         .unwrap();
 }
 
-fn open(sim: &SimStorage, options: VhdOptions) -> Result<Vhd, OpenProblem> {
-    Vhd::open(Arc::new(sim.fork()), options)
+fn open(sim: &SimStorage, options: ImageOptions) -> Result<Opened, OpenProblem> {
+    super::open(Arc::new(sim.fork()), options)
 }
 
 /// That `sim` can be read but not written, and why.
 fn not_writable(sim: &SimStorage) -> FormatError {
     let before = sim.to_bytes();
-    let error = match Vhd::open(Arc::new(sim.fork()), OPTIONS) {
+    let error = match open(sim, OPTIONS) {
         Err(OpenProblem::NotWritable(error)) => error,
         other => panic!("{other:?}"),
     };
@@ -83,7 +86,7 @@ fn end_footer(sim: &SimStorage) -> Footer {
 fn an_opened_file_is_not_changed_while_nothing_is_wrong() {
     for sim in [empty(), with_slots(&[FLOOR, FLOOR + SLOT])] {
         let before = sim.to_bytes();
-        let image = Vhd::open(Arc::new(sim.fork()), OPTIONS).unwrap();
+        let image = open(sim, OPTIONS).unwrap();
         image.sync().unwrap();
         image.shrink().unwrap();
         assert!(sim.to_bytes() == before);

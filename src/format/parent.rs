@@ -1,0 +1,53 @@
+//! How a differencing image names its parent.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// What tells one disk, or one state of its content, from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A VHD's `UniqueID`: the same for as long as the file lives.
+    Vhd([u8; 16]),
+    /// A VHDX's `DataWriteGuid`: a new one whenever somebody opens the file and changes what a
+    /// guest reads.
+    Vhdx(Uuid),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vhd(id) => write!(f, "{}", Uuid::from_bytes(*id)),
+            Self::Vhdx(id) => id.fmt(f),
+        }
+    }
+}
+
+/// How a path to the parent is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathKind {
+    /// From the child's directory: `W2ru`, `relative_path`.
+    Relative,
+    /// From a root: `W2ku`, `absolute_win32_path`, a file URL.
+    Absolute,
+    /// From a volume that has no name but a GUID: `volume_path`.
+    Volume,
+}
+
+/// One place where the parent may be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ParentPath {
+    /// How it is meant.
+    pub kind: PathKind,
+    /// As it stands in the image, decoded: usually with backslashes.
+    pub text: String,
+}
+
+/// What a differencing image says of its parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentLink {
+    /// The parent has one of these. More than one only while a merge changes a VHDX parent.
+    pub identities: Vec<Identity>,
+    /// Where to look, in this order.
+    pub paths: Vec<ParentPath>,
+}

@@ -1,0 +1,287 @@
+//! The file's length and free space as every format handles them: cleaning, punching, reserving.
+//! How a file grows and is cut is each format's own business.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{Image, Reserved};
+use crate::error::DiskError;
+use crate::map::{FreeSpace, SlotShape};
+use crate::storage::Storage;
+use crate::units::{FileOffset, FileRange};
+
+/// The most bytes of free space that one call cleans or punches.
+const CLEAN_BATCH: u64 = 64 << 20;
+
+/// The space of one image's file.
+#[derive(Debug)]
+pub(crate) struct Space {
+    storage: Arc<dyn Storage>,
+    shape: SlotShape,
+    free: Mutex<FreeSpace>,
+    /// Held across the I/O that changes the file's length or cleans free space.
+    length_lock: Mutex<()>,
+    file_len: AtomicU64,
+    punch_holes: bool,
+    /// Cleared when the host says that it cannot punch holes.
+    host_punches: AtomicBool,
+}
+
+impl Space {
+    /// Of a file of `file_len` bytes with `free` space for slots of `shape`.
+    pub(crate) fn new(
+        storage: Arc<dyn Storage>,
+        shape: SlotShape,
+        free: FreeSpace,
+        file_len: u64,
+        punch_holes: bool,
+    ) -> Self {
+        Self {
+            storage,
+            shape,
+            free: Mutex::new(free),
+            length_lock: Mutex::new(()),
+            file_len: AtomicU64::new(file_len),
+            punch_holes,
+            host_punches: AtomicBool::new(true),
+        }
+    }
+
+    /// The file's length in bytes, as last set.
+    pub(crate) fn file_len(&self) -> u64 {
+        self.file_len.load(Ordering::Acquire)
+    }
+
+    /// Notes that the file's length was changed, under the length lock.
+    pub(crate) fn set_file_len(&self, len: u64) {
+        self.file_len.store(len, Ordering::Release);
+    }
+
+    /// The free space. Not to be held across I/O.
+    pub(crate) fn free(&self) -> MutexGuard<'_, FreeSpace> {
+        self.free.lock()
+    }
+
+    /// Keeps everybody else from changing the file's length and from cleaning free space.
+    pub(crate) fn lock_length(&self) -> MutexGuard<'_, ()> {
+        self.length_lock.lock()
+    }
+
+    /// Takes a slot that is durably zero; where there is none, cleans free space, or has the file
+    /// extended by `grow`, which is called with the length lock held.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSpace`], and what `grow` and the host answer.
+    pub(crate) fn reserve(
+        &self,
+        image: &dyn Image,
+        grow: &dyn Fn() -> Result<(), DiskError>,
+    ) -> Result<FileOffset, DiskError> {
+        image.check_writable()?;
+        loop {
+            if let Some(slot) = self.free().take_clean() {
+                return Ok(slot);
+            }
+            self.replenish(image, grow)?;
+        }
+    }
+
+    /// As [`Image::reserve_at`].
+    pub(crate) fn reserve_at(&self, slot: FileOffset) -> Option<Reserved> {
+        let mut free = self.free();
+        let range = FileRange::new(slot, self.shape.len);
+        let clean = free.is_clean(range);
+        free.take(range).then_some(Reserved { clean })
+    }
+
+    /// As [`Image::give_back`].
+    pub(crate) fn give_back(&self, slot: FileOffset) {
+        self.free().give_back(FileRange::new(slot, self.shape.len));
+    }
+
+    /// The ranges that a sync that now begins will free, to be handed to [`Self::freed`] after it.
+    pub(crate) fn take_awaiting(&self) -> Vec<FileRange> {
+        self.free().take_awaiting()
+    }
+
+    /// Notes that no durable table entry names `ranges` any more.
+    pub(crate) fn freed(&self, ranges: Vec<FileRange>) {
+        let mut free = self.free();
+        for range in ranges {
+            free.give_back(range);
+        }
+    }
+
+    /// Provides at least one clean slot.
+    ///
+    /// Free space inside the file is cleaned before the file grows; both cost the same syncs.
+    fn replenish(
+        &self,
+        image: &dyn Image,
+        grow: &dyn Fn() -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let _length = self.lock_length();
+        {
+            let mut free = self.free();
+            if let Some(slot) = free.take_clean() {
+                // Somebody else was faster.
+                free.give_back_clean(FileRange::new(slot, self.shape.len));
+                return Ok(());
+            }
+        }
+        if self.clean_dirty_slots(image)? {
+            return Ok(());
+        }
+        match grow() {
+            Err(DiskError::NoSpace(source)) => {
+                // What waits for a sync may be all that is left.
+                image.sync()?;
+                if self.clean_dirty_slots(image)? {
+                    Ok(())
+                } else {
+                    Err(DiskError::NoSpace(source))
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Zeroes a batch of free slots, durably. Says whether there was any.
+    fn clean_dirty_slots(&self, image: &dyn Image) -> Result<bool, DiskError> {
+        let batch = self.free().take_dirty(CLEAN_BATCH);
+        self.clean(image, batch, |range| self.zero_free(range))
+    }
+
+    /// Zeroes the free ranges of `batch`, which are taken, and gives them back: as clean once that
+    /// is durable, else as they were. Says whether any became clean. Ranges for which a full host
+    /// has no room are left for another time.
+    fn clean(
+        &self,
+        image: &dyn Image,
+        batch: Vec<FileRange>,
+        zero: impl Fn(FileRange) -> io::Result<()>,
+    ) -> Result<bool, DiskError> {
+        let mut zeroed = Vec::new();
+        let mut result = Ok(());
+        for range in batch {
+            let done = result.is_ok().then(|| zero(range));
+            match done {
+                Some(Ok(())) => zeroed.push(range),
+                Some(Err(error)) => {
+                    self.free().give_back(range);
+                    match DiskError::io("clean free space", error) {
+                        DiskError::NoSpace(_) => {}
+                        other => result = Err(other),
+                    }
+                }
+                None => self.free().give_back(range),
+            }
+        }
+        if !zeroed.is_empty() {
+            image.note_payload();
+            result = result.and(image.sync());
+        }
+        let any = !zeroed.is_empty();
+        let mut free = self.free();
+        for range in zeroed {
+            match result {
+                Ok(()) => free.give_back_clean(range),
+                Err(_) => free.give_back(range),
+            }
+        }
+        result.map(|()| any)
+    }
+
+    /// Zeroes free space, by a hole where that is allowed and possible.
+    pub(crate) fn zero_free(&self, range: FileRange) -> io::Result<()> {
+        if self.may_punch() {
+            match self.storage.punch_hole(range) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.host_punches.store(false, Ordering::Relaxed);
+                }
+                other => return other,
+            }
+        }
+        self.storage.write_zeroes(range)
+    }
+
+    fn may_punch(&self) -> bool {
+        self.punch_holes && self.host_punches.load(Ordering::Relaxed)
+    }
+
+    /// As [`Image::make_room`].
+    pub(crate) fn make_room(&self, image: &dyn Image) -> Result<bool, DiskError> {
+        image.check_writable()?;
+        image.sync()?;
+        if !self.may_punch() {
+            let _length = self.lock_length();
+            return self.clean_dirty_slots(image);
+        }
+        let any = self.punchable() > 0;
+        while self.punch_some(image)? {}
+        Ok(any)
+    }
+
+    /// Punches a batch of free ranges out of the host file; says whether there are more.
+    pub(crate) fn punch_some(&self, image: &dyn Image) -> Result<bool, DiskError> {
+        image.check_writable()?;
+        if !self.may_punch() || image.map().is_empty() {
+            return Ok(false);
+        }
+        let _length = self.lock_length();
+        let mut left = CLEAN_BATCH;
+        let mut batch = Vec::new();
+        let mut more = false;
+        {
+            let mut free = self.free();
+            for run in self.punchable_runs(&free) {
+                if left == 0 {
+                    more = true;
+                    break;
+                }
+                let part = FileRange::new(run.start, run.len.min(left));
+                more |= part.len < run.len;
+                left = left.saturating_sub(part.len);
+                if free.take(part) {
+                    batch.push(part);
+                }
+            }
+        }
+        let punched = self.clean(image, batch, |range| self.storage.punch_hole(range));
+        match punched {
+            Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                self.host_punches.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            other => other.map(|any| any && more),
+        }
+    }
+
+    /// The free ranges that the host may still store, but for the gaps that alignment leaves: those
+    /// are shorter than a host block and not worth a call.
+    fn punchable_runs(&self, free: &FreeSpace) -> Vec<FileRange> {
+        const HOST_BLOCK: u64 = 4096;
+        let mut runs = free.dirty_runs();
+        runs.retain(|run| run.len >= HOST_BLOCK);
+        runs
+    }
+
+    /// Their bytes, if holes may be punched at all.
+    pub(crate) fn punchable(&self) -> u64 {
+        if !self.may_punch() {
+            return 0;
+        }
+        self.punchable_runs(&self.free())
+            .iter()
+            .map(|run| run.len)
+            .sum()
+    }
+
+    /// The free ranges, sorted.
+    pub(crate) fn free_runs(&self) -> Vec<FileRange> {
+        self.free().runs().collect()
+    }
+}

@@ -1,0 +1,18 @@
+//! VHDX: fixed, dynamic and differencing.
+
+use std::sync::Arc;
+
+use super::{ImageOptions, Opened, Probe};
+use crate::error::{FormatError, OpenProblem};
+use crate::storage::Storage;
+
+pub(crate) fn open(
+    _storage: Arc<dyn Storage>,
+    _options: ImageOptions,
+) -> Result<Opened, OpenProblem> {
+    Err(FormatError::incompatible("a VHDX", "under construction").into())
+}
+
+pub(crate) fn probe(_storage: &dyn Storage) -> Result<Probe, OpenProblem> {
+    Err(FormatError::incompatible("a VHDX", "under construction").into())
+}
