@@ -6,12 +6,14 @@ use std::sync::Arc;
 use super::plan::{Move, Plan, plan, without};
 use super::relocate::{copy_and_commit, is_stored};
 use super::report::{CompactReport, stored_in_free_space};
+use super::same::drop_if_same;
 use super::scan::{Scanned, Scanner};
 use super::{CompactError, CompactOptions, Phase, Progress};
 use crate::disk::{Content, Disk, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
-use crate::image::{MapEdit, Reads};
+use crate::image::MapEdit;
+use crate::map::BlockState;
 use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from};
 
 /// Bytes that a step scans at most.
@@ -49,6 +51,10 @@ pub(crate) struct Compactor {
     /// The blocks that the phase still has to look at; the next one is first.
     queue: VecDeque<BlockIndex>,
     moves: VecDeque<Move>,
+    /// Of blocks of metadata, when no other move is left.
+    metadata_moves: VecDeque<(FileRange, FileOffset)>,
+    /// Blocks that hold what the parent has: dropped, or, of a dry run, to be.
+    same: HashSet<BlockIndex>,
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
     total: u64,
@@ -58,6 +64,8 @@ pub(crate) struct Compactor {
     skipped: bool,
     report: CompactReport,
     scanner: Scanner,
+    /// The block that was compared with the parent last.
+    comparing: Option<BlockIndex>,
 }
 
 impl Compactor {
@@ -77,6 +85,8 @@ impl Compactor {
             phase: Phase::Scan,
             queue: VecDeque::new(),
             moves: VecDeque::new(),
+            metadata_moves: VecDeque::new(),
+            same: HashSet::new(),
             moved_since_plan: false,
             total: 0,
             room: Room::Enough,
@@ -87,6 +97,7 @@ impl Compactor {
                 ..CompactReport::default()
             },
             scanner: Scanner::new(options.punch_holes),
+            comparing: None,
         };
         let scan = if options.scan {
             compactor.to_scan()
@@ -105,7 +116,8 @@ impl Compactor {
     }
 
     pub(crate) fn progress(&self) -> Progress {
-        let left = u64_from(self.queue.len().max(self.moves.len()));
+        let moves = self.moves.len() + self.metadata_moves.len();
+        let left = u64_from(self.queue.len().max(moves));
         let left = left * self.disk.geometry().block_size;
         let total = self.total.max(left);
         Progress {
@@ -131,7 +143,7 @@ impl Compactor {
     /// The disk's. What was reserved is given back.
     pub(crate) fn step(&mut self, go_on: &dyn Fn() -> bool) -> Result<Step, CompactError> {
         match self.phase {
-            Phase::Scan => self.scan_step()?,
+            Phase::Scan => self.scan_step(go_on)?,
             Phase::Drop => self.drop_step()?,
             Phase::Move => self.move_step(go_on)?,
             Phase::Punch => self.punch_step()?,
@@ -156,8 +168,13 @@ impl Compactor {
         self.slots()
             .into_iter()
             .map(|(_, block)| block)
-            .filter(|block| self.scanner.wants(&self.disk, *block))
+            .filter(|block| self.compares() || self.scanner.wants(&self.disk, *block))
             .collect()
+    }
+
+    /// Whether blocks are compared with what the parent has.
+    fn compares(&self) -> bool {
+        self.options.drop_identical && self.disk.parent().is_some()
     }
 
     fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
@@ -167,11 +184,13 @@ impl Compactor {
         slots
     }
 
+    /// The blocks with a slot that they need not have.
     fn dead(&self) -> impl Iterator<Item = BlockIndex> + '_ {
         let present = self.disk.image.map().present();
-        present
-            .map(|(block, _)| block)
-            .filter(|block| self.disk.tracker.content(*block) == Content::Dead)
+        (present.map(|(block, _)| block)).filter(|block| {
+            let is_zero = self.disk.tracker.content(*block) == Content::Dead;
+            is_zero && self.disk.reads_when_dropped(*block).is_some() || self.same.contains(block)
+        })
     }
 
     /// What is left to do now, as known.
@@ -188,8 +207,10 @@ impl Compactor {
                 .map(|(start, _)| start.plus(shape.len))
                 .into_iter();
             let ends = ends.chain(frame.pinned.iter().map(|range| range.end()));
+            let ends = ends.chain(frame.movable.iter().map(|range| range.end()));
             Plan {
                 moves: Vec::new(),
+                metadata_moves: Vec::new(),
                 end: ends.fold(frame.start, FileOffset::max),
             }
         }
@@ -212,11 +233,15 @@ impl Compactor {
 
     // ---- scan
 
-    fn scan_step(&mut self) -> Result<(), CompactError> {
+    fn scan_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
         let mut left = SCAN_STEP;
         while let Some(block) = self.queue.front().copied() {
             if left == 0 {
                 return Ok(());
+            }
+            if self.compares() && !self.compared(block, &mut left, go_on)? {
+                self.queue.pop_front();
+                continue;
             }
             let scanned = if self.scanner.wants(&self.disk, block) {
                 self.scanner.scan(&self.disk, block, left)?
@@ -225,16 +250,43 @@ impl Compactor {
             };
             match scanned {
                 Scanned::Bytes(bytes) => left = left.saturating_sub(bytes),
-                Scanned::Nothing => drop(self.queue.pop_front()),
+                Scanned::Nothing => {
+                    self.queue.pop_front();
+                    self.comparing = None;
+                }
             }
         }
         if self.options.dry_run {
             self.phase = Phase::Done;
         } else {
-            let dead = self.dead().collect();
+            let kept = self.disk.image.kept_for();
+            let dead = self.dead().chain(kept.iter().map(|(_, block)| *block));
+            let dead = dead.collect();
             self.enter(Phase::Drop, dead);
         }
         Ok(())
+    }
+
+    /// Compares a block with the parent, once; says whether it stays.
+    fn compared(
+        &mut self,
+        block: BlockIndex,
+        left: &mut u64,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<bool, CompactError> {
+        if self.comparing == Some(block) {
+            return Ok(true);
+        }
+        self.comparing = Some(block);
+        let before = self.scanner.bytes_read;
+        let read = &mut self.scanner.bytes_read;
+        let same = drop_if_same(&self.disk, block, self.options.dry_run, go_on, read)?;
+        *left = left.saturating_sub(self.scanner.bytes_read - before);
+        if same {
+            self.report.blocks_dropped += 1;
+            self.same.insert(block);
+        }
+        Ok(!same)
     }
 
     // ---- drop
@@ -255,13 +307,16 @@ impl Compactor {
                 self.skipped = true;
                 continue;
             };
-            let present = disk.image.map().get(block).slot().is_some();
-            if present && disk.tracker.content(block) == Content::Dead {
+            let is_zero = match disk.image.map().get(block) {
+                BlockState::Present { .. } => disk.tracker.content(block) == Content::Dead,
+                // It has no slot but keeps one for itself.
+                BlockState::NotPresent | BlockState::Zero => true,
+            };
+            if let Some(reads) = disk.reads_when_dropped(block)
+                && is_zero
+            {
                 gates.push(gate);
-                edits.push(MapEdit::Drop {
-                    block,
-                    reads: Reads::Zeros,
-                });
+                edits.push(MapEdit::Drop { block, reads });
             }
         }
         if edits.is_empty() {
@@ -278,8 +333,10 @@ impl Compactor {
     // ---- move
 
     fn plan_moves(&mut self) -> Result<(), CompactError> {
-        let moves: VecDeque<Move> = self.plan().moves.into();
-        if moves.is_empty() {
+        let plan = self.plan();
+        let moves: VecDeque<Move> = plan.moves.into();
+        self.metadata_moves = plan.metadata_moves.into();
+        if moves.is_empty() && self.metadata_moves.is_empty() {
             self.disk.image.sync()?;
             self.disk.image.shrink()?;
             let queue = if self.options.punch_holes {
@@ -298,6 +355,10 @@ impl Compactor {
     }
 
     fn move_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
+        if let (None, Some((from, to))) = (self.moves.front(), self.metadata_moves.pop_front()) {
+            self.moved_since_plan |= self.disk.image.move_metadata(from, to)?;
+            return Ok(());
+        }
         if self.moves.is_empty() {
             if self.moved_since_plan {
                 return self.plan_moves();
@@ -433,7 +494,7 @@ impl Compactor {
         report.bytes_read = self.scanner.bytes_read;
         if self.options.dry_run {
             report.length_after = planned.file_len(&disk.image.frame());
-            report.blocks_dropped = u64_from(dead.len());
+            report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
             report.blocks_moved = u64_from(planned.moves.len());
             report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
             let freed = stored_in_free_space(disk, &dead)?;

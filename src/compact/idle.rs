@@ -130,6 +130,8 @@ impl IdleWork {
                 self.seen = Some(count);
                 let options = CompactOptions {
                     punch_holes: self.policy.punch_holes,
+                    // It costs reading both disks, for what is seldom there: on request only.
+                    drop_identical: false,
                     ..CompactOptions::default()
                 };
                 match Compactor::new(Arc::clone(&disk), options) {

@@ -3,12 +3,14 @@
 //!
 //! ```text
 //!   scan          what nobody has looked at: which granules are zero   [scan.rs, disk/tracker.rs]
+//!    |            blocks that hold what the parent has leave the table   [same.rs]
 //!    |
 //!   drop          dead blocks leave the table, sync, cut the free end
 //!    |
 //!   plan          the last block into the first hole ...               [plan.rs, pure]
 //!    |
 //!   move          copy a batch, sync, commit, sync, cut               [relocate.rs]
+//!    |            then what blocks of metadata can move, and plan again
 //!    |
 //!   punch         holes for zeros inside live blocks, if that is on
 //! ```
@@ -33,6 +35,7 @@ mod idle;
 mod plan;
 mod relocate;
 mod report;
+mod same;
 mod scan;
 
 use std::sync::Arc;
@@ -60,6 +63,9 @@ pub struct CompactOptions {
     /// Also give zeros inside live blocks back to the host, by punching holes in the file. Then a
     /// scan reads all of a live block, not only its start.
     pub punch_holes: bool,
+    /// Of a differencing disk: drop the blocks that hold nothing but what the parent has. Reads all
+    /// of a block that is the same, and of others up to the first difference.
+    pub drop_identical: bool,
 }
 
 impl Default for CompactOptions {
@@ -69,6 +75,7 @@ impl Default for CompactOptions {
             scan: true,
             move_blocks: true,
             punch_holes: false,
+            drop_identical: true,
         }
     }
 }

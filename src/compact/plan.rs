@@ -23,7 +23,11 @@ pub struct Plan {
     /// From the end of the file down. No move's target is another one's source, so that any part of
     /// them may be carried out, in any order.
     pub moves: Vec<Move>,
-    /// Where the last thing in use then ends.
+    /// Blocks of metadata that go to lower free space. Only where no other move is left; then the
+    /// same holds for them.
+    pub metadata_moves: Vec<(FileRange, FileOffset)>,
+    /// Where the last thing in use ends once these moves, and those of the plans that follow, are
+    /// carried out.
     pub end: FileOffset,
 }
 
@@ -37,8 +41,47 @@ impl Plan {
 /// Plans for blocks in `slots`, those that stay, sorted by place.
 ///
 /// The last block goes into the first free place, until there is none in front of it. All slots
-/// have the same length, so that no other choice ends earlier.
+/// have the same length, so that no other choice ends earlier. Then blocks of metadata, which may
+/// be shorter, do the same; the space that they leave may take further blocks, so that the plan is
+/// made anew until there are no moves.
 pub fn plan(slots: &[(FileOffset, BlockIndex)], frame: &Frame, shape: SlotShape) -> Plan {
+    let (moves, metadata_moves) = next_moves(slots, frame, shape);
+    let mut slots = slots.to_vec();
+    let mut frame = frame.clone();
+    let mut next = (moves.clone(), metadata_moves.clone());
+    while !(next.0.is_empty() && next.1.is_empty()) {
+        // Sources are the last ones, from the end down.
+        for (slot, step) in slots.iter_mut().rev().zip(&next.0) {
+            slot.0 = step.to;
+        }
+        for (range, (_, to)) in frame.movable.iter_mut().rev().zip(&next.1) {
+            range.start = *to;
+        }
+        slots.sort_unstable();
+        frame.movable.sort_unstable();
+        if frame.movable.is_empty() {
+            break;
+        }
+        next = next_moves(&slots, &frame, shape);
+    }
+    let ends = (slots
+        .last()
+        .map(|(start, _)| start.plus(shape.len))
+        .into_iter())
+    .chain(frame.pinned.iter().map(|range| range.end()))
+    .chain(frame.movable.last().map(|range| range.end()));
+    Plan {
+        end: ends.fold(frame.start, FileOffset::max),
+        moves,
+        metadata_moves,
+    }
+}
+
+fn next_moves(
+    slots: &[(FileOffset, BlockIndex)],
+    frame: &Frame,
+    shape: SlotShape,
+) -> (Vec<Move>, Vec<(FileRange, FileOffset)>) {
     let mut moves = Vec::new();
     let mut sources = slots.iter().rev().peekable();
     'gaps: for gap in gaps(slots, frame, shape) {
@@ -56,14 +99,25 @@ pub fn plan(slots: &[(FileOffset, BlockIndex)], frame: &Frame, shape: SlotShape)
             }
         }
     }
-    let last_kept = sources.next().map(|(start, _)| start.plus(shape.len));
-    let ends = (moves.iter().map(|planned| planned.to.plus(shape.len)))
-        .chain(last_kept)
-        .chain(frame.pinned.iter().map(|range| range.end()));
-    Plan {
-        end: ends.fold(frame.start, FileOffset::max),
-        moves,
+    let mut metadata_moves = Vec::new();
+    if moves.is_empty() {
+        let mut sources = frame.movable.iter().rev().peekable();
+        'others: for gap in gaps(slots, frame, shape) {
+            let mut at = FileOffset::new(round_up(gap.start.get(), frame.align));
+            while let Some(from) = sources.peek() {
+                if from.start <= at {
+                    break 'others;
+                }
+                if at.plus(from.len) > gap.end() {
+                    break;
+                }
+                metadata_moves.push((**from, at));
+                at = at.plus(from.len);
+                sources.next();
+            }
+        }
     }
+    (moves, metadata_moves)
 }
 
 /// The free ranges between the things in use, in order; none behind the last of them.
@@ -77,7 +131,9 @@ fn gaps<'a>(
         .iter()
         .map(move |(start, _)| FileRange::new(*start, shape.len))
         .peekable();
-    let mut pinned = frame.pinned.iter().copied().peekable();
+    let mut fixed = [&frame.pinned[..], &frame.movable[..]].concat();
+    fixed.sort_unstable();
+    let mut pinned = fixed.into_iter().peekable();
     std::iter::from_fn(move || {
         let slot_first = match (slots.peek(), pinned.peek()) {
             (Some(slot), Some(pin)) => slot.start < pin.start,
@@ -145,6 +201,7 @@ mod tests {
             plan_of(&[]),
             Plan {
                 moves: vec![],
+                metadata_moves: vec![],
                 end: FileOffset::new(2048)
             }
         );

@@ -8,7 +8,7 @@ use crate::image::MapEdit;
 use crate::units::{FileOffset, FileRange};
 
 /// Bytes that are copied between two looks whether to go on.
-const COPY_PIECE: u64 = 4 << 20;
+pub(super) const COPY_PIECE: u64 = 4 << 20;
 
 /// Whether the host stores all of the slot at `slot`, so that writing there takes no new space.
 pub(super) fn is_stored(disk: &Disk, slot: FileOffset) -> bool {

@@ -47,7 +47,8 @@ impl CompactReport {
         let geometry = disk.geometry();
         let data = live * geometry.block_size;
         let bitmaps = live * geometry.slot.header_len;
-        let pinned: u64 = frame.pinned.iter().map(|range| range.len).sum();
+        let pinned = frame.pinned.iter().chain(&frame.movable);
+        let pinned: u64 = pinned.map(|range| range.len).sum();
         let metadata = frame.start.get() + bitmaps + pinned + frame.trailer_len;
         let rest = self.length_after.saturating_sub(data + metadata);
         let kept = [

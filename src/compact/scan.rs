@@ -4,9 +4,7 @@ use crate::disk::{Disk, zero};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
-use crate::units::{
-    BlockIndex, FileOffset, FileRange, GRANULE_SIZE, SECTOR_SIZE, u64_from, usize_from,
-};
+use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from, usize_from};
 
 /// Bytes of a block that are looked at first: where they hold data, the block lives, and the rest
 /// matters only for holes inside it.
@@ -100,26 +98,23 @@ impl Scanner {
                 _ => None,
             }
         };
-        let written = |sector: u64, end: u64| match &bitmap {
-            Some(bitmap) => (bitmap.is_written(sector), bitmap.run_end(sector, end)),
-            None => (true, end),
-        };
-        let end = (start + len).div_ceil(SECTOR_SIZE);
         let mut stored = bitmap
             .as_deref()
             .is_some_and(|bitmap: &SectorBitmap| !bitmap.is_full());
-        let mut sector = start / SECTOR_SIZE;
-        while sector < end {
-            let (is_written, run_end) = written(sector, end);
-            let from = sector * SECTOR_SIZE - start;
-            let part = FileRange::new(at.plus(from), (run_end - sector) * SECTOR_SIZE);
-            let range = usize_from(from)..usize_from(from + part.len);
+        let all = start..start + len;
+        let runs: Vec<_> = match &bitmap {
+            Some(bitmap) => disk.runs(bitmap, all).collect(),
+            None => vec![(all, true)],
+        };
+        for (run, is_written) in runs {
+            let place = usize_from(run.start - start);
+            let part = FileRange::new(at.plus(run.start - start), run.end - run.start);
             if is_written {
-                stored |= self.read_stored(disk, part, range.start)?;
+                stored |= self.read_stored(disk, part, place)?;
             } else {
-                self.buf[range].fill(0);
+                let buf = &mut self.buf[place..place + usize_from(part.len)];
+                disk.read_parent(buf, disk.offset_of(block) + run.start)?;
             }
-            sector = run_end;
         }
         Ok(stored)
     }

@@ -10,16 +10,24 @@
 //! takes the gate to conclude, and starts over or gives up. The guest never waits for it.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::units::{BlockIndex, usize_from_u32};
 
+/// Gates that are made together.
+const GROUP: usize = 1024;
+
+type Group = Box<[RwLock<()>]>;
+
 /// The gates of one disk.
 #[derive(Debug)]
 pub(crate) struct Gates {
-    gates: Box<[RwLock<()>]>,
+    /// In groups, made when the first of a group is asked for: a large disk has millions of blocks
+    /// and uses few at a time.
+    groups: Box<[OnceLock<Group>]>,
     /// How many watches there are: 0 spares every write the look into `watched`.
     watching: AtomicUsize,
     /// The watched blocks, and whether each was written to since.
@@ -29,27 +37,33 @@ pub(crate) struct Gates {
 impl Gates {
     pub(crate) fn new(blocks: u32) -> Self {
         Self {
-            gates: (0..usize_from_u32(blocks))
-                .map(|_| RwLock::new(()))
+            groups: (0..usize_from_u32(blocks).div_ceil(GROUP))
+                .map(|_| OnceLock::new())
                 .collect(),
             watching: AtomicUsize::new(0),
             watched: Mutex::new(HashMap::new()),
         }
     }
 
+    fn gate(&self, block: BlockIndex) -> &RwLock<()> {
+        let group = self.groups[block.index() / GROUP]
+            .get_or_init(|| (0..GROUP).map(|_| RwLock::new(())).collect());
+        &group[block.index() % GROUP]
+    }
+
     /// Holds `block` where it is.
     pub(crate) fn shared(&self, block: BlockIndex) -> RwLockReadGuard<'_, ()> {
-        self.gates[block.index()].read()
+        self.gate(block).read()
     }
 
     /// Keeps everybody else off `block`.
     pub(crate) fn exclusive(&self, block: BlockIndex) -> RwLockWriteGuard<'_, ()> {
-        self.gates[block.index()].write()
+        self.gate(block).write()
     }
 
     /// As [`Self::exclusive`], or `None` where somebody is at it now.
     pub(crate) fn try_exclusive(&self, block: BlockIndex) -> Option<RwLockWriteGuard<'_, ()>> {
-        self.gates[block.index()].try_write()
+        self.gate(block).try_write()
     }
 
     /// Says that `block` is about to be changed. The caller holds its gate, in either way.

@@ -1,12 +1,13 @@
 //! Reads, writes, zeroing and discarding.
 
+use super::chain::Source;
 use super::{Content, Disk};
 use crate::disk::zero;
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
 use crate::map::BlockState;
 use crate::units::{
-    BlockIndex, DiskRange, FileOffset, FileRange, SECTOR_SIZE, low_u32, u64_from, usize_from,
+    BlockIndex, DiskOffset, DiskRange, FileOffset, FileRange, low_u32, u64_from, usize_from,
 };
 
 /// Runs of zeros from this length on are punched out of the host file instead of written, where
@@ -16,13 +17,13 @@ const PUNCH_RUN: usize = 64 << 10;
 
 /// The part of a request that falls into one block.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
-    block: BlockIndex,
+pub(super) struct Piece {
+    pub(super) block: BlockIndex,
     /// Offset inside the block.
-    within: u64,
-    len: u64,
+    pub(super) within: u64,
+    pub(super) len: u64,
     /// Whether it covers all of the block that the disk has.
-    whole: bool,
+    pub(super) whole: bool,
 }
 
 impl Disk {
@@ -52,15 +53,19 @@ impl Disk {
     /// [`DiskError::Poisoned`], [`DiskError::Io`].
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), DiskError> {
         let range = self.range(offset, u64_from(buf.len()))?;
-        self.image.check_writable()?;
+        self.image.begin_change()?;
         self.note_change();
         if self.geometry().is_flat {
             return self.write_file(buf, FileOffset::new(offset));
         }
-        match self.write_pieces(buf, range) {
-            // On a full host, what was discarded so far has to do.
+        self.with_room(|| self.write_pieces(buf, range))
+    }
+
+    /// Does `change`; on a full host again, once what was discarded so far has made room.
+    fn with_room(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
+        match change() {
             Err(DiskError::NoSpace(source)) => match self.image.make_room() {
-                Ok(true) => self.write_pieces(buf, range),
+                Ok(true) => change(),
                 Ok(false) | Err(_) => Err(DiskError::NoSpace(source)),
             },
             other => other,
@@ -77,22 +82,25 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes `len` bytes from disk offset `offset` on read as zeros. Whole blocks lose their place
-    /// in the file; parts of blocks are punched out of it or overwritten.
+    /// Makes `len` bytes from disk offset `offset` on read as zeros, whatever a parent has there.
+    /// Whole blocks lose their place in the file where the format can say so; parts of blocks are
+    /// punched out of it or overwritten.
     ///
     /// # Errors
     /// As [`Self::write_at`].
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let range = self.range(offset, len)?;
-        self.image.check_writable()?;
+        self.image.begin_change()?;
         self.note_change();
         if self.geometry().is_flat {
             self.zero_file(FileRange::new(FileOffset::new(offset), len))?;
             self.image.note_payload();
             return Ok(());
         }
-        self.pieces(range)
-            .try_for_each(|piece| self.zero_piece(piece))
+        self.with_room(|| {
+            self.pieces(range)
+                .try_for_each(|piece| self.zero_piece(piece))
+        })
     }
 
     /// Says that the guest no longer needs `len` bytes from disk offset `offset` on. They read as
@@ -139,63 +147,24 @@ impl Disk {
 
     fn read_piece(&self, buf: &mut [u8], piece: Piece) -> Result<(), DiskError> {
         let _gate = self.gates.shared(piece.block);
-        match self.image.map().get(piece.block) {
-            BlockState::NotPresent | BlockState::Zero => {
-                buf.fill(0);
-                Ok(())
-            }
-            BlockState::Present { slot, whole: true } => {
-                self.read_file(buf, self.geometry().data_at(slot).plus(piece.within))
-            }
-            BlockState::Present { slot, whole: false } => self.read_written(buf, piece, slot),
-        }
-    }
-
-    /// Reads from a block of which only the sectors that its bitmap names are in the slot.
-    fn read_written(
-        &self,
-        buf: &mut [u8],
-        piece: Piece,
-        slot: FileOffset,
-    ) -> Result<(), DiskError> {
-        let bitmap = self.image.sector_bitmap(piece.block)?;
-        let data = self.geometry().data_at(slot);
-        let end = piece.within + piece.len;
-        let mut at = piece.within;
-        let mut rest = buf;
-        while at < end {
-            let sector = at / SECTOR_SIZE;
-            let run_end = bitmap.run_end(sector, end.div_ceil(SECTOR_SIZE)) * SECTOR_SIZE;
-            let stop = run_end.min(end);
-            let (part, tail) = rest.split_at_mut(usize_from(stop - at));
-            rest = tail;
-            if bitmap.is_written(sector) {
-                self.read_file(part, data.plus(at))?;
-            } else {
-                part.fill(0);
-            }
-            at = stop;
-        }
-        Ok(())
+        self.read_block(buf, piece.block, piece.within)
     }
 
     fn write_piece(&self, data: &[u8], piece: Piece) -> Result<(), DiskError> {
         let zeros = zero::has_zero_granule(data, piece.within);
-        if !zeros || zero::is_zero(data) {
-            let _gate = self.gates.shared(piece.block);
-            match self.image.map().get(piece.block) {
-                BlockState::NotPresent if zeros => return Ok(()),
-                BlockState::Present { slot, whole: true } if !zeros => {
-                    self.gates.touch(piece.block);
-                    return self.overwrite(data, piece, slot);
-                }
-                _ => {}
-            }
+        if (!zeros || zero::is_zero(data)) && self.write_in_place(data, piece, zeros)? {
+            return Ok(());
         }
         let _gate = self.gates.exclusive(piece.block);
         self.gates.touch(piece.block);
         match self.image.map().get(piece.block) {
+            BlockState::NotPresent if self.is_backed(piece.block) => {
+                self.place_over_parent(Source::Data(data), piece)
+            }
             BlockState::NotPresent | BlockState::Zero => self.place(data, piece),
+            BlockState::Present { slot, whole: false } if self.parent().is_some() => {
+                self.write_sectors(Source::Data(data), piece, slot)
+            }
             BlockState::Present { slot, whole } => {
                 if !whole {
                     self.image.make_whole(piece.block)?;
@@ -207,6 +176,24 @@ impl Disk {
                 }
             }
         }
+    }
+
+    /// Writes what changes no more than data, under the shared gate; says whether it was that.
+    fn write_in_place(&self, data: &[u8], piece: Piece, zeros: bool) -> Result<bool, DiskError> {
+        let _gate = self.gates.shared(piece.block);
+        let slot = match self.image.map().get(piece.block) {
+            BlockState::NotPresent if zeros => return Ok(!self.is_backed(piece.block)),
+            BlockState::Zero if zeros => return Ok(true),
+            BlockState::Present { slot, whole: true } if !zeros => slot,
+            BlockState::Present { slot, whole: false }
+                if !zeros && self.parent().is_some() && self.covers(piece)? =>
+            {
+                slot
+            }
+            _ => return Ok(false),
+        };
+        self.gates.touch(piece.block);
+        self.overwrite(data, piece, slot).map(|()| true)
     }
 
     /// Writes data without a whole zero granule into a whole block. The gate is held.
@@ -292,34 +279,63 @@ impl Disk {
 
     fn zero_piece(&self, piece: Piece) -> Result<(), DiskError> {
         let _gate = self.gates.exclusive(piece.block);
-        let BlockState::Present { slot, .. } = self.image.map().get(piece.block) else {
-            return Ok(());
-        };
-        self.gates.touch(piece.block);
-        if !piece.whole {
-            // Sectors that are not in the slot read as zeros whatever the bytes there are.
-            let at = self.geometry().data_at(slot).plus(piece.within);
-            self.tracker
-                .note_unknown(piece.block, piece.within, piece.len);
-            let punched = self.zero_file(FileRange::new(at, piece.len))?;
-            self.image.note_payload();
-            self.tracker
-                .note_zero(piece.block, piece.within, piece.len, !punched);
-            if self.tracker.content(piece.block) != Content::Dead {
-                return Ok(());
+        let range = DiskRange::new(
+            DiskOffset::new(self.offset_of(piece.block) + piece.within),
+            piece.len,
+        );
+        match self.image.map().get(piece.block) {
+            BlockState::Zero => Ok(()),
+            BlockState::NotPresent if self.parent_is_hole(range) => Ok(()),
+            BlockState::NotPresent => {
+                self.gates.touch(piece.block);
+                match self.reads_when_dropped(piece.block) {
+                    Some(reads) if piece.whole => self.drop_block(piece.block, reads),
+                    _ => self.place_over_parent(Source::Zeros, piece),
+                }
+            }
+            BlockState::Present { slot, whole } => {
+                self.gates.touch(piece.block);
+                self.zero_present(piece, slot, whole)
             }
         }
-        self.image.commit(&[MapEdit::Drop {
-            block: piece.block,
-            reads: Reads::Zeros,
-        }])?;
-        self.tracker.forget(piece.block);
+    }
+
+    fn zero_present(&self, piece: Piece, slot: FileOffset, whole: bool) -> Result<(), DiskError> {
+        let reads = self.reads_when_dropped(piece.block);
+        if let Some(reads) = reads
+            && piece.whole
+        {
+            return self.drop_block(piece.block, reads);
+        }
+        if !whole && self.parent().is_some() {
+            return self.write_sectors(Source::Zeros, piece, slot);
+        }
+        // Sectors that are not in the slot read as zeros whatever the bytes there are.
+        let at = self.geometry().data_at(slot).plus(piece.within);
+        self.tracker
+            .note_unknown(piece.block, piece.within, piece.len);
+        let punched = self.zero_file(FileRange::new(at, piece.len))?;
+        self.image.note_payload();
+        self.tracker
+            .note_zero(piece.block, piece.within, piece.len, !punched);
+        match reads {
+            Some(reads) if self.tracker.content(piece.block) == Content::Dead => {
+                self.drop_block(piece.block, reads)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the slot of a block, if it has one. The gate is held exclusively.
+    fn drop_block(&self, block: BlockIndex, reads: Reads) -> Result<(), DiskError> {
+        self.image.commit(&[MapEdit::Drop { block, reads }])?;
+        self.tracker.forget(block);
         Ok(())
     }
 
     /// Zeroes a range of the host file, by a hole where that is on and possible; says whether the
     /// host space is gone.
-    fn zero_file(&self, range: FileRange) -> Result<bool, DiskError> {
+    pub(super) fn zero_file(&self, range: FileRange) -> Result<bool, DiskError> {
         let storage = self.image.storage();
         let punched = if self.punch_holes {
             match storage.punch_hole(range) {
@@ -336,14 +352,14 @@ impl Disk {
         .map_err(|error| DiskError::io("zero a range", error))
     }
 
-    fn read_file(&self, buf: &mut [u8], at: FileOffset) -> Result<(), DiskError> {
+    pub(super) fn read_file(&self, buf: &mut [u8], at: FileOffset) -> Result<(), DiskError> {
         self.image
             .storage()
             .read_exact_at(buf, at)
             .map_err(|error| DiskError::io("read a block", error))
     }
 
-    fn write_file(&self, data: &[u8], at: FileOffset) -> Result<(), DiskError> {
+    pub(super) fn write_file(&self, data: &[u8], at: FileOffset) -> Result<(), DiskError> {
         let written = self.image.storage().write_all_at(data, at);
         // A failed write may have written a part.
         self.image.note_payload();

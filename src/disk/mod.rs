@@ -12,8 +12,10 @@
 //! * A discarded range reads as zeros from then on.
 //! * A failed write may have written a part of its range. Nothing else is affected.
 
+mod chain;
 mod gate;
 mod io;
+mod layout;
 mod tracker;
 pub(crate) mod zero;
 
@@ -25,15 +27,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::compact::{CompactOptions, Operation};
-use crate::error::{DiskError, OpenError, OpenProblem};
+use crate::error::{DiskError, FormatError, OpenError, OpenProblem};
+use crate::format::parent::Identity;
 pub use crate::format::{DiskType, Format};
 use crate::image::{self, Geometry, Image, ImageOptions};
-use crate::map::BlockState;
 use crate::storage::Storage;
 use crate::storage::host::{HostFile, HostOptions};
-use crate::units::{BlockIndex, DiskOffset, DiskRange, FileOffset, FileRange, low_u32};
+use crate::units::{DiskOffset, DiskRange};
 
 pub(crate) use gate::{Gates, Watch};
+pub use layout::{Extent, ExtentKind, Region, RegionKind};
 pub(crate) use tracker::{Content, Tracker};
 
 /// How to open a [`Disk`].
@@ -82,56 +85,14 @@ pub struct DiskInfo {
     pub creator: String,
 }
 
-/// Whether an [`Extent`] can hold data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ExtentKind {
-    /// Stored in the file.
-    Data,
-    /// Not stored: reads as zeros.
-    Hole,
-}
-
-/// A run of the disk that is stored, or is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Disk offset of the first byte.
-    pub offset: u64,
-    /// Length in bytes, above 0.
-    pub len: u64,
-    /// Whether it is stored.
-    pub kind: ExtentKind,
-}
-
-/// What a part of the file is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RegionKind {
-    /// Headers, tables, footers, and what lies between them.
-    Metadata,
-    /// A block that holds data.
-    Live,
-    /// A block that is all zero.
-    Dead,
-    /// A block that nobody has looked at yet.
-    Unknown,
-    /// Used by nothing.
-    Hole,
-}
-
-/// A run of the file with one use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// The bytes.
-    pub range: FileRange,
-    /// Their use.
-    pub kind: RegionKind,
-}
-
 /// An open disk, shared by all threads that use it.
 ///
 /// Dropping the last reference does what [`Disk::close`] does, without telling of errors.
 #[derive(Debug)]
 pub struct Disk {
     pub(crate) image: Box<dyn Image>,
+    /// What shows where the image has nothing. Read-only.
+    parent: Option<Arc<Disk>>,
     pub(crate) gates: Gates,
     pub(crate) tracker: Tracker,
     /// Held by the one compaction that may run.
@@ -175,6 +136,19 @@ impl Disk {
         name: &Path,
         options: &OpenOptions,
     ) -> Result<Arc<Self>, OpenError> {
+        Self::open_over(storage, name, options, None)
+    }
+
+    /// Opens the image in `storage`, which error messages call `name`, over `parent`.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; also where the image has a parent and there is none, or another one.
+    pub fn open_over(
+        storage: Arc<dyn Storage>,
+        name: &Path,
+        options: &OpenOptions,
+        parent: Option<Arc<Self>>,
+    ) -> Result<Arc<Self>, OpenError> {
         let io = |source| {
             OpenError::new(
                 name,
@@ -196,10 +170,21 @@ impl Disk {
             log::info!("{}: {repair}", name.display());
         }
         let image = opened.image;
+        let fits = match (image.parent(), &parent) {
+            (None, None) => true,
+            (Some(link), Some(parent)) => link.identities.contains(&parent.identity()),
+            _ => false,
+        };
+        if !fits {
+            let error =
+                FormatError::incompatible("another parent than given", "give the right one");
+            return Err(OpenError::new(name, error));
+        }
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {
             image,
+            parent,
             gates: Gates::new(blocks),
             tracker: Tracker::new(blocks, geometry.block_size),
             compacting: Mutex::new(()),
@@ -212,6 +197,16 @@ impl Disk {
             last_io: AtomicU64::new(0),
             changes: AtomicU64::new(0),
         }))
+    }
+
+    /// The disk that shows where this one has nothing.
+    pub fn parent(&self) -> Option<&Arc<Self>> {
+        self.parent.as_ref()
+    }
+
+    /// Which disk it is, as children refer to it. A VHDX's changes with its content.
+    pub fn identity(&self) -> Identity {
+        self.image.identity()
     }
 
     /// The disk's size in bytes. Never 0.
@@ -281,135 +276,6 @@ impl Disk {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// The extents from disk offset `offset` to the end of the disk, in order, as the block table
-    /// has them. A snapshot piece by piece: concurrent changes show or do not.
-    pub fn extents(&self, offset: u64) -> impl Iterator<Item = Extent> + '_ {
-        let mut at = offset;
-        std::iter::from_fn(move || {
-            let extent = self.extent_at(at)?;
-            at = extent.offset + extent.len;
-            Some(extent)
-        })
-    }
-
-    fn extent_at(&self, offset: u64) -> Option<Extent> {
-        let end = self.len();
-        if offset >= end {
-            return None;
-        }
-        let geometry = self.geometry();
-        if geometry.is_flat {
-            return Some(self.host_extent_at(offset));
-        }
-        let kind = |block| match self.image.map().get(block) {
-            BlockState::NotPresent | BlockState::Zero => ExtentKind::Hole,
-            BlockState::Present { .. } => ExtentKind::Data,
-        };
-        let mut block = low_u32(offset / geometry.block_size);
-        let first = kind(BlockIndex::new(block));
-        while block + 1 < self.image.map().len() && kind(BlockIndex::new(block + 1)) == first {
-            block += 1;
-        }
-        let stop = (u64::from(block + 1) * geometry.block_size).min(end);
-        Some(Extent {
-            offset,
-            len: stop - offset,
-            kind: first,
-        })
-    }
-
-    /// A fixed disk has no table; the host file's holes are its extents.
-    fn host_extent_at(&self, offset: u64) -> Extent {
-        let (at, end) = (FileOffset::new(offset), FileOffset::new(self.len()));
-        let all = Extent {
-            offset,
-            len: end.since(at),
-            kind: ExtentKind::Data,
-        };
-        match self.image.storage().next_data(at, end) {
-            Ok(Some(data)) if data.start > at => Extent {
-                offset,
-                len: data.start.since(at),
-                kind: ExtentKind::Hole,
-            },
-            Ok(Some(data)) => Extent {
-                offset,
-                len: data.len,
-                kind: ExtentKind::Data,
-            },
-            Ok(None) => Extent {
-                kind: ExtentKind::Hole,
-                ..all
-            },
-            // A host that cannot tell: all of it may be data.
-            Err(_) => all,
-        }
-    }
-
-    /// What each part of the file is used for: sorted, without gaps, from 0 to the file's length.
-    pub fn regions(&self) -> Vec<Region> {
-        let geometry = self.geometry();
-        let end = FileOffset::new(self.image.file_len());
-        let whole = FileRange::between(FileOffset::new(0), end);
-        if geometry.is_flat {
-            let data = FileRange::new(FileOffset::new(0), geometry.disk_len);
-            let rest = FileRange::between(data.end(), end);
-            return vec![
-                Region {
-                    range: data,
-                    kind: RegionKind::Live,
-                },
-                Region {
-                    range: rest,
-                    kind: RegionKind::Metadata,
-                },
-            ];
-        }
-        let mut used: Vec<Region> = (self.image.map().present())
-            .map(|(block, slot)| Region {
-                range: geometry.slot_range(slot),
-                kind: match self.tracker.content(block) {
-                    Content::Dead => RegionKind::Dead,
-                    Content::Unknown => RegionKind::Unknown,
-                    Content::Data | Content::Mixed => RegionKind::Live,
-                },
-            })
-            .collect();
-        let holes = self.image.free_runs();
-        used.extend(holes.into_iter().map(|range| Region {
-            range,
-            kind: RegionKind::Hole,
-        }));
-        used.sort_unstable_by_key(|region| region.range);
-        let mut regions: Vec<Region> = Vec::new();
-        let mut push = |region: Region| match regions.last_mut() {
-            _ if region.range.is_empty() => {}
-            Some(last) if last.kind == region.kind && last.range.end() == region.range.start => {
-                last.range = FileRange::between(last.range.start, region.range.end());
-            }
-            _ => regions.push(region),
-        };
-        let mut at = whole.start;
-        for region in used {
-            // What no block and no hole covers is metadata.
-            push(Region {
-                range: FileRange::between(at, region.range.start),
-                kind: RegionKind::Metadata,
-            });
-            let from = region.range.start.max(at);
-            push(Region {
-                range: FileRange::between(from, region.range.end()),
-                ..region
-            });
-            at = at.max(region.range.end());
-        }
-        push(Region {
-            range: FileRange::between(at, end),
-            kind: RegionKind::Metadata,
-        });
-        regions
-    }
-
     /// Leaves a clean file: everything durable, unused space at the end cut off, and other unused
     /// space given back to the host where hole punching is on. The disk stays usable; a change after
     /// it makes another close necessary.
@@ -422,10 +288,9 @@ impl Disk {
         }
         self.image.sync()?;
         self.image.shrink()?;
-        self.image.settle()?;
         // What was discarded and not filled again takes no host space from here on.
         while self.image.punch_free()? {}
-        Ok(())
+        self.image.settle()
     }
 
     /// Starts to compact the disk on a thread of its own, while it stays in use.

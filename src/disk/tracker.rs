@@ -17,8 +17,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
+use zerocopy::FromZeros;
 
-use crate::units::{BlockIndex, GRANULE_SIZE, div_ceil, usize_from};
+use crate::units::{BlockIndex, GRANULE_SIZE, div_ceil, usize_from, usize_from_u32};
 
 /// What is known of a block as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +154,8 @@ impl Tracker {
     /// Of `blocks` blocks of `block_size` bytes, of which nothing is known.
     pub(crate) fn new(blocks: u32, block_size: u64) -> Self {
         Self {
-            contents: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
+            contents: <[AtomicU8]>::new_box_zeroed_with_elems(usize_from_u32(blocks))
+                .expect("a byte for each of at most 2^26 blocks fits in memory"),
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
             granules: div_ceil(block_size, GRANULE_SIZE),
         }

@@ -1,0 +1,80 @@
+//! Blocks of a child that hold nothing but what the parent has: they may go without a trace.
+
+use super::relocate::COPY_PIECE;
+use crate::disk::Disk;
+use crate::error::DiskError;
+use crate::image::{MapEdit, Reads};
+use crate::map::BlockState;
+use crate::units::{BlockIndex, usize_from};
+
+/// Bytes that are compared first: most blocks differ there already.
+const FIRST_LOOK: u64 = 64 << 10;
+
+/// Compares what `block` has of its own with what the parent has there. Where all of it is the same,
+/// drops the block, so that the parent shows, and says so; of a dry run only says so.
+///
+/// A guest that writes to the block meanwhile wins, and where `go_on` says no, nothing happens.
+///
+/// # Errors
+/// Where one of the two cannot be read, or the block table not be written.
+pub(super) fn drop_if_same(
+    disk: &Disk,
+    block: BlockIndex,
+    dry_run: bool,
+    go_on: &dyn Fn() -> bool,
+    bytes_read: &mut u64,
+) -> Result<bool, DiskError> {
+    let watch = disk.gates.watch(block);
+    let bitmap = {
+        // The gate keeps the block in place while its bitmap is read.
+        let _gate = disk.gates.shared(block);
+        match disk.image.map().get(block) {
+            BlockState::Present { whole: true, .. } => None,
+            BlockState::Present { whole: false, .. } => Some(disk.image.sector_bitmap(block)?),
+            BlockState::NotPresent | BlockState::Zero => return Ok(false),
+        }
+    };
+    let start = disk.offset_of(block);
+    let all = 0..(disk.len() - start).min(disk.geometry().block_size);
+    let own: Vec<_> = match &bitmap {
+        Some(bitmap) => (disk.runs(bitmap, all))
+            .filter(|(_, is_written)| *is_written)
+            .map(|(part, _)| part)
+            .collect(),
+        None => vec![all],
+    };
+    let (mut mine, mut parents) = (Vec::new(), Vec::new());
+    let mut piece = FIRST_LOOK;
+    for part in own {
+        let mut at = part.start;
+        while at < part.end {
+            if watch.is_touched() || !go_on() {
+                return Ok(false);
+            }
+            let len = piece.min(part.end - at);
+            mine.resize(usize_from(len), 0);
+            parents.resize(usize_from(len), 0);
+            {
+                let _gate = disk.gates.shared(block);
+                disk.read_block(&mut mine, block, at)?;
+            }
+            disk.read_parent(&mut parents, start + at)?;
+            *bytes_read += len;
+            if mine != parents {
+                return Ok(false);
+            }
+            at += len;
+            piece = COPY_PIECE;
+        }
+    }
+    let _gate = disk.gates.exclusive(block);
+    if watch.is_touched() || disk.image.map().get(block).slot().is_none() {
+        return Ok(false);
+    }
+    if !dry_run {
+        let reads = Reads::Parent;
+        disk.image.commit(&[MapEdit::Drop { block, reads }])?;
+        disk.tracker.forget(block);
+    }
+    Ok(true)
+}
