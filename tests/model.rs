@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use support::guest::{check_file, compact, open};
+use support::guest::{check_file, compact, open_over, open_parent};
 use support::image::{Image, Style, pattern};
 use support::{env_number, size};
 use vhdfs::compact::{IdlePolicy, IdleWork, Next};
@@ -118,6 +118,7 @@ struct Layout {
 
 struct Run {
     storage: Arc<SimStorage>,
+    parent: Option<Arc<Disk>>,
     disk: Arc<Disk>,
     work: IdleWork,
     bytes: Vec<u8>,
@@ -150,15 +151,21 @@ impl Run {
             }
             bytes[start..start + inside].copy_from_slice(&data[..inside]);
         });
+        Self::on(storage, None, bytes, layout.block_size)
+    }
+
+    /// A disk that holds `bytes`.
+    fn on(storage: SimStorage, parent: Option<Arc<Disk>>, bytes: Vec<u8>, block_size: u64) -> Self {
         let storage = Arc::new(storage);
-        let disk = open(&storage).unwrap();
+        let disk = open_over(&storage, parent.as_ref()).unwrap();
         let work = idle_work(&disk);
         Self {
             storage,
+            parent,
             disk,
             work,
             bytes,
-            block_size: layout.block_size,
+            block_size,
         }
     }
 
@@ -223,7 +230,7 @@ impl Run {
         self.disk.close().unwrap();
         let view = check_file(&self.storage).unwrap();
         assert!(view.trailing_footer, "a closed file ends with its footer");
-        self.disk = open(&self.storage).unwrap();
+        self.disk = open_over(&self.storage, self.parent.as_ref()).unwrap();
         self.work = idle_work(&self.disk);
     }
 
@@ -254,6 +261,41 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Does all `steps`, checking after each.
+    fn live(&mut self, steps: &[Step]) {
+        let all = self.disk.len();
+        self.compare(0, all);
+        for step in steps {
+            self.step(step);
+            self.check_extents();
+            // The file is sound at each moment, not only when it is closed.
+            check_file(&Arc::new(self.storage.fork())).unwrap();
+        }
+        self.compare(0, all);
+        compact(&self.disk).unwrap();
+        self.compare(0, all);
+        self.reopen();
+        self.compare(0, all);
+        let view = check_file(&self.storage).unwrap();
+        view.check_compact().unwrap();
+        // What a scan could have found is gone.
+        for &block in view.blocks.keys() {
+            let start = size(block * self.block_size).min(self.bytes.len());
+            let end = (start + size(self.block_size)).min(self.bytes.len());
+            let mut below = vec![0; end - start];
+            if let Some(parent) = &self.parent {
+                let inside = parent.len().saturating_sub(block * self.block_size);
+                let inside = size(inside).min(below.len());
+                parent
+                    .read_at(&mut below[..inside], block * self.block_size)
+                    .unwrap();
+            }
+            assert!(self.bytes[start..end] != below, "block {block} could go");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: u32::try_from(60 * env_number("VHDFS_SOAK", 1)).unwrap(),
@@ -267,26 +309,39 @@ proptest! {
         layout in layout(),
         steps in proptest::collection::vec(step(), 1..40),
     ) {
-        let mut run = Run::new(&layout);
-        run.compare(0, layout.disk_len);
-        for step in &steps {
-            run.step(step);
-            run.check_extents();
-            // The file is sound at each moment, not only when it is closed.
-            check_file(&Arc::new(run.storage.fork())).unwrap();
-        }
-        run.compare(0, layout.disk_len);
-        compact(&run.disk).unwrap();
-        run.compare(0, layout.disk_len);
-        run.reopen();
-        run.compare(0, layout.disk_len);
-        let view = check_file(&run.storage).unwrap();
-        view.check_compact().unwrap();
-        // What a scan could have found is gone.
-        for &block in view.blocks.keys() {
-            let start = size(block * layout.block_size);
-            let end = (start + size(layout.block_size)).min(run.bytes.len());
-            prop_assert!(run.bytes[start.min(end)..end].iter().any(|&byte| byte != 0));
-        }
+        Run::new(&layout).live(&steps);
     }
+}
+
+#[test]
+fn xen_tmp() {
+    let load = |name: &str| {
+        let bytes = std::process::Command::new("bzcat")
+            .arg(format!("/work/shared/samples/{name}.bz2"))
+            .output()
+            .unwrap()
+            .stdout;
+        let sim = SimStorage::new();
+        vhdfs::storage::Storage::write_all_at(&sim, &bytes, vhdfs::units::FileOffset::new(0))
+            .unwrap();
+        vhdfs::storage::Storage::sync(&sim).unwrap();
+        sim
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 100,
+        failure_persistence: None,
+        ..Default::default()
+    });
+    runner
+        .run(&proptest::collection::vec(step(), 1..40), |steps| {
+            let parent = open_parent(load("xen-dyn.vhd"), None);
+            let child = load("xen-snap.vhd");
+            let disk = open_over(&Arc::new(child.fork()), Some(&parent)).unwrap();
+            let mut bytes = vec![0; size(disk.len())];
+            disk.read_at(&mut bytes, 0).unwrap();
+            drop(disk);
+            Run::on(child, Some(parent), bytes, 2 << 20).live(&steps);
+            Ok(())
+        })
+        .unwrap();
 }

@@ -30,9 +30,28 @@ pub(crate) struct Guest {
 }
 
 pub(crate) fn open(storage: &Arc<SimStorage>) -> Result<Arc<Disk>, String> {
+    open_over(storage, None)
+}
+
+/// Opens what `storage` holds over `parent`.
+pub(crate) fn open_over(
+    storage: &Arc<SimStorage>,
+    parent: Option<&Arc<Disk>>,
+) -> Result<Arc<Disk>, String> {
     let storage: Arc<dyn Storage> = storage.clone();
-    let disk = Disk::open_storage(storage, Path::new("simulated.vhd"), &OpenOptions::default());
+    let (name, options) = (Path::new("simulated"), OpenOptions::default());
+    let disk = Disk::open_over(storage, name, &options, parent.cloned());
     disk.map_err(|error| format!("does not open: {error}"))
+}
+
+/// Opens what `storage` holds, as a parent is opened.
+pub(crate) fn open_parent(storage: SimStorage, parent: Option<&Arc<Disk>>) -> Arc<Disk> {
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let name = Path::new("simulated parent");
+    Disk::open_over(Arc::new(storage), name, &options, parent.cloned()).unwrap()
 }
 
 /// The crate's own checker and ours find nothing.
