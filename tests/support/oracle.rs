@@ -24,6 +24,8 @@ struct Sector {
 pub(crate) struct Oracle {
     disk_len: u64,
     zero: Content,
+    /// What is read where nothing was ever written.
+    parent: Option<Arc<Disk>>,
     sectors: BTreeMap<u64, Arc<Sector>>,
 }
 
@@ -50,8 +52,40 @@ impl Oracle {
         Self {
             disk_len,
             zero: Arc::new([0; 512]),
+            parent: None,
             sectors: BTreeMap::new(),
         }
+    }
+
+    /// A disk that holds what `parent` does.
+    pub(crate) fn over(disk_len: u64, parent: Option<Arc<Disk>>) -> Self {
+        Self {
+            parent,
+            ..Self::new(disk_len)
+        }
+    }
+
+    /// The disk underneath.
+    pub(crate) fn parent(&self) -> Option<&Arc<Disk>> {
+        self.parent.as_ref()
+    }
+
+    /// What sectors hold that were never written.
+    fn base(&self, offset: u64, bytes: &mut [u8]) {
+        bytes.fill(0);
+        if let Some(parent) = &self.parent {
+            let inside = parent.len().saturating_sub(offset).min(len(bytes));
+            parent.read_at(&mut bytes[..size(inside)], offset).unwrap();
+        }
+    }
+
+    fn base_sector(&self, sector: u64) -> Content {
+        if self.parent.is_none() {
+            return self.zero.clone();
+        }
+        let mut bytes = [0; 512];
+        self.base(sector * SECTOR, &mut bytes);
+        Arc::new(bytes)
     }
 
     /// Says that the disk holds `data` at `offset`, durably. Both are whole sectors.
@@ -68,14 +102,15 @@ impl Oracle {
         let end = offset + len(data);
         for sector in offset / SECTOR..end.div_ceil(SECTOR) {
             let start = sector * SECTOR;
-            let zero = || Sector {
-                legal: vec![self.zero.clone()],
-                live: vec![self.zero.clone()],
-            };
-            let state = self
-                .sectors
-                .entry(sector)
-                .or_insert_with(|| Arc::new(zero()));
+            if !self.sectors.contains_key(&sector) {
+                let base = self.base_sector(sector);
+                let state = Sector {
+                    legal: vec![base.clone()],
+                    live: vec![base],
+                };
+                self.sectors.insert(sector, Arc::new(state));
+            }
+            let state = self.sectors.get_mut(&sector).expect("just inserted");
             let state = Arc::make_mut(state);
             let mut content = **state.live.last().expect("a sector has a content");
             let (from, to) = (offset.max(start), end.min(start + SECTOR));
@@ -150,7 +185,7 @@ impl Oracle {
                 return Err(format!("extents have a gap at {end:#x}"));
             }
             end += extent.len;
-            if extent.kind == ExtentKind::Hole && !thorough {
+            if extent.kind == ExtentKind::Hole && !thorough && self.parent.is_none() {
                 self.check_hole(extent.offset, end, after)?;
                 continue;
             }
@@ -169,22 +204,27 @@ impl Oracle {
         Ok(())
     }
 
-    fn allowed(&self, sector: u64, after: After) -> &[Content] {
-        match (self.sectors.get(&sector), after) {
-            (Some(state), After::PowerCut) => &state.legal,
-            (Some(state), After::Kill) => &state.live,
-            (None, _) => std::slice::from_ref(&self.zero),
-        }
+    fn allowed(&self, sector: u64, after: After) -> Option<&[Content]> {
+        let state = self.sectors.get(&sector)?;
+        Some(match after {
+            After::PowerCut => &state.legal,
+            After::Kill => &state.live,
+        })
     }
 
     fn check_bytes(&self, bytes: &[u8], offset: u64, after: After) -> Result<(), String> {
-        for (sector, content) in (offset / SECTOR..).zip(bytes.chunks(512)) {
-            let allowed = self.allowed(sector, after);
-            if !allowed
-                .iter()
-                .any(|allowed| allowed[..content.len()] == *content)
-            {
-                return Err(self.explain(sector, content, allowed));
+        let mut base = vec![0; bytes.len()];
+        self.base(offset, &mut base);
+        let sectors = bytes.chunks(512).zip(base.chunks(512));
+        for (sector, (content, base)) in (offset / SECTOR..).zip(sectors) {
+            let is_legal = match self.allowed(sector, after) {
+                Some(allowed) => allowed
+                    .iter()
+                    .any(|allowed| allowed[..content.len()] == *content),
+                None => content == base,
+            };
+            if !is_legal {
+                return Err(self.explain(sector, content, after));
             }
         }
         Ok(())
@@ -193,14 +233,16 @@ impl Oracle {
     fn check_hole(&self, start: u64, end: u64, after: After) -> Result<(), String> {
         for (&sector, _) in self.sectors.range(start / SECTOR..end.div_ceil(SECTOR)) {
             let allowed = self.allowed(sector, after);
-            if !allowed.contains(&self.zero) {
-                return Err(self.explain(sector, &self.zero[..], allowed));
+            if !allowed.is_some_and(|allowed| allowed.contains(&self.zero)) {
+                return Err(self.explain(sector, &self.zero[..], after));
             }
         }
         Ok(())
     }
 
-    fn explain(&self, sector: u64, content: &[u8], allowed: &[Content]) -> String {
+    fn explain(&self, sector: u64, content: &[u8], after: After) -> String {
+        let base = [self.base_sector(sector)];
+        let allowed = self.allowed(sector, after).unwrap_or(&base);
         let origin = |content: &[u8]| {
             let is = |other: &Content| other[..content.len()] == *content;
             let holders = self.sectors.iter();
