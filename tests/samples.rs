@@ -1,12 +1,14 @@
-//! Disk images that other programs made do what is known of them. They are read from the folder
-//! that `VHDFS_SAMPLES` names, or `../shared/samples`; without it the tests skip and say so.
+//! Disk images that other programs made do what is known of them.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+mod support;
 
 use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 
+use support::samples::{samples, unpack};
 use vhdfs::check::{CheckOptions, check};
 use vhdfs::compact::CompactOptions;
 use vhdfs::disk::{Disk, DiskInfo, DiskType, OpenOptions};
@@ -54,41 +56,6 @@ const KNOWN: &[Known] = &[
         ..dynamic("qemu10-fixed-511footer.vhd", 1_048_576, 0)
     },
 ];
-
-fn samples() -> Option<PathBuf> {
-    let named = std::env::var_os("VHDFS_SAMPLES").map(PathBuf::from);
-    let folder =
-        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/samples"));
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: no sample images in {}", folder.display());
-    None
-}
-
-/// Unpacks a sample into `folder`; zeros become holes, as in the original.
-fn unpack(samples: &Path, folder: &Path, name: &str) -> PathBuf {
-    let packed = samples.join(format!("{name}.bz2"));
-    let output = Command::new("bzip2")
-        .args(["-dc"])
-        .arg(&packed)
-        .stdout(Stdio::piped())
-        .spawn()
-        .and_then(|mut child| {
-            let mut bytes = Vec::new();
-            child
-                .stdout
-                .take()
-                .expect("piped")
-                .read_to_end(&mut bytes)?;
-            child.wait().map(|status| (status, bytes))
-        });
-    let (status, bytes) = output.expect("bzip2 runs");
-    assert!(status.success(), "{} does not unpack", packed.display());
-    let path = folder.join(name);
-    fs::write(&path, bytes).expect("written");
-    path
-}
 
 fn open(path: &Path, read_only: bool) -> Arc<Disk> {
     let options = OpenOptions {

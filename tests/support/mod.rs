@@ -6,6 +6,8 @@ pub(crate) mod guest;
 pub(crate) mod image;
 pub(crate) mod life;
 pub(crate) mod oracle;
+pub(crate) mod samples;
+pub(crate) mod second;
 pub(crate) mod sweep;
 
 use vhdfs::units::{u64_from, usize_from};
