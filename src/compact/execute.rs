@@ -55,6 +55,8 @@ pub(crate) struct Compactor {
     metadata_moves: VecDeque<(FileRange, FileOffset)>,
     /// Blocks that hold what the parent has: dropped, or, of a dry run, to be.
     same: HashSet<BlockIndex>,
+    /// Blocks without a slot that keep one for themselves, to be given up.
+    kept: HashSet<BlockIndex>,
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
     total: u64,
@@ -87,6 +89,7 @@ impl Compactor {
             moves: VecDeque::new(),
             metadata_moves: VecDeque::new(),
             same: HashSet::new(),
+            kept: HashSet::new(),
             moved_since_plan: false,
             total: 0,
             room: Room::Enough,
@@ -260,8 +263,8 @@ impl Compactor {
             self.phase = Phase::Done;
         } else {
             let kept = self.disk.image.kept_for();
-            let dead = self.dead().chain(kept.iter().map(|(_, block)| *block));
-            let dead = dead.collect();
+            self.kept = kept.into_iter().map(|(_, block)| block).collect();
+            let dead = self.dead().chain(self.kept.iter().copied()).collect();
             self.enter(Phase::Drop, dead);
         }
         Ok(())
@@ -309,8 +312,8 @@ impl Compactor {
             };
             let is_zero = match disk.image.map().get(block) {
                 BlockState::Present { .. } => disk.tracker.content(block) == Content::Dead,
-                // It has no slot but keeps one for itself.
-                BlockState::NotPresent | BlockState::Zero => true,
+                // Without a slot, but it keeps one for itself, or did a moment ago.
+                BlockState::NotPresent | BlockState::Zero => self.kept.contains(&block),
             };
             if let Some(reads) = disk.reads_when_dropped(block)
                 && is_zero

@@ -12,8 +12,9 @@ use vhdfs::error::{CompactError, DiskError, ErrorKind};
 use vhdfs::storage::Storage;
 use vhdfs::storage::sim::{Op, SimStorage};
 
-use super::image::{View, pattern};
+use super::image::pattern;
 use super::oracle::Oracle;
+use super::second;
 use super::size;
 
 /// A disk in use.
@@ -55,14 +56,20 @@ pub(crate) fn open_parent(storage: SimStorage, parent: Option<&Arc<Disk>>) -> Ar
 }
 
 /// The crate's own checker and ours find nothing.
-pub(crate) fn check_file(storage: &Arc<SimStorage>) -> Result<View, String> {
-    let view = View::read(&**storage)?;
+pub(crate) fn check_file(storage: &Arc<SimStorage>) -> Result<second::Image, String> {
+    let image = second::read_checked(&**storage)?;
     let report = check_storage(&**storage, &CheckOptions::default());
     let report = report.map_err(|error| format!("cannot be checked: {error}"))?;
     if !report.is_clean() {
         return Err(format!("the check finds {:?}", report.errors));
     }
-    Ok(view)
+    Ok(image)
+}
+
+/// As [`check_file`], of a file that was closed.
+pub(crate) fn check_closed(storage: &Arc<SimStorage>) -> Result<second::Image, String> {
+    let image = check_file(storage)?;
+    image.check_closed().map(|()| image)
 }
 
 /// Compacts all that can be, with a scan.
@@ -95,8 +102,11 @@ impl Guest {
 
     fn on(storage: SimStorage, oracle: Arc<Mutex<Oracle>>, tolerant: bool) -> Self {
         let storage = Arc::new(storage);
+        // The hook locks the oracle.
+        let parent = oracle.lock().parent().cloned();
+        let disk = open_over(&storage, parent.as_ref()).unwrap();
         Self {
-            disk: Some(open(&storage).unwrap()),
+            disk: Some(disk),
             storage,
             oracle,
             tolerant,
@@ -232,14 +242,15 @@ impl Guest {
     /// Closes cleanly, which flushes, and opens again.
     pub(crate) fn reopen(&mut self) {
         self.close();
-        self.disk = Some(open(&self.storage).unwrap());
+        let parent = self.oracle.lock().parent().cloned();
+        self.disk = Some(open_over(&self.storage, parent.as_ref()).unwrap());
     }
 
     pub(crate) fn close(&mut self) {
         let closed = self.flush_by(Disk::close);
         self.disk = None;
         if closed {
-            check_file(&self.storage).unwrap();
+            check_closed(&self.storage).unwrap();
         }
     }
 }

@@ -204,6 +204,26 @@ impl Oracle {
         Ok(())
     }
 
+    /// Compares all that `read` gives.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(crate) fn check_reads(
+        &self,
+        read: &dyn Fn(&mut [u8], u64),
+        after: After,
+    ) -> Result<(), String> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.disk_len {
+            let count = size((self.disk_len - at).min(1 << 20));
+            read(&mut buffer[..count], at);
+            self.check_bytes(&buffer[..count], at, after)?;
+            at += 1 << 20;
+        }
+        Ok(())
+    }
+
     fn allowed(&self, sector: u64, after: After) -> Option<&[Content]> {
         let state = self.sectors.get(&sector)?;
         Some(match after {

@@ -7,9 +7,10 @@ use parking_lot::Mutex;
 use vhdfs::disk::Disk;
 use vhdfs::storage::sim::{Choice, Op, OpKind, Random, SimStorage};
 
-use super::guest::{Guest, check_file, compact, open};
-use super::image::{View, pattern};
+use super::guest::{Guest, check_closed, compact, open_over};
+use super::image::pattern;
 use super::oracle::{After, Oracle};
+use super::second;
 use super::{env_number, len_of, size};
 
 /// The file and what it may read as, right before an operation.
@@ -174,8 +175,8 @@ struct Durable {
 impl Durable {
     fn of(storage: &SimStorage) -> Self {
         let durable = storage.crash(&mut Choice::AllLost);
-        let view = View::read(&durable).expect("what is durable is sound");
-        let mut len = view.file_len;
+        let image = second::read_checked(&durable).expect("what is durable is sound");
+        let mut len = image.file_len();
         let mut growing_to = Vec::new();
         for change in storage.unsynced() {
             let end = change.range.end().get();
@@ -189,9 +190,17 @@ impl Durable {
             }
         }
         Self {
-            trailing_footer: view.trailing_footer,
+            trailing_footer: has_footer(&image),
             growing_to,
         }
+    }
+}
+
+/// Whether it ends with its footer; a VHDX, which has none, always does.
+fn has_footer(image: &second::Image) -> bool {
+    match image {
+        second::Image::Vhd(image) => image.trailing.is_some(),
+        second::Image::Vhdx(_) => true,
     }
 }
 
@@ -214,7 +223,7 @@ fn cut_while_reopening(cut: &Cut, most: u64, seed: u64, tally: &mut Tally) -> Re
             kept.lock().push((storage.fork(), *op));
         }
     });
-    let disk = open(&storage)?;
+    let disk = open_over(&storage, cut.oracle.parent())?;
     disk.close().map_err(|error| format!("closing: {error}"))?;
     drop(disk);
     storage.clear_hook();
@@ -246,14 +255,27 @@ fn survive(
     tally: &mut Tally,
 ) -> Result<(), String> {
     let storage = Arc::new(state);
-    let view = View::read(&*storage).map_err(|error| format!("as found: {error}"))?;
-    if after == After::PowerCut && !view.trailing_footer {
+    let found = second::read_checked(&*storage).map_err(|error| format!("as found: {error}"))?;
+    if after == After::PowerCut && !has_footer(&found) {
         tally.without_trailing += 1;
-        if durable.trailing_footer && !durable.growing_to.contains(&view.file_len) {
+        if durable.trailing_footer && !durable.growing_to.contains(&found.file_len()) {
             return Err("no footer at the end, though the file was not growing".into());
         }
     }
-    let disk = open(&storage)?;
+    if thorough {
+        // Another implementation reads the same, before we have put anything right.
+        let parent = cut.oracle.parent();
+        let below = |buf: &mut [u8], at: u64| {
+            let parent = parent.expect("asked for only where there is one");
+            parent.read_at(buf, at).unwrap();
+        };
+        let below: second::Parent = parent.is_some().then_some(&below);
+        let read = |buf: &mut [u8], at: u64| found.read_at(&*storage, below, buf, at);
+        cut.oracle
+            .check_reads(&read, after)
+            .map_err(|error| format!("as found by the second reader: {error}"))?;
+    }
+    let disk = open_over(&storage, cut.oracle.parent())?;
     cut.oracle
         .check(&disk, after, thorough)
         .map_err(|error| format!("reopened: {error}"))?;
@@ -262,10 +284,8 @@ fn survive(
         carry_on(&storage, disk, cut.oracle.clone())?;
     } else {
         disk.close().map_err(|error| format!("closing: {error}"))?;
-        let view = check_file(&storage).map_err(|error| format!("closed: {error}"))?;
-        if !view.trailing_footer {
-            return Err("closed: no footer at the end".into());
-        }
+        drop(disk);
+        check_closed(&storage).map_err(|error| format!("closed: {error}"))?;
     }
     Ok(())
 }
@@ -288,9 +308,10 @@ fn carry_on(storage: &Arc<SimStorage>, disk: Arc<Disk>, mut oracle: Oracle) -> R
     check(&disk).map_err(|error| format!("compacted: {error}"))?;
     disk.close().map_err(io)?;
     drop(disk);
-    let view = check_file(storage).map_err(|error| format!("compacted and closed: {error}"))?;
-    view.check_compact()
+    let image = check_closed(storage).map_err(|error| format!("compacted and closed: {error}"))?;
+    image
+        .check_compact()
         .map_err(|error| format!("compacted: {error}"))?;
-    let disk = open(storage)?;
+    let disk = open_over(storage, oracle.parent())?;
     check(&disk).map_err(|error| format!("compacted and reopened: {error}"))
 }
