@@ -15,6 +15,7 @@ use support::second::build::{Bits, Fill};
 use support::second::{Chain, Image, State, read, read_checked};
 use vhdfs::storage::Storage;
 use vhdfs::storage::sim::SimStorage;
+use vhdfs::units::FileOffset;
 
 const MIB: u64 = 1 << 20;
 /// The smallest block of a VHDX; a chunk has 4096 of them if sectors have 512 bytes.
@@ -87,15 +88,21 @@ fn xen_snapshot_shows_its_parent() {
     let Some(samples) = samples() else { return };
     let folder = tempfile::tempdir().unwrap();
     let load = |name| SimStorage::from_file(&unpack(&samples, folder.path(), name)).unwrap();
-    let parent = chain([load("xen-dyn.vhd")]).unwrap();
-    let snapshot = chain([load("xen-snap.vhd"), load("xen-dyn.vhd")]).unwrap();
+    // All that it holds is zeros, of which its batmap says that all are there.
+    let base = load("xen-dyn.vhd");
+    let block = read(&base).unwrap().blocks()[&3];
+    let data_at = FileOffset::new(block.at + 512 + 8192);
+    base.write_all_at(&[0x77; 4096], data_at).unwrap();
+    let parent = chain([base.fork()]).unwrap();
+    let snapshot = chain([load("xen-snap.vhd"), base]).unwrap();
     snapshot.check().unwrap();
     let locators = snapshot.child().locators();
     let keys: Vec<&str> = locators.iter().map(|(key, _)| key.as_str()).collect();
     assert_eq!(keys, ["name", "MacX", "W2ku", "W2ru"]);
     assert_eq!(locators[3].1, ".\\xen-dyn.vhd");
-    assert!(!parent.content(4096).is_empty());
-    assert_eq!(snapshot.content(4096), parent.content(4096));
+    let expected = [(6 * MIB + 8192, vec![0x77; 4096])];
+    assert_eq!(parent.content(4096), expected);
+    assert_eq!(snapshot.content(4096), expected);
 
     let error = chain([load("xen-snap.vhd"), load("xen-big.vhd")]).unwrap_err();
     assert!(error.starts_with("the parent is"), "{error}");
@@ -185,15 +192,17 @@ fn chains_of_vhdx_in_every_state() {
         // Larger than its parent.
         child.disk_len = 30 * MIB;
         let slots = [
-            Slot::partial(3, Bits::Random(5)),
+            Slot::partial(7, Bits::Random(5)),
             Slot::partial(1, Bits::Random(6)),
             Slot::full(14),
         ];
-        let mut grandchild = VhdxImage::child(&child, Layout::Packed, &slots);
+        let mut grandchild = VhdxImage::child(&child, Layout::Packed, &[]);
         // Smaller than its parent, and of other blocks.
+        grandchild.block_size = BLOCK;
         grandchild.disk_len = 29 * MIB;
+        grandchild.place(Layout::Packed, slots);
         let models: [&dyn Model; 3] = [&grandchild, &child, &base];
-        let files = models_built(&[&grandchild, &child, &base]);
+        let files = [&grandchild, &child, &base].map(|image| image.build().sim);
         let chain = judge(files, models);
         let middle = &chain.links()[1].1;
         assert!(
@@ -205,10 +214,6 @@ fn chains_of_vhdx_in_every_state() {
         let named = middle.vhdx().sectors_of(&*chain.links()[1].0, 0);
         assert_eq!(named.iter().filter(|named| **named).count(), 103);
     }
-}
-
-fn models_built(images: &[&VhdxImage; 3]) -> [SimStorage; 3] {
-    images.map(|image| image.build().sim)
 }
 
 #[test]
