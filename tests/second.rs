@@ -225,7 +225,7 @@ fn chains_of_vhd() {
         let blocks = [
             (0, Bits::None),
             (4, Bits::All),
-            (11, Bits::Sectors(vec![3..5])),
+            (11, Bits::Sectors(vec![3..5, 9..10])),
         ];
         let mut grandchild = VhdImage::child(&child, style, &blocks);
         grandchild.disk_len = 14 * SMALL;
