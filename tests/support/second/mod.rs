@@ -14,7 +14,7 @@ pub(crate) mod vhdx;
 mod vhdx_check;
 pub(crate) mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use vhdfs::storage::Storage;
@@ -294,14 +294,28 @@ impl Chain {
         self.resolve(0, buf, offset);
     }
 
-    /// What the disk holds, without its zeros: offset and bytes of each `piece` that is not all zero.
+    /// What the disk holds, without its zeros: offset and bytes of each `piece` that is not all zero,
+    /// of those that a file of the chain holds anything of.
     pub(crate) fn content(&self, piece: u64) -> Vec<(u64, Vec<u8>)> {
+        let mut pieces = BTreeSet::new();
+        for (_, image) in &self.0 {
+            let block_size = image.block_size();
+            let blocks: Vec<u64> = match image {
+                Image::Vhd(image) if image.footer.disk_type == vhd::FIXED => vec![0],
+                _ => image.blocks().into_keys().collect(),
+            };
+            for start in blocks.into_iter().map(|block| block * block_size) {
+                pieces.extend(start / piece..(start + block_size).div_ceil(piece));
+            }
+        }
         let mut found = Vec::new();
-        for at in (0..self.disk_len()).step_by(size(piece)) {
-            let mut bytes = vec![0; size(piece.min(self.disk_len() - at))];
-            self.read_at(&mut bytes, at);
-            if !bytes::is_zero(&bytes) {
-                found.push((at, bytes));
+        for at in pieces.into_iter().map(|number| number * piece) {
+            if at < self.disk_len() {
+                let mut bytes = vec![0; size(piece.min(self.disk_len() - at))];
+                self.read_at(&mut bytes, at);
+                if !bytes::is_zero(&bytes) {
+                    found.push((at, bytes));
+                }
             }
         }
         found

@@ -88,9 +88,8 @@ impl Image {
         let above = things.iter().filter(|thing| thing.place.start >= floor);
         let above: Vec<Thing> = above.cloned().collect();
         let hole = holes(&above, floor).into_iter().find(fits);
-        match hole.filter(|_| is_block(last)) {
-            Some(hole) => return Err(format!("{} would fit into {hole:#x?}", last.what)),
-            None => {}
+        if let Some(hole) = hole.filter(|_| is_block(last)) {
+            return Err(format!("{} would fit into {hole:#x?}", last.what));
         }
         let shortest = (last.place.end + SECTOR).next_multiple_of(ALIGNMENT);
         require!(

@@ -38,7 +38,7 @@ impl Image {
             let (what, place) = (thing.what, &thing.place);
             require!(
                 place.start >= MIB && (place.start | place.end).is_multiple_of(MIB),
-                "{what} at {place:#x?} is not on whole MiB"
+                "{what} at {place:#x?} is not on whole MiB behind the first"
             );
         }
         check_places(&mut self.things(), self.grown_len())

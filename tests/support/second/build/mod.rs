@@ -1,6 +1,7 @@
 //! Files to test with, and what a guest reads from them.
 
 pub(crate) mod log;
+pub(crate) mod model;
 pub(crate) mod vhd;
 pub(crate) mod vhdx;
 pub(crate) mod vhdx_file;
