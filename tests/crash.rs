@@ -16,10 +16,9 @@ use support::env_number;
 use support::guest::Guest;
 use support::image::{Image, Style, TABLE_AT};
 use support::life::{BLOCK, Life, build, disk};
+use support::scenarios;
 use support::sweep::{Meanwhile, Tally, sweep, sweep_with};
 use vhdfs::storage::sim::{Change, OpKind, SimStorage};
-
-const KIB: u64 = 1 << 10;
 
 /// States that a scenario tries if nothing else is said.
 const STATES: u64 = 2500;
@@ -32,14 +31,7 @@ fn run(name: &str, style: Style, blocks: &[u64], scenario: impl FnOnce(&mut Gues
 #[test]
 fn allocation_at_the_end() {
     run("allocation at the end", Style::Aligned, &[1], |guest| {
-        guest.write(0, 4 * KIB);
-        guest.write(3 * BLOCK + 100, 1000);
-        guest.flush();
-        guest.write(3 * BLOCK + 4096, BLOCK / 8);
-        guest.write(5 * BLOCK - 512, 1024);
-        guest.write(0, 512);
-        guest.flush();
-        guest.write(7 * BLOCK, BLOCK);
+        scenarios::allocate_at_the_end(guest, BLOCK)
     });
 }
 
@@ -59,144 +51,61 @@ fn growth_of_foreign_layouts() {
 
 #[test]
 fn allocation_from_recycled_holes() {
-    run(
-        "allocation from recycled holes",
-        Style::Packed,
-        &[0, 1, 2, 3, 4],
-        |guest| {
-            guest.discard(BLOCK, 2 * BLOCK);
-            guest.flush();
-            guest.write(6 * BLOCK + 512, 3 * 512);
-            guest.write(7 * BLOCK, 8 * KIB);
-            guest.flush();
-            // Freed and needed again with no flush between.
-            guest.discard(0, BLOCK);
-            guest.write(2 * BLOCK, 1024);
-            guest.write(BLOCK + BLOCK / 2, 1024);
-            guest.flush();
-        },
-    );
+    run("allocation from recycled holes", Style::Packed, &[0, 1, 2, 3, 4], |guest| {
+        scenarios::allocate_from_holes(guest, BLOCK)
+    });
 }
 
 #[test]
 fn overwriting() {
     run("overwriting", Style::Aligned, &[0, 3], |guest| {
-        guest.write(0, 4 * KIB);
-        guest.write(1000, 1000);
-        guest.flush();
-        guest.write(300, 20);
-        guest.write(3 * BLOCK, BLOCK / 8);
-        guest.write(3 * BLOCK + 512, 512);
-        guest.flush();
-        guest.write(BLOCK - 700, 1400);
-        guest.write(3 * BLOCK + BLOCK / 2, BLOCK / 2);
+        scenarios::overwrite(guest, BLOCK)
     });
 }
 
 #[test]
 fn discarding() {
     run("discarding", Style::Gapped, &[4, 1, 2, 0], |guest| {
-        guest.discard(BLOCK, BLOCK);
-        guest.discard(100, 5000);
-        guest.flush();
-        guest.write(100, 200);
-        guest.discard(4 * BLOCK + 4096, BLOCK / 4);
-        guest.write(4 * BLOCK + 8192, 512);
-        guest.flush();
-        guest.discard(2 * BLOCK + 512, BLOCK - 512);
-        guest.discard(2 * BLOCK, 512);
-        guest.write(BLOCK + 512, 512);
-        guest.discard(0, 8 * BLOCK);
-        guest.flush();
+        scenarios::discard(guest, BLOCK)
     });
 }
 
 #[test]
 fn writing_zeros() {
     run("writing zeros", Style::Aligned, &[0, 1, 2], |guest| {
-        guest.write_zero_bytes(0, BLOCK);
-        guest.write_zeroes(BLOCK, 3 * KIB);
-        guest.flush();
-        guest.write_zeroes(BLOCK, BLOCK);
-        guest.write_zero_bytes(6 * BLOCK, BLOCK / 8);
-        guest.write(4 * KIB, 4 * KIB);
-        guest.flush();
-        guest.write_zero_bytes(2 * BLOCK, BLOCK / 2);
-        guest.write(2 * BLOCK, 512);
+        scenarios::write_zeros(guest, BLOCK)
     });
 }
 
 #[test]
 fn dropping_blocks() {
     run("dropping blocks", Style::Packed, &[0, 1, 2, 3], |guest| {
-        guest.write_zero_bytes(3 * BLOCK, BLOCK);
-        guest.write_zero_bytes(0, BLOCK);
-        guest.flush();
-        guest.compact();
-        guest.write(3 * BLOCK, 512);
-        guest.write(0, 512);
-        guest.flush();
+        scenarios::drop_blocks(guest, BLOCK)
     });
 }
 
 #[test]
 fn moving_a_block() {
     run("moving a block", Style::Aligned, &[5, 0, 7], |guest| {
-        guest.discard(0, BLOCK);
-        guest.write(7 * BLOCK + (BLOCK / 2 + 4096), 512);
-        guest.compact();
-        guest.write(7 * BLOCK, 1024);
-        guest.write(0, 1024);
-        guest.flush();
+        scenarios::move_a_block(guest, BLOCK)
     });
 }
 
 #[test]
 fn chains_of_moves() {
     for style in [Style::Packed, Style::Gapped] {
-        run(
-            &format!("chain of moves, {style:?}"),
-            style,
-            &[7, 6, 5, 4, 3, 2],
-            |guest| {
-                guest.discard(7 * BLOCK, BLOCK);
-                guest.discard(5 * BLOCK, BLOCK);
-                guest.compact();
-                guest.discard(6 * BLOCK, BLOCK);
-                guest.write(2 * BLOCK, 512);
-                guest.compact();
-                guest.write(0, 512);
-                guest.flush();
-            },
-        );
+        let name = format!("chain of moves, {style:?}");
+        run(&name, style, &[7, 6, 5, 4, 3, 2], |guest| {
+            scenarios::chain_of_moves(guest, BLOCK)
+        });
     }
 }
 
 #[test]
 fn idle_work_between_writes() {
-    run(
-        "idle work between writes",
-        Style::Xen,
-        &[3, 1, 2, 0, 6],
-        |guest| {
-            let mut work = guest.idle_work();
-            guest.discard(3 * BLOCK, BLOCK);
-            guest.write_zero_bytes(BLOCK, BLOCK);
-            for round in 0..40 {
-                guest.idle(&mut work, 1);
-                if round % 5 == 0 {
-                    guest.write((round % 8) * BLOCK + round * 512, 700);
-                }
-                if round % 11 == 0 {
-                    guest.discard((round % 7) * BLOCK, BLOCK);
-                }
-                if round % 7 == 0 {
-                    guest.flush();
-                }
-            }
-            guest.flush();
-        },
-    );
+    run("idle work between writes", Style::Xen, &[3, 1, 2, 0, 6], |guest| {
+        scenarios::idle_between_writes(guest, BLOCK)
+    });
 }
 
 #[test]
@@ -302,20 +211,9 @@ fn writing_to_a_block_that_was_just_copied() {
 
 #[test]
 fn shrinking_and_closing() {
-    run(
-        "shrinking and closing",
-        Style::Aligned,
-        &[0, 1, 2, 3],
-        |guest| {
-            guest.write(5 * BLOCK, 512);
-            guest.discard(2 * BLOCK, 6 * BLOCK);
-            guest.reopen();
-            guest.write(7 * BLOCK, 512);
-            guest.reopen();
-            guest.discard(0, 8 * BLOCK);
-            guest.close();
-        },
-    );
+    run("shrinking and closing", Style::Aligned, &[0, 1, 2, 3], |guest| {
+        scenarios::shrink_and_close(guest, BLOCK)
+    });
 }
 
 /// Blocks of which only some sectors are in the file, by their bitmaps.

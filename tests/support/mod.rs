@@ -5,7 +5,9 @@
 pub(crate) mod guest;
 pub(crate) mod image;
 pub(crate) mod life;
+pub(crate) mod matrix;
 pub(crate) mod oracle;
+pub(crate) mod scenarios;
 pub(crate) mod samples;
 pub(crate) mod second;
 pub(crate) mod sweep;
