@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use vhdfs::storage::Storage;
@@ -134,14 +134,16 @@ pub(crate) fn compare(chain: &[&dyn Model], read: &dyn Fn(&mut [u8], u64)) -> Re
 
 /// Writes what `file` holds to `path`, holes as holes.
 pub(crate) fn save(file: &dyn Storage, path: &Path) {
-    let host = File::create(path).expect("a new file");
+    let mut host = File::create(path).expect("a new file");
     let end = file.len().expect("known");
     host.set_len(end).expect("room");
     let mut at = FileOffset::new(0);
     while let Some(data) = file.next_data(at, FileOffset::new(end)).expect("known") {
         let mut bytes = vec![0; size(data.len.min(1 << 20))];
         file.read_exact_at(&mut bytes, data.start).expect("there");
-        host.write_all_at(&bytes, data.start.get()).expect("room");
+        host.seek(SeekFrom::Start(data.start.get()))
+            .expect("a place");
+        host.write_all(&bytes).expect("room");
         at = data.start.plus(len(&bytes));
     }
 }

@@ -124,7 +124,8 @@ pub(crate) struct VhdxImage {
     pub(crate) tail: u64,
     /// Bytes that the file is too short by.
     pub(crate) cut: u64,
-    /// Whether bitmaps hold junk for blocks that are not [`State::Partial`]. It means nothing.
+    /// Whether bitmaps hold junk for blocks that are not [`State::Partial`]. It means nothing, but
+    /// libvhdi does not know that.
     pub(crate) junk_bits: bool,
     /// Tells its content from that of other disks.
     pub(crate) tag: u64,
