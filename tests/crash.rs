@@ -51,9 +51,12 @@ fn growth_of_foreign_layouts() {
 
 #[test]
 fn allocation_from_recycled_holes() {
-    run("allocation from recycled holes", Style::Packed, &[0, 1, 2, 3, 4], |guest| {
-        scenarios::allocate_from_holes(guest, BLOCK)
-    });
+    run(
+        "allocation from recycled holes",
+        Style::Packed,
+        &[0, 1, 2, 3, 4],
+        |guest| scenarios::allocate_from_holes(guest, BLOCK),
+    );
 }
 
 #[test]
@@ -103,9 +106,12 @@ fn chains_of_moves() {
 
 #[test]
 fn idle_work_between_writes() {
-    run("idle work between writes", Style::Xen, &[3, 1, 2, 0, 6], |guest| {
-        scenarios::idle_between_writes(guest, BLOCK)
-    });
+    run(
+        "idle work between writes",
+        Style::Xen,
+        &[3, 1, 2, 0, 6],
+        |guest| scenarios::idle_between_writes(guest, BLOCK),
+    );
 }
 
 #[test]
@@ -211,9 +217,12 @@ fn writing_to_a_block_that_was_just_copied() {
 
 #[test]
 fn shrinking_and_closing() {
-    run("shrinking and closing", Style::Aligned, &[0, 1, 2, 3], |guest| {
-        scenarios::shrink_and_close(guest, BLOCK)
-    });
+    run(
+        "shrinking and closing",
+        Style::Aligned,
+        &[0, 1, 2, 3],
+        |guest| scenarios::shrink_and_close(guest, BLOCK),
+    );
 }
 
 /// Blocks of which only some sectors are in the file, by their bitmaps.

@@ -101,7 +101,10 @@ impl Scanner {
         let mut stored = bitmap
             .as_deref()
             .is_some_and(|bitmap: &SectorBitmap| !bitmap.is_full());
-        let all = start..start + len;
+        // What lies behind the disk's end in its last block, nobody can read: as good as zeros.
+        let disk_end = disk.len() - disk.offset_of(block);
+        let all = start..(start + len).min(disk_end).max(start);
+        self.buf[usize_from(all.end - start)..].fill(0);
         let runs: Vec<_> = match &bitmap {
             Some(bitmap) => disk.runs(bitmap, all).collect(),
             None => vec![(all, true)],

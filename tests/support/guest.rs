@@ -165,7 +165,13 @@ impl Guest {
         }
     }
 
+    /// What of `count` bytes lies on the disk, whose end may cut the last block.
+    fn inside(&self, offset: u64, count: u64) -> u64 {
+        count.min(self.disk().len() - offset)
+    }
+
     pub(crate) fn write(&self, offset: u64, count: u64) {
+        let count = self.inside(offset, count);
         let mut data = vec![0; size(count)];
         let tag = self.writes.fetch_add(1, Ordering::Relaxed);
         pattern(tag, offset / 512, &mut data);
@@ -174,6 +180,7 @@ impl Guest {
 
     /// An ordinary write of zeros.
     pub(crate) fn write_zero_bytes(&self, offset: u64, count: u64) {
+        let count = self.inside(offset, count);
         self.write_bytes(offset, &vec![0; size(count)]);
     }
 
@@ -182,11 +189,13 @@ impl Guest {
     }
 
     pub(crate) fn write_zeroes(&self, offset: u64, count: u64) {
+        let count = self.inside(offset, count);
         let zeros = vec![0; size(count)];
         self.change(offset, &zeros, |disk| disk.write_zeroes(offset, count));
     }
 
     pub(crate) fn discard(&self, offset: u64, count: u64) {
+        let count = self.inside(offset, count);
         let zeros = vec![0; size(count)];
         self.change(offset, &zeros, |disk| disk.discard(offset, count));
     }
@@ -209,7 +218,11 @@ impl Guest {
     }
 
     pub(crate) fn compact(&self) {
-        self.accept("a compaction", compact(self.disk()).map_err(described));
+        match compact(self.disk()) {
+            // There is nothing to gain.
+            Err(CompactError::Fixed) => {}
+            other => drop(self.accept("a compaction", other.map_err(described))),
+        }
     }
 
     /// At most `steps` steps of idle work; true once it has nothing more to do.

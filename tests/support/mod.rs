@@ -7,8 +7,8 @@ pub(crate) mod image;
 pub(crate) mod life;
 pub(crate) mod matrix;
 pub(crate) mod oracle;
-pub(crate) mod scenarios;
 pub(crate) mod samples;
+pub(crate) mod scenarios;
 pub(crate) mod second;
 pub(crate) mod sweep;
 

@@ -71,11 +71,13 @@ impl Oracle {
     }
 
     /// What sectors hold that were never written.
-    fn base(&self, offset: u64, bytes: &mut [u8]) {
+    pub(crate) fn base(&self, offset: u64, bytes: &mut [u8]) {
         bytes.fill(0);
         if let Some(parent) = &self.parent {
             let inside = parent.len().saturating_sub(offset).min(len(bytes));
-            parent.read_at(&mut bytes[..size(inside)], offset).unwrap();
+            if inside > 0 {
+                parent.read_at(&mut bytes[..size(inside)], offset).unwrap();
+            }
         }
     }
 

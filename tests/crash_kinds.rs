@@ -1,0 +1,88 @@
+//! The scenarios of `crash.rs` on every kind of disk: both formats, sectors of both sizes, fixed,
+//! dynamic, over one parent and over three.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+mod support;
+
+use support::env_number;
+use support::matrix::{Spec, kinds};
+use support::scenarios::ALL;
+use support::sweep::{Tally, sweep};
+
+/// States that a scenario tries on one kind of disk if nothing else is said.
+const STATES: u64 = 250;
+
+fn all_scenarios(kind: usize) {
+    let mut tally = Tally::default();
+    let mut name = String::new();
+    for (n, (scenario, run)) in (0..).zip(ALL) {
+        let seed = env_number("VHDFS_SEED", 1) << 16 | n;
+        let spec: Spec = kinds(128 << 10, seed)[kind];
+        name = spec.name();
+        let start = spec.start();
+        let oracle = start.oracle();
+        let block = start.block_size;
+        // A fixed disk cannot be compacted.
+        tally.add(sweep(
+            &format!("{name}, {scenario}"),
+            STATES,
+            start.storage,
+            oracle,
+            |guest| run(guest, block),
+        ));
+    }
+    tally.print(&name);
+}
+
+// One test each, for the test runner to spread.
+
+#[test]
+fn vhd_dynamic() {
+    all_scenarios(0);
+}
+
+#[test]
+fn vhd_over_one() {
+    all_scenarios(1);
+}
+
+#[test]
+fn vhd_over_three() {
+    all_scenarios(2);
+}
+
+#[test]
+fn vhdx_512_dynamic() {
+    all_scenarios(3);
+}
+
+#[test]
+fn vhdx_512_over_one() {
+    all_scenarios(4);
+}
+
+#[test]
+fn vhdx_512_over_three() {
+    all_scenarios(5);
+}
+
+#[test]
+fn vhdx_4096_dynamic() {
+    all_scenarios(6);
+}
+
+#[test]
+fn vhdx_4096_over_one() {
+    all_scenarios(7);
+}
+
+#[test]
+fn vhdx_4096_over_three() {
+    all_scenarios(8);
+}
+
+#[test]
+fn vhdx_fixed() {
+    all_scenarios(9);
+}
