@@ -1,5 +1,9 @@
 //! VHDX: fixed, dynamic and differencing.
 
+mod layout;
+mod parameters;
+mod table;
+
 use std::sync::Arc;
 
 use super::{ImageOptions, Opened, Probe};
