@@ -1,5 +1,6 @@
 //! VHDX: fixed, dynamic and differencing.
 
+mod create;
 mod layout;
 mod parameters;
 mod table;
@@ -9,6 +10,8 @@ use std::sync::Arc;
 use super::{ImageOptions, Opened, Probe};
 use crate::error::{FormatError, OpenProblem};
 use crate::storage::Storage;
+
+pub(crate) use create::{NewDisk, create};
 
 pub(crate) fn open(
     _storage: Arc<dyn Storage>,
