@@ -1,5 +1,7 @@
 //! Carries a compaction out, one bounded step at a time. `compact/mod.rs` has the order of writes.
 
+mod punch;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use crate::error::DiskError;
 use crate::format::DiskType;
 use crate::image::MapEdit;
 use crate::map::BlockState;
-use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from};
+use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
 /// Bytes that a step scans at most.
 const SCAN_STEP: u64 = 1 << 20;
@@ -22,8 +24,6 @@ const SCAN_STEP: u64 = 1 << 20;
 const MOVE_BATCH: u64 = 32 << 20;
 /// Blocks that leave the table in one step; the entries of one sector.
 const DROP_BATCH: usize = 128;
-/// Zeros inside live blocks that one step gives back, in blocks.
-const PUNCH_BATCH: usize = 16;
 
 /// Whether there is more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,65 +426,6 @@ impl Compactor {
             }
         }
         (batch, sparse)
-    }
-
-    // ---- punch
-
-    fn to_punch(&self) -> VecDeque<BlockIndex> {
-        let present = self.disk.image.map().present().map(|(block, _)| block);
-        present
-            .filter(|block| !self.disk.tracker.punchable_runs(*block).is_empty())
-            .collect()
-    }
-
-    fn punch_step(&mut self) -> Result<(), CompactError> {
-        if !self.options.punch_holes {
-            self.phase = Phase::Done;
-            return Ok(());
-        }
-        if self.queue.is_empty() {
-            if !self.disk.image.punch_free()? {
-                self.disk.image.sync()?;
-                self.phase = Phase::Done;
-            }
-            return Ok(());
-        }
-        let count = self.queue.len().min(PUNCH_BATCH);
-        for block in self.queue.drain(..count).collect::<Vec<_>>() {
-            self.punch_block(block)?;
-        }
-        Ok(())
-    }
-
-    /// Gives the zero granules of one block back to the host.
-    fn punch_block(&mut self, block: BlockIndex) -> Result<(), DiskError> {
-        let disk = Arc::clone(&self.disk);
-        let Some(_gate) = disk.gates.try_exclusive(block) else {
-            return Ok(());
-        };
-        let Some(slot) = disk.image.map().get(block).slot() else {
-            return Ok(());
-        };
-        let data = disk.image.geometry().data_range(slot);
-        for run in disk.tracker.punchable_runs(block) {
-            let start = data.start.plus(run.start * GRANULE_SIZE);
-            let range = FileRange::between(
-                start,
-                data.end().min(data.start.plus(run.end * GRANULE_SIZE)),
-            );
-            match disk.image.storage().punch_hole(range) {
-                Ok(()) => self.report.bytes_punched += range.len,
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                    // Then no block can be: do not ask again.
-                    self.queue.clear();
-                    return Ok(());
-                }
-                Err(error) => return Err(DiskError::io("punch zeros out of a block", error)),
-            }
-            disk.image.note_payload();
-        }
-        disk.tracker.set_punched(block);
-        Ok(())
     }
 
     /// What was done, with the sizes as they are now; of a dry run, as they would be.

@@ -1,0 +1,71 @@
+//! Gives zeros inside live blocks, and free space, back to the host.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Compactor;
+use crate::compact::{CompactError, Phase};
+use crate::error::DiskError;
+use crate::units::{BlockIndex, FileRange, GRANULE_SIZE};
+
+/// Blocks whose zeros one step gives back.
+const PUNCH_BATCH: usize = 16;
+
+impl Compactor {
+    pub(super) fn to_punch(&self) -> VecDeque<BlockIndex> {
+        let present = self.disk.image.map().present().map(|(block, _)| block);
+        present
+            .filter(|block| !self.disk.tracker.punchable_runs(*block).is_empty())
+            .collect()
+    }
+
+    pub(super) fn punch_step(&mut self) -> Result<(), CompactError> {
+        if !self.options.punch_holes {
+            self.phase = Phase::Done;
+            return Ok(());
+        }
+        if self.queue.is_empty() {
+            if !self.disk.image.punch_free()? {
+                self.disk.image.sync()?;
+                self.phase = Phase::Done;
+            }
+            return Ok(());
+        }
+        let count = self.queue.len().min(PUNCH_BATCH);
+        for block in self.queue.drain(..count).collect::<Vec<_>>() {
+            self.punch_block(block)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the zero granules of one block back to the host.
+    fn punch_block(&mut self, block: BlockIndex) -> Result<(), DiskError> {
+        let disk = Arc::clone(&self.disk);
+        let Some(_gate) = disk.gates.try_exclusive(block) else {
+            return Ok(());
+        };
+        let Some(slot) = disk.image.map().get(block).slot() else {
+            return Ok(());
+        };
+        let data = disk.image.geometry().data_range(slot);
+        for run in disk.tracker.punchable_runs(block) {
+            let start = data.start.plus(run.start * GRANULE_SIZE);
+            let range = FileRange::between(
+                start,
+                data.end().min(data.start.plus(run.end * GRANULE_SIZE)),
+            );
+            match disk.image.storage().punch_hole(range) {
+                Ok(()) => self.report.bytes_punched += range.len,
+                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                    // Then no block can be: do not ask again.
+                    self.queue.clear();
+                    return Ok(());
+                }
+                Err(error) => return Err(DiskError::io("punch zeros out of a block", error)),
+            }
+            disk.image.note_payload();
+        }
+        disk.tracker.set_punched(block);
+        Ok(())
+    }
+}
