@@ -24,6 +24,16 @@ class Case(NamedTuple):
     bits: bool  # bits of dead sectors are set in their bitmap, as of sectors that were written
     hole: bool  # the host file has a hole there
     tail: bool  # dead blocks are the last ones of the file: nothing has to move
+    vhdx: bool = False
+
+    def format(self):
+        """What QEMU calls the format, and the options for a dynamic disk of it."""
+        if self.vhdx:
+            return "vhdx", f"subformat=dynamic,block_size={BLOCK}"
+        return "vpc", "subformat=dynamic,force_size=on"
+
+    def slot(self):
+        return BLOCK if self.vhdx else SLOT
 
 
 CASES = [
@@ -32,6 +42,9 @@ CASES = [
     Case("known from host holes, scattered", bits=True, hole=True, tail=False),
     Case("zeros to be found, at the end", bits=True, hole=False, tail=True),
     Case("zeros to be found, scattered", bits=True, hole=False, tail=False),
+    Case("VHDX, known from host holes, scattered", bits=True, hole=True, tail=False, vhdx=True),
+    Case("VHDX, zeros to be found, at the end", bits=True, hole=False, tail=True, vhdx=True),
+    Case("VHDX, zeros to be found, scattered", bits=True, hole=False, tail=False, vhdx=True),
 ]
 
 
@@ -49,31 +62,61 @@ class Outcome(NamedTuple):
 
 
 def make_disk(path, blocks, case):
-    """A dynamic VHD as qemu-img lays it out, every block allocated, every second one dead."""
-    run("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=dynamic,force_size=on", path, blocks * BLOCK)
+    """A dynamic disk as qemu-img lays it out, every block allocated, every second one dead."""
+    driver, options = case.format()
+    run("qemu-img", "create", "-q", "-f", driver, "-o", options, path, blocks * BLOCK)
     order = list(range(blocks))
     random.Random(1).shuffle(order)
     dead = set(range(blocks // 2, blocks)) if case.tail else set(order[: blocks // 2])
-    noise = bytearray(os.urandom(BLOCK))
     with open(path, "r+b") as file:
-        footer = file.read(512)
-        file.seek(512 + 16)
-        (bat_offset,) = struct.unpack(">Q", file.read(8))
-        end = file.seek(0, os.SEEK_END) - 512
-        file.seek(bat_offset)
-        file.write(b"".join(struct.pack(">I", (end + index * SLOT) // 512) for index in range(blocks)))
-        for index in range(blocks):
-            live = index not in dead
-            file.seek(end + index * SLOT)
-            file.write((b"\xff" if live or case.bits else b"\0") * BITMAP)
-            if live:
-                struct.pack_into(">Q", noise, 0, index + 1)
-                file.write(noise)
-            elif not case.hole:
-                file.write(bytes(BLOCK))
-        file.seek(end + blocks * SLOT)
-        file.write(footer)
+        if case.vhdx:
+            fill_vhdx(file, blocks, dead, case)
+        else:
+            fill_vhd(file, blocks, dead, case)
     sync_file(path)
+
+
+def fill_vhd(file, blocks, dead, case):
+    noise = bytearray(os.urandom(BLOCK))
+    footer = file.read(512)
+    file.seek(512 + 16)
+    (bat_offset,) = struct.unpack(">Q", file.read(8))
+    end = file.seek(0, os.SEEK_END) - 512
+    file.seek(bat_offset)
+    file.write(b"".join(struct.pack(">I", (end + index * SLOT) // 512) for index in range(blocks)))
+    for index in range(blocks):
+        live = index not in dead
+        file.seek(end + index * SLOT)
+        file.write((b"\xff" if live or case.bits else b"\0") * BITMAP)
+        if live:
+            struct.pack_into(">Q", noise, 0, index + 1)
+            file.write(noise)
+        elif not case.hole:
+            file.write(bytes(BLOCK))
+    file.seek(end + blocks * SLOT)
+    file.write(footer)
+
+
+def fill_vhdx(file, blocks, dead, case):
+    """The log of a file that qemu-img made is empty, so that its block table may be written in place."""
+    noise = bytearray(os.urandom(BLOCK))
+    bat = bytes.fromhex("6677c22d23f600429d64115e9bfd4a08")
+    file.seek(192 << 10)
+    regions = file.read(64 << 10)
+    (bat_offset,) = struct.unpack_from("<Q", regions, regions.index(bat) + 16)
+    end = -(-file.seek(0, os.SEEK_END) // MIB) * MIB
+    chunk = (1 << 23) * 512 // BLOCK
+    for index in range(blocks):
+        file.seek(bat_offset + (index + index // chunk) * 8)
+        file.write(struct.pack("<Q", end + index * BLOCK | 6))
+    for index in range(blocks):
+        file.seek(end + index * BLOCK)
+        if index not in dead:
+            struct.pack_into(">Q", noise, 0, index + 1)
+            file.write(noise)
+        elif not case.hole:
+            file.write(bytes(BLOCK))
+    file.truncate(end + blocks * BLOCK)
 
 
 def bare_write(path, length):
@@ -96,7 +139,9 @@ def timed_read(path):
 
 
 def measure(case, place, blocks, compare):
-    disk, copy, scratch = place / "half-dead.vhd", place / "converted.vhd", place / "scratch"
+    driver, options = case.format()
+    extension = "vhdx" if case.vhdx else "vhd"
+    disk, copy, scratch = place / f"half-dead.{extension}", place / f"converted.{extension}", place / "scratch"
     make_disk(disk, blocks, case)
 
     drop_caches()
@@ -104,7 +149,7 @@ def measure(case, place, blocks, compare):
 
     drop_caches()
     started = time.monotonic()
-    run("qemu-img", "convert", "-f", "vpc", "-O", "vpc", "-o", "subformat=dynamic,force_size=on", disk, copy)
+    run("qemu-img", "convert", "-f", driver, "-O", driver, "-o", options, disk, copy)
     sync_file(copy)
     convert = time.monotonic() - started
     converted_length = copy.stat().st_size
@@ -117,9 +162,9 @@ def measure(case, place, blocks, compare):
     report = json.loads(printed)
     report = report[0] if isinstance(report, list) else report
     if compare:
-        run("qemu-img", "compare", "-f", "vpc", "-F", "vpc", disk, copy)
+        run("qemu-img", "compare", "-f", driver, "-F", driver, disk, copy)
 
-    moved = report["blocks_moved"] * SLOT
+    moved = report["blocks_moved"] * case.slot()
     bare = read_seconds + bare_write(scratch, moved)
     for path in (disk, copy):
         path.unlink()

@@ -114,6 +114,23 @@ class Vhdfs(Server):
         run(vhdfs_binary(), "unmount", self.mount_point)
 
 
+class VhdfsVhdx(Vhdfs):
+    title = "vhdfs, VHDX"
+    image = "vhdx"
+
+
+class VhdfsChild(Vhdfs):
+    """A child without a block of its own, made anew for each figure: reads come from the parent, writes are first ones."""
+
+    title = "vhdfs, child"
+    image = "child"
+
+    def start(self, image):
+        image.unlink(missing_ok=True)
+        run(vhdfs_binary(), "create", "--type", "differencing", "--parent", image.parent / "disk.vhdx", image)
+        return super().start(image)
+
+
 class QemuExport(Server):
     driver = ""
 
@@ -141,12 +158,25 @@ class QemuVhd(QemuExport):
     driver = "vpc"
 
 
+class QemuVhdx(QemuExport):
+    title = "QEMU, VHDX"
+    image = "vhdx"
+    driver = "vhdx"
+
+
 class QemuRaw(QemuExport):
     title = "QEMU, raw"
     driver = "raw"
 
 
-COLUMNS = {"host": Host, "yardstick": Yardstick, "vhdfs": Vhdfs, "qemu-vhd": QemuVhd, "qemu-raw": QemuRaw}
+COLUMNS = {
+    "host": Host, "yardstick": Yardstick, "vhdfs": Vhdfs, "qemu-vhd": QemuVhd, "qemu-raw": QemuRaw,
+    "vhdx": VhdfsVhdx, "child": VhdfsChild, "qemu-vhdx": QemuVhdx,
+}  # fmt: skip
+# Ratios that are printed where both are measured.
+COMPARISONS = [
+    ("vhdfs", "yardstick"), ("vhdfs", "qemu-vhd"), ("vhdx", "yardstick"), ("vhdx", "qemu-vhdx"), ("child", "yardstick"),
+]  # fmt: skip
 
 
 def target_directory():
@@ -158,23 +188,29 @@ def vhdfs_binary():
 
 
 def make_images(place, size):
-    """One raw file full of noise and the same as a dynamic VHD, in directories of their own."""
-    images = {"raw": place / "raw/disk.raw", "vhd": place / "vhd/disk.vhd"}
+    """One raw file full of noise and the same as a dynamic VHD and VHDX, in directories of their own."""
+    images = {"raw": place / "raw/disk.raw", "vhd": place / "vhd/disk.vhd", "vhdx": place / "vhdx/disk.vhdx"}
     for image in images.values():
         image.parent.mkdir()
     with open(images["raw"], "wb") as raw:
         for _ in range(size // MIB):
             raw.write(os.urandom(MIB))
     run("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "subformat=dynamic,force_size=on", images["raw"], images["vhd"])
+    run("qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", f"subformat=dynamic,block_size={2 * MIB}", images["raw"], images["vhdx"])
+    images["child"] = place / "vhdx/child.vhdx"
     return images
 
 
 def make_empty(place, size, kind):
-    image = place / f"empty-{kind}/disk.{kind}"
+    image = place / f"empty-{kind}/disk.{kind}" if kind != "child" else place / "empty-child/child.vhdx"
     image.parent.mkdir(exist_ok=True)
     image.unlink(missing_ok=True)
     if kind == "raw":
         run("truncate", "-s", size, image)
+    elif kind == "vhdx":
+        run("qemu-img", "create", "-q", "-f", "vhdx", "-o", f"subformat=dynamic,block_size={2 * MIB}", image, size)
+    elif kind == "child":
+        run("qemu-img", "create", "-q", "-f", "vhdx", "-o", f"subformat=dynamic,block_size={2 * MIB}", image.parent / "disk.vhdx", size)
     else:
         run("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=dynamic,force_size=on", image, size)
     return image
@@ -208,7 +244,8 @@ def fio(row, path, size, seconds):
 
 def measure(row, server, images, place, size, seconds):
     image = make_empty(place, size, server.image) if row.empty else images[server.image]
-    read_data(image)
+    for file in image.parent.iterdir():
+        read_data(file)
     path = server.start(image)
     try:
         return fio(row, path, size, seconds)
@@ -217,25 +254,28 @@ def measure(row, server, images, place, size, seconds):
         sync_file(image)
 
 
-def bench(place, columns, rows, size, seconds, rounds):
-    """Returns the table as text."""
-    if "yardstick" in columns:
+def bench(place, tables, rows, size, seconds, rounds):
+    """Returns the tables as text, one for each list of columns."""
+    if any("yardstick" in columns for columns in tables):
         run("cargo", "build", "--release", "--quiet", "-p", "vhdfs-mount", "--example", "yardstick", cwd=ROOT)
     chosen = [row for row in ROWS if re.search(rows, row.name())]
     images = make_images(place, size)
-    results = {row: {column: [] for column in columns} for row in chosen}
-    for number in range(1, rounds + 1):
-        for row in chosen:
-            for column in columns:
-                progress(f"round {number} of {rounds}: {row.name()}: {COLUMNS[column].title}")
-                server = COLUMNS[column](place)
-                results[row][column].append(measure(row, server, images, place, size, seconds))
-    progress("")
-    return render(results, columns)
+    texts = []
+    for columns in tables:
+        results = {row: {column: [] for column in columns} for row in chosen}
+        for number in range(1, rounds + 1):
+            for row in chosen:
+                for column in columns:
+                    progress(f"round {number} of {rounds}: {row.name()}: {COLUMNS[column].title}")
+                    server = COLUMNS[column](place)
+                    results[row][column].append(measure(row, server, images, place, size, seconds))
+        progress("")
+        texts.append(render(results, columns))
+    return "\n\n".join(texts)
 
 
 def render(results, columns):
-    comparisons = [(a, b) for a, b in (("vhdfs", "yardstick"), ("vhdfs", "qemu-vhd")) if a in columns and b in columns]
+    comparisons = [(a, b) for a, b in COMPARISONS if a in columns and b in columns]
     header = ["through the mount", "unit"]
     header += [COLUMNS[column].title for column in columns]
     header += [f"{COLUMNS[a].title} / {COLUMNS[b].title}" for a, b in comparisons]
