@@ -13,10 +13,12 @@ use crate::units::{
 };
 
 mod geometry;
+mod locator;
 #[cfg(test)]
 mod tests;
 
 pub use geometry::Geometry;
+pub use locator::{Locator, MAX_LOCATOR_LEN, Platform};
 
 /// Bytes in a footer.
 pub const FOOTER_LEN: u64 = 512;
