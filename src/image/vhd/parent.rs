@@ -1,11 +1,14 @@
 //! What a differencing VHD says of its parent.
 
-use crate::error::FormatError;
+use std::io;
+
+use crate::error::{FormatError, OpenProblem};
+use crate::format::DiskType;
 use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
-use crate::format::vhd::{DynamicHeader, Locator, MAX_LOCATOR_LEN};
+use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, Locator, MAX_LOCATOR_LEN};
 use crate::image::LayoutError;
 use crate::storage::Storage;
-use crate::units::usize_from;
+use crate::units::{FileOffset, SECTOR_SIZE, usize_from};
 
 /// Reads the parent's identity and the paths to it out of `header` and its parent locators: relative
 /// paths, then absolute ones, then the parent's name.
@@ -48,6 +51,30 @@ pub(super) fn read_parent_link(
     })
 }
 
+/// Whether the VHD in `storage` may be a differencing one: a quick look at its footers. Of what is no
+/// VHD the answer means nothing.
+pub(crate) fn may_have_parent(storage: &dyn Storage) -> Result<bool, OpenProblem> {
+    let look = || -> io::Result<bool> {
+        let file_len = storage.len()?;
+        let short = file_len % SECTOR_SIZE == SECTOR_SIZE - 1;
+        let stored = if short { FOOTER_LEN - 1 } else { FOOTER_LEN };
+        for at in [file_len.saturating_sub(stored), 0] {
+            let mut bytes = [0; 512];
+            let part = bytes.get_mut(..usize_from(stored.min(file_len)));
+            storage.read_exact_at(part.unwrap_or_default(), FileOffset::new(at))?;
+            if let Ok(footer) = Footer::parse(&bytes) {
+                return Ok(footer.disk_type() == DiskType::Differencing);
+            }
+        }
+        // Whatever it is, opening it will tell.
+        Ok(true)
+    };
+    look().map_err(|source| OpenProblem::Io {
+        action: "read the file",
+        source,
+    })
+}
+
 fn read_locator(
     storage: &dyn Storage,
     locator: &Locator,
@@ -67,7 +94,6 @@ fn read_locator(
 mod tests {
     use super::*;
     use crate::storage::sim::SimStorage;
-    use crate::units::FileOffset;
 
     const PARENT: [u8; 16] = [7; 16];
 
