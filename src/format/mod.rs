@@ -7,6 +7,7 @@ pub mod foreign_path;
 pub mod parent;
 pub mod sector_bitmap;
 pub mod vhd;
+pub mod vhdx;
 pub mod xen;
 
 use std::fmt;

@@ -12,11 +12,13 @@ use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, div_ceil, low_u32, round_up, u64_from_u32,
 };
 
+mod differencing;
 mod geometry;
 mod locator;
 #[cfg(test)]
 mod tests;
 
+pub use differencing::ParentFields;
 pub use geometry::Geometry;
 pub use locator::{Locator, MAX_LOCATOR_LEN, Platform};
 

@@ -1,10 +1,17 @@
 //! VHDX: fixed, dynamic and differencing.
 
+mod create;
+mod layout;
+mod parameters;
+mod table;
+
 use std::sync::Arc;
 
 use super::{ImageOptions, Opened, Probe};
 use crate::error::{FormatError, OpenProblem};
 use crate::storage::Storage;
+
+pub(crate) use create::{NewDisk, create};
 
 pub(crate) fn open(
     _storage: Arc<dyn Storage>,
