@@ -35,6 +35,10 @@ pub enum ErrorKind {
     Cancelled,
     /// An argument is not possible.
     InvalidInput,
+    /// The parent of a differencing disk is not where it may be looked for, or cannot be opened.
+    ParentMissing,
+    /// What lies where the parent of a differencing disk should be is another disk, or has changed.
+    ParentMismatch,
     /// The host failed.
     Io,
 }
@@ -146,6 +150,9 @@ pub enum OpenProblem {
     /// A lock that another program holds.
     #[error("in use by another program ({0}); close it there first")]
     InUse(String),
+    /// The parent of a differencing disk: see [`ParentProblem`].
+    #[error(transparent)]
+    Parent(#[from] ParentProblem),
     /// The host refused.
     #[error("cannot {action}: {source}")]
     Io {
@@ -170,6 +177,11 @@ impl OpenError {
         &self.problem
     }
 
+    /// The reason alone, for an error about the same file under another name.
+    pub(crate) fn into_problem(self) -> OpenProblem {
+        self.problem
+    }
+
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         self.problem.kind()
@@ -183,8 +195,93 @@ impl OpenProblem {
             Self::Format(error) => error.kind(),
             Self::NotWritable(_) => ErrorKind::ReadOnly,
             Self::InUse(_) => ErrorKind::InUse,
+            Self::Parent(problem) => problem.kind(),
             Self::Io { .. } => ErrorKind::Io,
         }
+    }
+}
+
+/// Why a differencing disk has no parent to read from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParentProblem {
+    /// Nothing was found in any place that the image names.
+    #[error("its parent disk was not found: {}", listed(tried))]
+    Missing {
+        /// Each place that was looked at, and what was there.
+        tried: Vec<String>,
+    },
+    /// What was found is another disk, or another state of the right one.
+    #[error(
+        "its parent disk is not the one it was made for: {} has the identity {found}, and {expected} \
+         is needed; put the right disk in its place, or name the directory where it is with \
+         --parent-dir DIR",
+        path.display()
+    )]
+    Mismatch {
+        /// The file that was found.
+        path: PathBuf,
+        /// Its identity.
+        found: String,
+        /// The identity, or the identities, that the child accepts.
+        expected: String,
+    },
+    /// It was found, and cannot be its parent.
+    #[error("its parent disk {} does not fit: {reason}", path.display())]
+    Unfit {
+        /// The parent's file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was found, but somebody changes it.
+    #[error(
+        "its parent disk {} is open for writing ({holder}); close it there first",
+        path.display()
+    )]
+    InUse {
+        /// The parent's file.
+        path: PathBuf,
+        /// What somebody does with it.
+        holder: String,
+    },
+    /// Its own parents: a chain that ends nowhere.
+    #[error("its parents are {len} disks and more; at most {most} are supported")]
+    TooLong {
+        /// How many were found.
+        len: usize,
+        /// How many may be.
+        most: usize,
+    },
+    /// Its own parents: a chain that leads back to where it was.
+    #[error("its parents form a circle: {} is its own ancestor", path.display())]
+    Circle {
+        /// The file that came twice.
+        path: PathBuf,
+    },
+    /// It is the right file, but cannot be opened.
+    #[error("its parent disk {}", .0)]
+    Unopenable(#[source] Box<OpenError>),
+}
+
+impl ParentProblem {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::ParentMissing,
+            Self::Mismatch { .. } => ErrorKind::ParentMismatch,
+            Self::InUse { .. } => ErrorKind::InUse,
+            Self::Unfit { .. } | Self::Circle { .. } => ErrorKind::Corrupt,
+            Self::TooLong { .. } => ErrorKind::Incompatible,
+            Self::Unopenable(error) => error.kind(),
+        }
+    }
+}
+
+fn listed(tried: &[String]) -> String {
+    match tried {
+        [] => "the image names no place where it could be".to_owned(),
+        some => some.join("; "),
     }
 }
 

@@ -3,6 +3,7 @@
 // Numbers from files meet here: every sum says what happens when it does not fit.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+pub mod foreign_path;
 pub mod parent;
 pub mod sector_bitmap;
 pub mod vhd;

@@ -14,11 +14,13 @@ use crate::units::{
 
 mod differencing;
 mod geometry;
+mod locator;
 #[cfg(test)]
 mod tests;
 
 pub use differencing::ParentFields;
 pub use geometry::Geometry;
+pub use locator::{Locator, MAX_LOCATOR_LEN, Platform};
 
 /// Bytes in a footer.
 pub const FOOTER_LEN: u64 = 512;

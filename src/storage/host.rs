@@ -4,8 +4,12 @@
 //! this file holds what they share.
 
 #[cfg(unix)]
+mod scope;
+#[cfg(unix)]
 mod unix;
 
+#[cfg(unix)]
+pub use scope::{Candidate, FileKey, Found, Listings, Miss, Scope, Search};
 #[cfg(unix)]
 pub use unix::{HostFile, sync_directory_of};
 

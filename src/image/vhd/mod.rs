@@ -54,6 +54,7 @@ use crate::units::{
 
 pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
+pub(crate) use parent::may_have_parent;
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;

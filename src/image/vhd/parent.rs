@@ -1,19 +1,27 @@
 //! What a differencing VHD says of its parent.
 
-use crate::error::FormatError;
-use crate::format::parent::{Identity, ParentLink};
-use crate::format::vhd::DynamicHeader;
+use std::io;
+
+use crate::error::{FormatError, OpenProblem};
+use crate::format::DiskType;
+use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
+use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, Locator, MAX_LOCATOR_LEN};
 use crate::image::LayoutError;
 use crate::storage::Storage;
+use crate::units::{FileOffset, SECTOR_SIZE, usize_from};
 
-/// Reads the parent's identity and the paths to it out of `header` and its parent locators.
+/// Reads the parent's identity and the paths to it out of `header` and its parent locators: relative
+/// paths, then absolute ones, then the parent's name.
+///
+/// A locator that is damaged is passed over: the identity decides whether a disk is the parent, and
+/// another locator, or the name, may lead to it.
 ///
 /// # Errors
-/// Where the identity is missing: Xen's way to name a raw parent.
+/// Where the identity is missing: Xen's way to name a raw parent. Where the host fails.
 pub(super) fn read_parent_link(
-    _storage: &dyn Storage,
+    storage: &dyn Storage,
     header: &DynamicHeader,
-    _file_len: u64,
+    file_len: u64,
 ) -> Result<ParentLink, LayoutError> {
     if header.parent_unique_id() == [0; 16] {
         return Err(FormatError::incompatible(
@@ -22,8 +30,154 @@ pub(super) fn read_parent_link(
         )
         .into());
     }
+    let mut found = Vec::new();
+    for locator in header.locators() {
+        if let Some(path) = read_locator(storage, &locator, file_len)? {
+            found.push((locator.platform, path));
+        }
+    }
+    // Stable, so that of equals the header's order remains.
+    found.sort_by_key(|(platform, path)| (path.kind != PathKind::Relative, *platform));
+    let mut paths: Vec<ParentPath> = Vec::new();
+    let located = found.into_iter().map(|(_, path)| path);
+    for path in located.chain(header.parent_name()) {
+        if paths.iter().all(|known| known.text != path.text) {
+            paths.push(path);
+        }
+    }
     Ok(ParentLink {
         identities: vec![Identity::Vhd(header.parent_unique_id())],
-        paths: Vec::new(),
+        paths,
     })
+}
+
+/// Whether the VHD in `storage` may be a differencing one: a quick look at its footers. Of what is no
+/// VHD the answer means nothing.
+pub(crate) fn may_have_parent(storage: &dyn Storage) -> Result<bool, OpenProblem> {
+    let look = || -> io::Result<bool> {
+        let file_len = storage.len()?;
+        let short = file_len % SECTOR_SIZE == SECTOR_SIZE - 1;
+        let stored = if short { FOOTER_LEN - 1 } else { FOOTER_LEN };
+        for at in [file_len.saturating_sub(stored), 0] {
+            let mut bytes = [0; 512];
+            let part = bytes.get_mut(..usize_from(stored.min(file_len)));
+            storage.read_exact_at(part.unwrap_or_default(), FileOffset::new(at))?;
+            if let Ok(footer) = Footer::parse(&bytes) {
+                return Ok(footer.disk_type() == DiskType::Differencing);
+            }
+        }
+        // Whatever it is, opening it will tell.
+        Ok(true)
+    };
+    look().map_err(|source| OpenProblem::Io {
+        action: "read the file",
+        source,
+    })
+}
+
+fn read_locator(
+    storage: &dyn Storage,
+    locator: &Locator,
+    file_len: u64,
+) -> Result<Option<ParentPath>, LayoutError> {
+    let data = locator.data;
+    if data.len > MAX_LOCATOR_LEN || data.end().get() > file_len {
+        log::debug!("a parent locator claims {data} of a file of {file_len} bytes: not read");
+        return Ok(None);
+    }
+    let mut bytes = vec![0; usize_from(data.len)];
+    storage.read_exact_at(&mut bytes, data.start)?;
+    Ok(locator.decode(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::SimStorage;
+
+    const PARENT: [u8; 16] = [7; 16];
+
+    /// A header with these parent locators (code, length, offset) and this name.
+    fn header(locators: &[(&[u8; 4], u32, u64)], name: &str) -> DynamicHeader {
+        let table = FileOffset::new(1536);
+        let mut bytes = DynamicHeader::new(4, 2 << 20, table).to_bytes();
+        bytes[40..56].copy_from_slice(&PARENT);
+        for (n, unit) in name.encode_utf16().enumerate() {
+            bytes[64 + 2 * n..66 + 2 * n].copy_from_slice(&unit.to_be_bytes());
+        }
+        for (n, (code, len, offset)) in locators.iter().enumerate() {
+            let locator = &mut bytes[576 + 24 * n..600 + 24 * n];
+            locator[..4].copy_from_slice(*code);
+            locator[8..12].copy_from_slice(&len.to_be_bytes());
+            locator[16..].copy_from_slice(&offset.to_be_bytes());
+        }
+        bytes[36..40].fill(0);
+        let sum: u32 = bytes.iter().map(|byte| u32::from(*byte)).sum();
+        bytes[36..40].copy_from_slice(&(!sum).to_be_bytes());
+        DynamicHeader::parse(&bytes, FileOffset::new(512)).unwrap()
+    }
+
+    fn paths(header: &DynamicHeader, storage: &SimStorage) -> Vec<(PathKind, String)> {
+        let len = storage.len().unwrap();
+        let link = read_parent_link(storage, header, len).unwrap();
+        assert_eq!(link.identities, [Identity::Vhd(PARENT)]);
+        let paths = link.paths.into_iter();
+        paths.map(|path| (path.kind, path.text)).collect()
+    }
+
+    fn utf16(text: &str) -> Vec<u8> {
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn relative_paths_come_first_and_the_name_last() {
+        let storage = SimStorage::new();
+        let write = |at, bytes: &[u8]| {
+            storage.write_all_at(bytes, FileOffset::new(at)).unwrap();
+        };
+        write(4096, &utf16(r"D:\base.vhd"));
+        write(8192, &utf16(r".\base.vhd"));
+        write(9000, b"file://./base.vhd");
+        write(9100, b".\\base.vhd\0");
+        storage.set_len(1 << 20).unwrap();
+        let header = header(
+            &[
+                (b"W2ku", 22, 4096),
+                (b"MacX", 17, 9000),
+                (b"Mac ", 22, 4096),
+                (b"W2ru", 40, 8192),
+                (b"Wi2r", 11, 9100),
+            ],
+            "base.vhd",
+        );
+        let text = |kind, text: &str| (kind, text.to_owned());
+        assert_eq!(
+            paths(&header, &storage),
+            [
+                text(PathKind::Relative, r".\base.vhd"),
+                text(PathKind::Relative, "./base.vhd"),
+                text(PathKind::Absolute, r"D:\base.vhd"),
+                text(PathKind::Relative, "base.vhd"),
+            ]
+        );
+    }
+
+    #[test]
+    fn locators_that_lead_nowhere_are_passed_over() {
+        let storage = SimStorage::new();
+        storage.set_len(1 << 20).unwrap();
+        let header = header(
+            &[
+                (b"W2ru", u32::MAX, 4096),
+                (b"W2ku", 22, u64::MAX - 3),
+                (b"MacX", 22, (1 << 20) - 21),
+                (b"W2ru", (64 << 10) + 1, 0),
+                (b"W2ku", 0, 4096),
+                (b"W2ru", 22, 4096),
+            ],
+            r"C:\VMs\base.vhd",
+        );
+        let name = (PathKind::Absolute, r"C:\VMs\base.vhd".to_owned());
+        assert_eq!(paths(&header, &storage), [name]);
+    }
 }

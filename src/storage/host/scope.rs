@@ -1,0 +1,368 @@
+//! Where files that an image names may be looked for: below some directories, and nowhere else.
+//!
+//! An image may come from a stranger, and the paths in it with it. So a path out of an image is
+//! never given to the host as it is. It is taken apart, turned into places below the scope's
+//! directories, and each of these is opened step by step from a directory that is held open:
+//! whatever somebody renames or links meanwhile, the file that is opened lay below that directory.
+//! Symbolic links are followed as long as they stay inside. Only regular files are opened.
+
+mod beneath;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+
+use super::{HostFile, HostOptions};
+use crate::error::OpenError;
+use crate::format::foreign_path::{Anchor, ForeignPath};
+
+/// How many trailing names of a path are looked for below each directory.
+const MAX_GUESSED_NAMES: usize = 32;
+
+/// How many names that differ in case only are tried for one.
+const MAX_SPELLINGS: usize = 8;
+
+/// Tells one file of the host from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// The file system.
+    pub device: u64,
+    /// The file in it.
+    pub inode: u64,
+}
+
+/// A set of directories.
+#[derive(Debug, Default)]
+pub struct Scope {
+    roots: Vec<Root>,
+}
+
+#[derive(Debug)]
+struct Root {
+    directory: OwnedFd,
+    /// Where it was when it was added, without symbolic links.
+    real: PathBuf,
+    /// How it was named, absolute.
+    given: PathBuf,
+}
+
+/// A place below one of a scope's directories.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Candidate {
+    root: usize,
+    path: PathBuf,
+}
+
+/// Where a path may lead to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// The places that it names.
+    pub direct: Vec<Candidate>,
+    /// Where it leads, if that is outside of the scope.
+    pub outside: Option<PathBuf>,
+    /// Places where its last names may lead to if the files were moved, the longest part first.
+    pub guesses: Vec<Candidate>,
+}
+
+/// Why there is no file at a place.
+#[derive(Debug)]
+pub enum Miss {
+    /// Nothing is there.
+    Missing,
+    /// A symbolic link on the way leads out of the directory.
+    Outside,
+    /// Something else than a regular file is there.
+    Special(&'static str),
+    /// The host refused.
+    Io(io::Error),
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("no such file"),
+            Self::Outside => f.write_str("a symbolic link leads outside"),
+            Self::Special(what) => write!(f, "it is {what}, not a regular file"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A regular file that was found, held without being open: no lock is taken and nothing is read.
+#[derive(Debug)]
+pub struct Found {
+    pinned: OwnedFd,
+    /// Where it is, without symbolic links.
+    pub path: PathBuf,
+    /// Which file it is.
+    pub key: FileKey,
+}
+
+impl Found {
+    /// Opens it for reading.
+    ///
+    /// # Errors
+    /// As [`HostFile::open`].
+    pub fn open(&self, lock: bool) -> Result<HostFile, OpenError> {
+        let options = HostOptions {
+            read_only: true,
+            lock,
+            no_follow: false,
+        };
+        HostFile::open(&proc_path(self.pinned.as_fd()), &options)
+            .map_err(|error| OpenError::new(&self.path, error.into_problem()))
+    }
+}
+
+/// The names in directories, read once for each search.
+#[derive(Debug, Default)]
+pub struct Listings(HashMap<Candidate, Vec<(String, OsString)>>);
+
+impl Scope {
+    /// No directory at all.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the directory at `path`.
+    ///
+    /// # Errors
+    /// Where it cannot be opened as a directory.
+    pub fn add(&mut self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        self.add_open(directory, &std::path::absolute(path)?)
+    }
+
+    /// Adds a directory that is open already, and was named `given`.
+    ///
+    /// # Errors
+    /// Where the host cannot tell where it is.
+    pub fn add_open(&mut self, directory: OwnedFd, given: &Path) -> io::Result<()> {
+        let real = real_path(directory.as_fd())?;
+        if self.roots.iter().all(|known| known.real != real) {
+            self.roots.push(Root {
+                directory,
+                real,
+                given: given.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The directories, where they were when they were added.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.roots.iter().map(|root| &*root.real)
+    }
+
+    /// A place as people call it.
+    pub fn shown(&self, candidate: &Candidate) -> PathBuf {
+        match self.roots.get(candidate.root) {
+            Some(root) => root.real.join(&candidate.path),
+            None => candidate.path.clone(),
+        }
+    }
+
+    /// Where `text`, found in the file at `file`, may lead. `file` is absolute and without symbolic
+    /// links.
+    pub fn search(&self, file: &Path, text: &str) -> Search {
+        let Some(path) = ForeignPath::parse(text) else {
+            return Search::default();
+        };
+        let home = file.parent().unwrap_or(Path::new("/"));
+        let named = match path.anchor {
+            Anchor::Elsewhere => None,
+            Anchor::Root => Some(Path::new("/").join(joined(&path.names))),
+            Anchor::Directory { up } => {
+                let start = home.ancestors().nth(up).unwrap_or(Path::new("/"));
+                Some(start.join(joined(&path.names)))
+            }
+        };
+        let direct = named.as_deref().map_or(Vec::new(), |at| self.below(at));
+        let mut search = Search {
+            outside: named.filter(|_| direct.is_empty()),
+            direct,
+            guesses: Vec::new(),
+        };
+        let mut bases = self.below(home);
+        bases.truncate(1);
+        bases.extend((0..self.roots.len()).map(|root| Candidate {
+            root,
+            path: PathBuf::new(),
+        }));
+        let skipped = path.names.len().saturating_sub(MAX_GUESSED_NAMES);
+        for start in skipped..path.names.len() {
+            let rest = joined(&path.names[start..]);
+            for base in &bases {
+                let guess = Candidate {
+                    root: base.root,
+                    path: base.path.join(&rest),
+                };
+                if !search.direct.contains(&guess) && !search.guesses.contains(&guess) {
+                    search.guesses.push(guess);
+                }
+            }
+        }
+        search
+    }
+
+    /// The places that are this one.
+    fn below(&self, path: &Path) -> Vec<Candidate> {
+        let mut places: Vec<Candidate> = Vec::new();
+        for (root, known) in self.roots.iter().enumerate() {
+            let rest = [&known.real, &known.given]
+                .into_iter()
+                .find_map(|root| path.strip_prefix(root).ok());
+            if let Some(rest) = rest {
+                places.push(Candidate {
+                    root,
+                    path: rest.to_owned(),
+                });
+            }
+        }
+        places
+    }
+
+    /// The regular files at a place: the one of exactly that name or, where there is none, those
+    /// whose names differ in case only. At least one.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn look(&self, candidate: &Candidate, listings: &mut Listings) -> Result<Vec<Found>, Miss> {
+        let exact = match self.find(candidate) {
+            Err(Miss::Missing) => Miss::Missing,
+            found => return found.map(|found| vec![found]),
+        };
+        let mut found = Vec::new();
+        let mut miss = exact;
+        for spelling in self.spellings(candidate, listings) {
+            match self.find(&spelling) {
+                Ok(file) => found.push(file),
+                Err(Miss::Missing) => {}
+                Err(other) => miss = other,
+            }
+        }
+        if found.is_empty() {
+            return Err(miss);
+        }
+        Ok(found)
+    }
+
+    fn find(&self, candidate: &Candidate) -> Result<Found, Miss> {
+        let root = self.roots.get(candidate.root).ok_or(Miss::Missing)?;
+        let pinned = beneath::open(root.directory.as_fd(), &root.real, &candidate.path)?;
+        let stat = rustix::fs::fstat(&pinned).map_err(|error| Miss::Io(error.into()))?;
+        if let Some(what) = special(FileType::from_raw_mode(stat.st_mode)) {
+            return Err(Miss::Special(what));
+        }
+        Ok(Found {
+            path: self.real_place(root, &pinned, &candidate.path),
+            key: FileKey {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            },
+            pinned,
+        })
+    }
+
+    /// Where a file is, as its own children are to find it. What the host says counts only as far
+    /// as it lies below the root: it decides where to look next, not what may be opened.
+    fn real_place(&self, root: &Root, file: &OwnedFd, path: &Path) -> PathBuf {
+        let place = || {
+            let (file, root) = (real_path(file.as_fd()), real_path(root.directory.as_fd()));
+            let rest = file.ok()?;
+            Some(rest.strip_prefix(root.ok()?).ok()?.to_owned())
+        };
+        root.real.join(place().unwrap_or_else(|| path.to_owned()))
+    }
+
+    /// Names on the host that differ from `candidate` in case only.
+    fn spellings(&self, candidate: &Candidate, listings: &mut Listings) -> Vec<Candidate> {
+        let mut places = vec![PathBuf::new()];
+        for name in &candidate.path {
+            let wanted = name.to_string_lossy().to_lowercase();
+            let mut next = Vec::new();
+            for place in places {
+                let directory = Candidate {
+                    root: candidate.root,
+                    path: place,
+                };
+                let names = self.list(&directory, listings).iter();
+                let alike = names.filter(|(lower, _)| *lower == wanted);
+                next.extend(alike.map(|(_, name)| directory.path.join(name)));
+            }
+            next.sort();
+            next.truncate(MAX_SPELLINGS);
+            places = next;
+        }
+        let root = candidate.root;
+        (places.into_iter())
+            .map(|path| Candidate { root, path })
+            .filter(|place| place != candidate)
+            .collect()
+    }
+
+    /// The names in a directory, in lower case and as they are; none where it cannot be read.
+    fn list<'a>(
+        &self,
+        directory: &Candidate,
+        listings: &'a mut Listings,
+    ) -> &'a [(String, OsString)] {
+        listings.0.entry(directory.clone()).or_insert_with(|| {
+            let read = || -> Option<Vec<(String, OsString)>> {
+                let root = self.roots.get(directory.root)?;
+                let place =
+                    beneath::open(root.directory.as_fd(), &root.real, &directory.path).ok()?;
+                names_in(place.as_fd()).ok()
+            };
+            read().unwrap_or_default()
+        })
+    }
+}
+
+fn joined(names: &[String]) -> PathBuf {
+    names.iter().collect()
+}
+
+fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<(String, OsString)>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in Dir::new(readable)? {
+        let name = OsString::from_vec(entry?.file_name().to_bytes().to_owned());
+        names.push((name.to_string_lossy().to_lowercase(), name));
+    }
+    Ok(names)
+}
+
+/// What it is, if it is no regular file.
+fn special(file_type: FileType) -> Option<&'static str> {
+    match file_type {
+        FileType::RegularFile => None,
+        FileType::Directory => Some("a directory"),
+        FileType::Fifo => Some("a FIFO"),
+        FileType::Socket => Some("a socket"),
+        FileType::BlockDevice => Some("a block device"),
+        FileType::CharacterDevice => Some("a character device"),
+        _ => Some("something special"),
+    }
+}
+
+/// A path that opens exactly this file, for as long as it is held.
+fn proc_path(file: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Where the host says that it is.
+fn real_path(file: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    fs::read_link(proc_path(file))
+}
