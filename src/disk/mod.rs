@@ -16,6 +16,7 @@ mod chain;
 mod gate;
 mod io;
 mod layout;
+mod parents;
 mod tracker;
 pub(crate) mod zero;
 
@@ -27,16 +28,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::compact::{CompactOptions, Operation};
-use crate::error::{DiskError, FormatError, OpenError, OpenProblem};
-use crate::format::parent::Identity;
+use crate::error::{DiskError, OpenError, OpenProblem, ParentProblem};
+use crate::format::parent::{Identity, ParentLink};
 pub use crate::format::{DiskType, Format};
 use crate::image::{self, Geometry, Image, ImageOptions};
 use crate::storage::Storage;
-use crate::storage::host::{HostFile, HostOptions};
 use crate::units::{DiskOffset, DiskRange};
 
 pub(crate) use gate::{Gates, Watch};
 pub use layout::{Extent, ExtentKind, Region, RegionKind};
+pub use parents::{FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource};
 pub(crate) use tracker::{Content, Tracker};
 
 /// How to open a [`Disk`].
@@ -111,23 +112,18 @@ pub struct Disk {
 impl Disk {
     /// Opens the image at `path`.
     ///
-    /// For writing, this finishes what an interrupted change left: see the image's module.
+    /// For writing, this finishes what an interrupted change left: see the image's module. The
+    /// parents of a differencing disk are looked for below the file's own directory.
     ///
     /// # Errors
     /// [`OpenError`] names the file, what is wrong and what to do. A file that is sound to read but
     /// not to be written fails with [`crate::error::ErrorKind::ReadOnly`]; a read-only open of it
     /// succeeds.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Self>, OpenError> {
-        let host = HostOptions {
-            read_only: options.read_only,
-            lock: options.lock,
-            ..HostOptions::default()
-        };
-        let file = HostFile::open(path, &host)?;
-        Self::open_storage(Arc::new(file), path, options)
+        Self::open_with(path, options, &HostParents::beside(path, &[]))
     }
 
-    /// Opens the image in `storage`, which error messages call `name`.
+    /// Opens the image in `storage`, which has no parent; error messages call it `name`.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -170,16 +166,8 @@ impl Disk {
             log::info!("{}: {repair}", name.display());
         }
         let image = opened.image;
-        let fits = match (image.parent(), &parent) {
-            (None, None) => true,
-            (Some(link), Some(parent)) => link.identities.contains(&parent.identity()),
-            _ => false,
-        };
-        if !fits {
-            let error =
-                FormatError::incompatible("another parent than given", "give the right one");
-            return Err(OpenError::new(name, error));
-        }
+        check_parent(image.parent(), parent.as_deref())
+            .map_err(|problem| OpenError::new(name, problem))?;
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {
@@ -330,6 +318,20 @@ impl Disk {
                 disk_len,
             }),
         }
+    }
+}
+
+/// Whether `parent` is what an image that says `link` of its parent needs.
+fn check_parent(link: Option<&ParentLink>, parent: Option<&Disk>) -> Result<(), ParentProblem> {
+    match (link, parent) {
+        (None, None) => Ok(()),
+        (Some(_), None) => Err(ParentProblem::Missing { tried: Vec::new() }),
+        (Some(link), Some(parent)) if link.identities.contains(&parent.identity()) => Ok(()),
+        (link, Some(parent)) => Err(ParentProblem::Mismatch {
+            path: parent.path().to_owned(),
+            found: parent.identity().to_string(),
+            expected: link.map_or_else(|| "none".to_owned(), parents::expected),
+        }),
     }
 }
 

@@ -362,7 +362,7 @@ impl Hunt<'_> {
             Some((path, found)) => ParentProblem::Mismatch {
                 path,
                 found: found.to_string(),
-                expected: either(&self.link.identities),
+                expected: expected(self.link),
             },
             None => ParentProblem::Missing {
                 tried: self.finish_tried(),
@@ -478,7 +478,8 @@ impl Hunt<'_> {
     }
 }
 
-fn either(identities: &[Identity]) -> String {
-    let identities: Vec<String> = identities.iter().map(Identity::to_string).collect();
+/// The identities of which a parent must have one, for people.
+pub(super) fn expected(link: &ParentLink) -> String {
+    let identities: Vec<String> = link.identities.iter().map(Identity::to_string).collect();
     identities.join(" or ")
 }
