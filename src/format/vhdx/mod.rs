@@ -6,6 +6,7 @@
 
 mod bat;
 mod header;
+pub mod log;
 
 use uuid::Uuid;
 
