@@ -6,7 +6,10 @@
 
 mod bat;
 mod header;
+mod locator;
 pub mod log;
+pub mod metadata;
+mod region;
 
 use uuid::Uuid;
 
@@ -14,6 +17,8 @@ use crate::units::FileOffset;
 
 pub use bat::{BAT_ENTRY_LEN, BatEntry, BatGeometry, BatSlot, PayloadState};
 pub use header::{CurrentHeader, HEADER_LEN, Header, choose_header};
+pub use locator::ParentLocator;
+pub use region::{BAT_REGION, METADATA_REGION, REGION_TABLE_LEN, Region, RegionTable};
 
 /// One mebibyte: the granularity of everything but the structures in the first one.
 pub const MIB: u64 = 1 << 20;
