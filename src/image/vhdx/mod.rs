@@ -1,5 +1,10 @@
 //! VHDX: fixed, dynamic and differencing.
 
+mod headers;
+mod overlay;
+pub(crate) mod replay;
+mod ring;
+
 use std::sync::Arc;
 
 use super::{ImageOptions, Opened, Probe};
