@@ -46,6 +46,9 @@ pub enum FormatError {
     /// Neither footer is there.
     #[error("not a VHD: no `conectix` footer at the end of the file nor at its start")]
     NotVhd,
+    /// The file type identifier is not there.
+    #[error("not a VHDX: no `vhdxfile` at the start of the file")]
+    NotVhdx,
     /// A structure breaks the format.
     #[error("corrupt {structure}: {found}; expected {expected}")]
     Corrupt {
@@ -112,7 +115,7 @@ impl FormatError {
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotVhd => ErrorKind::NotADisk,
+            Self::NotVhd | Self::NotVhdx => ErrorKind::NotADisk,
             Self::Incompatible { .. } => ErrorKind::Incompatible,
             Self::Corrupt { .. } | Self::Overlap { .. } | Self::BeyondEnd { .. } => {
                 ErrorKind::Corrupt

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vhdfs::check::{CheckOptions, check_storage};
 use vhdfs::compact::CompactOptions;
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::{Disk, DiskType, OpenOptions};
+use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::error::ErrorKind;
 use vhdfs::storage::sim::SimStorage;
 
@@ -49,9 +49,8 @@ fn full_host(punch_holes: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("full.vhd");
     let options = CreateOptions {
-        size: BLOCKS * BLOCK,
-        disk_type: DiskType::Dynamic,
-        block_size: 512 << 10,
+        block_size: Some(512 << 10),
+        ..CreateOptions::dynamic(BLOCKS * BLOCK)
     };
     create(&path, &options).expect("created");
     let storage = Arc::new(SimStorage::from_file(&path).expect("loaded"));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vhdfs::check::{CheckOptions, check_storage};
 use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork};
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::{Disk, DiskType, OpenOptions};
+use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::storage::Storage;
 use vhdfs::storage::host::{HostFile, HostOptions};
 use vhdfs::storage::sim::SimStorage;
@@ -51,9 +51,8 @@ fn new_disk() -> SimStorage {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("a.vhd");
     let options = CreateOptions {
-        size: DISK,
-        disk_type: DiskType::Dynamic,
-        block_size: BLOCK,
+        block_size: Some(BLOCK),
+        ..CreateOptions::dynamic(DISK)
     };
     create(&path, &options).expect("created");
     SimStorage::from_file(&path).expect("loaded")
@@ -213,9 +212,8 @@ fn guests_and_compaction_on_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("race.vhd");
     let options = CreateOptions {
-        size: DISK,
-        disk_type: DiskType::Dynamic,
-        block_size: BLOCK,
+        block_size: Some(BLOCK),
+        ..CreateOptions::dynamic(DISK)
     };
     create(&path, &options).expect("created");
     let file = HostFile::open(&path, &HostOptions::default()).expect("opened");

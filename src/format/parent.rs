@@ -1,6 +1,7 @@
 //! How a differencing image names its parent.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
@@ -50,4 +51,21 @@ pub struct ParentLink {
     pub identities: Vec<Identity>,
     /// Where to look, in this order.
     pub paths: Vec<ParentPath>,
+}
+
+/// The parent that a new differencing disk is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewParent {
+    /// Which disk it is.
+    pub identity: Identity,
+    /// Its disk's size in bytes.
+    pub disk_len: u64,
+    /// Bytes in a sector of its disk.
+    pub sector_size: u64,
+    /// When its file was last changed.
+    pub mtime: SystemTime,
+    /// The way to it from the child's directory, as Windows writes it: `.\dir\base.vhdx`.
+    pub relative: String,
+    /// The way to it from a root; empty for none.
+    pub absolute: String,
 }

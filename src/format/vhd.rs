@@ -12,10 +12,12 @@ use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, div_ceil, low_u32, round_up, u64_from_u32,
 };
 
+mod differencing;
 mod geometry;
 #[cfg(test)]
 mod tests;
 
+pub use differencing::ParentFields;
 pub use geometry::Geometry;
 
 /// Bytes in a footer.

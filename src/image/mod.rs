@@ -17,6 +17,7 @@
 // Numbers from files meet here: every sum says what happens when it does not fit.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod claims;
 mod durability;
 mod open;
 mod report;

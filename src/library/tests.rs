@@ -11,16 +11,14 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::create::{CreateOptions, create};
-use crate::format::DiskType;
 use crate::storage::host::{HostFile, HostOptions};
 
 const SIZE: u64 = 8 << 20;
 
 fn make_disk(path: &Path) {
     let options = CreateOptions {
-        size: SIZE,
-        disk_type: DiskType::Dynamic,
-        block_size: 2 << 20,
+        block_size: Some(2 << 20),
+        ..CreateOptions::dynamic(SIZE)
     };
     create(path, &options).unwrap();
 }

@@ -14,12 +14,12 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
         return Err(format!("{name}: this version creates VHD, not VHDX: name it .vhd").into());
     }
     let options = CreateOptions {
-        size: arguments.size,
         disk_type: match arguments.disk_type {
             NewDiskType::Dynamic => DiskType::Dynamic,
             NewDiskType::Fixed => DiskType::Fixed,
         },
-        block_size: u32::try_from(arguments.block_size)?,
+        block_size: Some(u32::try_from(arguments.block_size)?),
+        ..CreateOptions::dynamic(arguments.size)
     };
     create(&arguments.file, &options)?;
     Ok(Outcome::Fine)

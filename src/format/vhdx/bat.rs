@@ -114,6 +114,12 @@ impl BatEntry {
         self.0 & RESERVED_MASK
     }
 
+    /// The same without a place.
+    #[must_use]
+    pub fn without_place(self) -> Self {
+        Self(self.0 & (STATE_MASK | RESERVED_MASK))
+    }
+
     /// Whether nothing is set in it.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -52,7 +52,7 @@ use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, u64_from, u64_from_u32, usize_from,
 };
 
-pub(crate) use create::create;
+pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.

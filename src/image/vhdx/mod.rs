@@ -1,15 +1,21 @@
 //! VHDX: fixed, dynamic and differencing.
 
+mod create;
 mod headers;
+mod layout;
 mod overlay;
+mod parameters;
 pub(crate) mod replay;
 mod ring;
+mod table;
 
 use std::sync::Arc;
 
 use super::{ImageOptions, Opened, Probe};
 use crate::error::{FormatError, OpenProblem};
 use crate::storage::Storage;
+
+pub(crate) use create::{NewDisk, create};
 
 pub(crate) fn open(
     _storage: Arc<dyn Storage>,

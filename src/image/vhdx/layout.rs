@@ -1,0 +1,315 @@
+//! Reads and verifies all metadata of a VHDX but its headers and its log, changing nothing.
+//!
+//! The storage given here already shows the file as it is after the log's replay. Bounds: memory is
+//! proportional to the blocks that the disk's size needs, at most 2^26; whatever else a file claims
+//! is limited before it is read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::parameters::{Parameters, RegionCopies, cut, read_creator, read_items, read_regions};
+use super::table::{Faults, Severity, Table, TablePlace};
+use crate::error::FormatError;
+use crate::format::DiskType;
+use crate::format::parent::ParentLink;
+use crate::format::vhdx::metadata::MetadataTable;
+use crate::format::vhdx::{
+    BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatGeometry, CurrentHeader, IDENTIFIER, MIB, REGION_TABLE_2,
+    REGION_TABLE_LEN,
+};
+use crate::image::LayoutError;
+use crate::image::claims::{Overlap, merged, overlaps};
+use crate::map::BlockMap;
+use crate::storage::Storage;
+use crate::units::{BlockIndex, FileOffset, FileRange};
+
+/// A VHDX's metadata.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// The current header.
+    pub(crate) header: CurrentHeader,
+    /// The file's length.
+    pub(crate) file_len: u64,
+    /// The program that made the file.
+    pub(crate) creator: String,
+    /// Where the log lies; empty where there is none.
+    pub(crate) log: FileRange,
+    /// The regions.
+    pub(crate) regions: RegionCopies,
+    /// The region of the block table.
+    pub(crate) bat: FileRange,
+    /// Where in it the entry of each block is.
+    pub(crate) bat_geometry: BatGeometry,
+    /// The region of the metadata items.
+    pub(crate) metadata: FileRange,
+    /// The metadata items.
+    pub(crate) items: MetadataTable,
+    /// The disk's size in bytes.
+    pub(crate) disk_len: u64,
+    /// Bytes of data in a block.
+    pub(crate) block_size: u64,
+    /// Bytes in a logical sector.
+    pub(crate) sector_size: u64,
+    /// Bytes in a physical sector.
+    pub(crate) physical_sector_size: u64,
+    /// What the disk tells its guest as its identifier.
+    pub(crate) virtual_disk_id: Uuid,
+    /// Whether the file keeps room for all blocks.
+    pub(crate) leave_blocks_allocated: bool,
+    /// What a differencing disk says of its parent.
+    pub(crate) parent: Option<ParentLink>,
+    /// Where the payload blocks lie.
+    pub(crate) map: BlockMap,
+    /// Where the sector-bitmap blocks of a differencing disk lie, by chunk.
+    pub(crate) bitmap_blocks: BTreeMap<u32, FileOffset>,
+    /// The places that blocks which are not present keep for themselves.
+    pub(crate) anchors: BTreeMap<BlockIndex, FileOffset>,
+    /// Used space that cannot move, with names, sorted: the first MiB, the log, all regions.
+    pub(crate) pinned: Vec<(FileRange, String)>,
+    /// Why the disk may be read but not written.
+    pub(crate) not_writable: Option<FormatError>,
+    /// The end of the last thing in use. May lie behind the end of the file: a file that is to be
+    /// written is first made that long.
+    pub(crate) end: FileOffset,
+    /// The faults of the block table that do not forbid reading.
+    pub(super) faults: Faults,
+}
+
+/// A layout that may be unreadable in parts.
+#[derive(Debug)]
+pub(super) struct Examined {
+    /// What there is. Blocks that cannot be read are as if they were not present.
+    pub(super) layout: Layout,
+    /// Why it cannot be used even for reading.
+    pub(super) unreadable: Option<FormatError>,
+}
+
+impl Layout {
+    /// Reads the metadata of the file in `storage`, whose current header is `header`.
+    ///
+    /// # Errors
+    /// What makes the file unusable even for reading. What forbids only writing is kept in
+    /// [`Self::not_writable`].
+    pub(crate) fn read(storage: &dyn Storage, header: CurrentHeader) -> Result<Self, LayoutError> {
+        let examined = Self::examine(storage, header)?;
+        match examined.unreadable {
+            Some(error) => Err(error.into()),
+            None => Ok(examined.layout),
+        }
+    }
+
+    /// As [`Self::read`], but goes on where blocks cannot be read.
+    ///
+    /// # Errors
+    /// What leaves nothing to look at.
+    pub(super) fn examine(
+        storage: &dyn Storage,
+        header: CurrentHeader,
+    ) -> Result<Examined, LayoutError> {
+        let file_len = storage.len()?;
+        if file_len < REGION_TABLE_2.plus(REGION_TABLE_LEN).get() {
+            return Err(cut("region tables", REGION_TABLE_2.get(), file_len).into());
+        }
+        let creator = read_creator(storage)?;
+        let regions = read_regions(storage)?;
+        let (bat, metadata) = regions.table.check()?;
+        let log = header.header.log_range();
+        let items = read_items(storage, metadata, file_len)?;
+        let parameters = Parameters::read(storage, metadata, &items, file_len)?;
+
+        let place = TablePlace {
+            bat,
+            geometry: parameters.bat_geometry(),
+            file_len,
+        };
+        check_table_fits(&place)?;
+        let table = place.read(storage)?;
+        let unreadable = table.faults.first(Severity::Unreadable);
+        let not_writable = table
+            .faults
+            .first(Severity::NotWritable)
+            .or_else(|| place.beyond_end(&table).next());
+        let Table {
+            map,
+            bitmap_blocks,
+            anchors,
+            faults,
+        } = table;
+        let pinned = pinned(log, &regions);
+        let mut layout = Self {
+            header,
+            file_len,
+            creator,
+            log,
+            regions,
+            bat,
+            bat_geometry: place.geometry,
+            metadata,
+            items,
+            disk_len: parameters.disk_len,
+            block_size: place.geometry.block_size,
+            sector_size: parameters.sector_size,
+            physical_sector_size: parameters.physical_sector_size,
+            virtual_disk_id: parameters.disk_id,
+            leave_blocks_allocated: parameters.file.leave_blocks_allocated,
+            parent: parameters.parent,
+            map,
+            bitmap_blocks,
+            anchors,
+            pinned,
+            not_writable,
+            end: FileOffset::new(MIB),
+            faults,
+        };
+        let (end, overlap) = layout.survey();
+        layout.end = end;
+        if layout.not_writable.is_none() {
+            layout.not_writable = overlap.or_else(|| layout.missing_log());
+        }
+        Ok(Examined { layout, unreadable })
+    }
+
+    /// How the image stores its disk.
+    pub(crate) fn disk_type(&self) -> DiskType {
+        if self.parent.is_some() {
+            DiskType::Differencing
+        } else if self.leave_blocks_allocated {
+            DiskType::Fixed
+        } else {
+            DiskType::Dynamic
+        }
+    }
+
+    /// The block table with its surroundings.
+    pub(super) fn table_place(&self) -> TablePlace {
+        TablePlace {
+            bat: self.bat,
+            geometry: self.bat_geometry,
+            file_len: self.file_len,
+        }
+    }
+
+    fn missing_log(&self) -> Option<FormatError> {
+        self.log.is_empty().then(|| {
+            FormatError::incompatible(
+                "a file without a log",
+                "open it read-only and copy the data out",
+            )
+        })
+    }
+
+    /// The end of the last thing in use, and the first overlap.
+    fn survey(&self) -> (FileOffset, Option<FormatError>) {
+        let claims = self.claims();
+        let end = (claims.iter())
+            .map(|(range, _)| range.end())
+            .fold(FileOffset::new(MIB), FileOffset::max);
+        let overlap = claims.overlaps().next().map(FormatError::from);
+        (end, overlap)
+    }
+
+    /// All that lies in the file.
+    pub(super) fn claims(&self) -> Claims<'_> {
+        let mut blocks: Vec<_> = (self.map.present())
+            .map(|(block, slot)| (slot, block))
+            .collect();
+        blocks.sort_unstable();
+        let pinned = (self.pinned.iter()).map(|(range, name)| (*range, Owner::Pinned(name)));
+        let bitmaps = self.bitmap_blocks.iter().map(|(chunk, at)| {
+            let range = FileRange::new(*at, BITMAP_BLOCK_LEN);
+            (range, Owner::Bitmap(*chunk))
+        });
+        let anchors = self.anchors.iter().map(|(block, at)| {
+            let range = FileRange::new(*at, self.block_size);
+            (range, Owner::Anchor(*block))
+        });
+        let mut others: Vec<_> = pinned.chain(bitmaps).chain(anchors).collect();
+        others.sort_by_key(|(range, _)| *range);
+        Claims {
+            blocks,
+            block_size: self.block_size,
+            others,
+        }
+    }
+}
+
+/// What something in the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner<'a> {
+    /// A payload block.
+    Block(BlockIndex),
+    /// A chunk's sector bitmap.
+    Bitmap(u32),
+    /// A place that a block keeps.
+    Anchor(BlockIndex),
+    /// Something with this name.
+    Pinned(&'a str),
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(block) => write!(f, "block {block}"),
+            Self::Bitmap(chunk) => write!(f, "the sector bitmap of chunk {chunk}"),
+            Self::Anchor(block) => write!(f, "the place kept for block {block}"),
+            Self::Pinned(name) => f.write_str(name),
+        }
+    }
+}
+
+/// All that lies in a file, sorted.
+#[derive(Debug)]
+pub(super) struct Claims<'a> {
+    blocks: Vec<(FileOffset, BlockIndex)>,
+    block_size: u64,
+    others: Vec<(FileRange, Owner<'a>)>,
+}
+
+impl<'a> Claims<'a> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FileRange, Owner<'a>)> {
+        let blocks = (self.blocks.iter()).map(|(slot, block)| {
+            let range = FileRange::new(*slot, self.block_size);
+            (range, Owner::Block(*block))
+        });
+        merged(blocks, self.others.iter().copied())
+    }
+
+    /// Those that overlap.
+    pub(super) fn overlaps(&self) -> impl Iterator<Item = Overlap<Owner<'a>>> {
+        overlaps(self.iter())
+    }
+}
+
+/// The space that is neither a block's nor free, sorted.
+fn pinned(log: FileRange, regions: &RegionCopies) -> Vec<(FileRange, String)> {
+    let first = FileRange::new(IDENTIFIER, MIB);
+    let mut pinned = vec![
+        (first, "the first MiB of the file".to_owned()),
+        (log, "the log".to_owned()),
+    ];
+    pinned.extend((regions.table.regions().iter()).map(|region| (region.range, region.name())));
+    pinned.retain(|(range, _)| !range.is_empty());
+    pinned.sort();
+    pinned
+}
+
+/// That the region has room for the entries that the disk needs, and lies in the file so far.
+fn check_table_fits(place: &TablePlace) -> Result<(), FormatError> {
+    let needed = place.geometry.entries().saturating_mul(BAT_ENTRY_LEN);
+    if needed > place.bat.len {
+        return Err(FormatError::corrupt(
+            "region table",
+            format!("{} bytes for the block table", place.bat.len),
+            format!(
+                "at least {needed}, for {} bytes in blocks of {}",
+                place.geometry.disk_len, place.geometry.block_size
+            ),
+        ));
+    }
+    if place.bat.start.plus(needed).get() > place.file_len {
+        return Err(cut("block table", place.bat.start.get(), place.file_len));
+    }
+    Ok(())
+}
