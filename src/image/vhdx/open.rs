@@ -1,0 +1,138 @@
+//! Opening a VHDX, and what is put right when it is opened for writing.
+//!
+//! | found | done |
+//! |---|---|
+//! | a log to replay | replayed: see [`super::replay`] |
+//! | a last block that ends with the disk (QEMU) | the file extended |
+//! | free space at the end that a block fits in | cut off |
+//! | a damaged copy of the region table | written anew, through the log |
+
+use std::io;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::Vhdx;
+use super::commit::Draft;
+use super::headers::not_updatable;
+use super::layout::Layout;
+use super::replay::{padded_view, replay, replayed_look, replayed_view, update_both};
+use crate::error::OpenProblem;
+use crate::format::parent::Identity;
+use crate::format::vhdx::{MIB, REGION_TABLE_1, REGION_TABLE_2};
+use crate::format::{DiskType, Format};
+use crate::image::{ImageOptions, Opened, Probe};
+use crate::storage::Storage;
+use crate::units::round_up;
+
+/// Opens the VHDX in `storage`. For writing, what an interrupted change left is put right first.
+///
+/// # Errors
+/// Where it is no VHDX or a damaged one, is not to be written, or the host fails.
+pub(crate) fn open(
+    storage: Arc<dyn Storage>,
+    options: ImageOptions,
+) -> Result<Opened, OpenProblem> {
+    let failed = |action| move |source| OpenProblem::Io { action, source };
+    if options.read_only {
+        let (view, header) = replayed_view(storage)?;
+        let layout = Layout::read(&*view, header)?;
+        let view = padded_view(view, layout.end.get()).map_err(failed("read the file"))?;
+        return Ok(Opened {
+            image: Box::new(Vhdx::from_layout(view, layout, options, false)),
+            repaired: Vec::new(),
+        });
+    }
+    // What the file's last user left unsynced when it died must not be undone by a power cut any
+    // more once the file is written to: what it says is what is believed from here on.
+    storage.sync().map_err(failed("sync the file"))?;
+    let mut layout = {
+        let (view, header) = replayed_look(&*storage)?;
+        Layout::read(&view, header)?
+    };
+    let not_writable = layout.not_writable.take();
+    if let Some(error) = not_writable.or_else(|| not_updatable(&layout.header)) {
+        return Err(OpenProblem::NotWritable(error));
+    }
+    let (header, replayed) = replay(&*storage)?;
+    layout.header = header;
+    let mut repaired = Vec::from_iter(replayed);
+    let mut is_marked = !repaired.is_empty();
+    fit_end(&*storage, &mut layout, &mut is_marked, &mut repaired)
+        .map_err(failed("repair the file"))?;
+    let faults = layout.regions.faults.clone();
+    let table = layout.regions.table.bytes().to_vec();
+    let image = Vhdx::from_layout(storage, layout, options, is_marked);
+    for (at, fault) in [REGION_TABLE_1, REGION_TABLE_2].into_iter().zip(faults) {
+        if fault.is_some() {
+            let mut transaction = image.file.begin().map_err(not_repaired)?;
+            let mut draft = Draft::new(&image.file);
+            draft.put(at, &table).map_err(failed("repair the file"))?;
+            let written = transaction.write(draft.into_changed());
+            written.map_err(not_repaired)?;
+            repaired.push("a damaged copy of the region table restored from the other".to_owned());
+        }
+    }
+    Ok(Opened {
+        image: Box::new(image),
+        repaired,
+    })
+}
+
+fn not_repaired(error: crate::error::DiskError) -> OpenProblem {
+    OpenProblem::Io {
+        action: "repair the file",
+        source: io::Error::other(error),
+    }
+}
+
+/// Makes the file as long as what is in it needs, durably. The headers name no log.
+fn fit_end(
+    storage: &dyn Storage,
+    layout: &mut Layout,
+    is_marked: &mut bool,
+    repaired: &mut Vec<String>,
+) -> io::Result<()> {
+    let end = round_up(layout.end.get(), MIB);
+    let spare = layout.file_len.saturating_sub(end);
+    // A fixed disk keeps room for blocks that have no place yet.
+    let is_leaked = spare >= layout.block_size && layout.disk_type() != DiskType::Fixed;
+    let is_short = layout.file_len < layout.end.get();
+    if !is_leaked && !is_short {
+        return Ok(());
+    }
+    if !*is_marked {
+        let guid = Uuid::new_v4();
+        update_both(storage, &mut layout.header, &|header| {
+            header.file_write_guid = guid;
+        })?;
+        *is_marked = true;
+    }
+    storage.set_len(end)?;
+    storage.sync()?;
+    layout.file_len = end;
+    let done = if is_leaked {
+        "the unused space at the end cut off"
+    } else {
+        "the file extended to the end of its last block"
+    };
+    repaired.push(done.to_owned());
+    Ok(())
+}
+
+/// What can be told of a VHDX without opening it.
+///
+/// # Errors
+/// As [`open`], for reading.
+pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
+    let (view, header) = replayed_look(storage)?;
+    let layout = Layout::read(&view, header)?;
+    Ok(Probe {
+        format: Format::Vhdx,
+        virtual_size: layout.disk_len,
+        disk_type: layout.disk_type(),
+        identity: Identity::Vhdx(layout.header.header.data_write_guid),
+        parent: layout.parent,
+        not_writable: layout.not_writable,
+    })
+}
