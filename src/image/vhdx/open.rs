@@ -3,6 +3,7 @@
 //! | found | done |
 //! |---|---|
 //! | a log to replay | replayed: see [`super::replay`] |
+//! | one good header, or one that still names a log | both written anew |
 //! | a last block that ends with the disk (QEMU) | the file extended |
 //! | free space at the end that a block fits in | cut off |
 //! | a damaged copy of the region table | written anew, through the log |
@@ -58,6 +59,8 @@ pub(crate) fn open(
     layout.header = header;
     let mut repaired = Vec::from_iter(replayed);
     let mut is_marked = !repaired.is_empty();
+    renew_headers(&*storage, &mut layout, &mut is_marked, &mut repaired)
+        .map_err(failed("repair the file"))?;
     fit_end(&*storage, &mut layout, &mut is_marked, &mut repaired)
         .map_err(failed("repair the file"))?;
     let faults = layout.regions.faults.clone();
@@ -84,6 +87,26 @@ fn not_repaired(error: crate::error::DiskError) -> OpenProblem {
         action: "repair the file",
         source: io::Error::other(error),
     }
+}
+
+/// Leaves no header that would tell an old story if the current one were damaged: one that names a
+/// log whose changes are long since in their places.
+fn renew_headers(
+    storage: &dyn Storage,
+    layout: &mut Layout,
+    is_marked: &mut bool,
+    repaired: &mut Vec<String>,
+) -> io::Result<()> {
+    if matches!(&layout.header.other, Ok(other) if other.log_guid.is_nil()) {
+        return Ok(());
+    }
+    let guid = Uuid::new_v4();
+    update_both(storage, &mut layout.header, &|header| {
+        header.file_write_guid = guid;
+    })?;
+    *is_marked = true;
+    repaired.push("a damaged or outdated header written anew".to_owned());
+    Ok(())
 }
 
 /// Makes the file as long as what is in it needs, durably. The headers name no log.
