@@ -118,15 +118,23 @@ impl Tally {
     }
 }
 
+/// States that are tried at a cut, at least.
+const LEAST: u64 = 12;
+
 fn judge(name: &str, states: u64, cuts: &[Cut]) -> Tally {
     let states = states * env_number("VHDFS_SOAK", 1);
     let mut tally = Tally {
         cuts: len_of(cuts),
         ..Tally::default()
     };
-    let mean = states / tally.cuts.max(1);
+    // Few states go to some of the cuts, rather than too few to each.
+    let looked_at = (states / LEAST).clamp(1, tally.cuts);
+    let mean = states / looked_at;
     let mut seeds = Random::new(env_number("VHDFS_SEED", 1));
     for cut in cuts {
+        if seeds.below(tally.cuts) >= looked_at {
+            continue;
+        }
         let fail = |what: &str, error: &str| {
             panic!(
                 "{name}, cut {} before {:?}, {what}: {error}\noutstanding: {:#?}",
@@ -205,10 +213,12 @@ fn has_footer(image: &second::Image) -> bool {
     }
 }
 
-/// The first two, the extremes, and of the rest any, `most` together.
+/// The first two, the extremes, and of the rest any, `most` together; of less than three, any.
 fn thin(mut choices: Vec<Choice>, most: u64, random: &mut Random) -> Vec<Choice> {
-    while len_of(&choices) > most.max(8) {
-        choices.swap_remove(2 + size(random.below(len_of(&choices) - 2)));
+    let extremes = if most < 3 { 0 } else { 2 };
+    while len_of(&choices) > most.max(1) {
+        let left = len_of(&choices) - extremes;
+        choices.swap_remove(size(extremes + random.below(left)));
     }
     choices
 }
@@ -229,10 +239,17 @@ fn cut_while_reopening(cut: &Cut, most: u64, seed: u64, tally: &mut Tally) -> Re
     drop(disk);
     storage.clear_hook();
     let mut random = Random::new(seed);
-    for (n, (moment, op)) in std::mem::take(&mut *moments.lock()).iter().enumerate() {
+    let moments = std::mem::take(&mut *moments.lock());
+    let count = len_of(&moments);
+    for (n, (moment, op)) in moments.iter().enumerate() {
+        // About as many as were asked for, three at least, wherever they fall.
+        let few = random.below(count) < most.max(3);
+        if !few {
+            continue;
+        }
         let durable = Durable::of(moment);
         let choices = moment.choices(4, 4, random.next());
-        for mut choice in thin(choices, most, &mut random) {
+        for mut choice in thin(choices, most.max(3) / count, &mut random) {
             tally.states += 1;
             let state = moment.crash(&mut choice);
             survive(state, &durable, cut, After::PowerCut, false, tally).map_err(|error| {
