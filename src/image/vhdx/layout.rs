@@ -25,6 +25,9 @@ use crate::map::BlockMap;
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
 
+#[cfg(test)]
+mod tests;
+
 /// A VHDX's metadata.
 #[derive(Debug)]
 pub(crate) struct Layout {
