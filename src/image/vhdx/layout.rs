@@ -276,7 +276,7 @@ impl<'a> Claims<'a> {
             let range = FileRange::new(*slot, self.block_size);
             (range, Owner::Block(*block))
         });
-        merged(blocks, self.others.iter().copied())
+        merged(self.others.iter().copied(), blocks)
     }
 
     /// Those that overlap.

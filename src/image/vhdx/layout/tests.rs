@@ -4,8 +4,8 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::format::parent::{Identity, NewParent};
 use crate::format::vhdx::{
-    BAT_REGION, BatEntry, HEADER_1, HEADER_2, Header, METADATA_REGION, PayloadState,
-    REGION_TABLE_1, Region, RegionTable, choose_header,
+    BAT_REGION, HEADER_1, HEADER_2, Header, METADATA_REGION, REGION_TABLE_1, Region, RegionTable,
+    choose_header,
 };
 use crate::image::vhdx::{NewDisk, create};
 use crate::map::BlockState;
