@@ -7,6 +7,7 @@
 mod bat;
 mod header;
 mod locator;
+pub mod log;
 pub mod metadata;
 mod region;
 

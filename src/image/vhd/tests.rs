@@ -61,8 +61,14 @@ fn set_entry(sim: &SimStorage, entry: u64, sector: u32) {
         .unwrap();
 }
 
-fn open(sim: &SimStorage, options: ImageOptions) -> Result<Opened, OpenProblem> {
-    super::open(Arc::new(sim.fork()), options)
+fn open(sim: &SimStorage, options: ImageOptions) -> Result<Box<dyn Image>, OpenProblem> {
+    Ok(super::open(Arc::new(sim.fork()), options)?.image)
+}
+
+/// Opens the very file in `storage` for writing.
+fn open_shared(storage: &Arc<SimStorage>) -> Box<dyn Image> {
+    let storage: Arc<SimStorage> = Arc::clone(storage);
+    super::open(storage, OPTIONS).unwrap().image
 }
 
 /// That `sim` can be read but not written, and why.
@@ -86,10 +92,12 @@ fn end_footer(sim: &SimStorage) -> Footer {
 fn an_opened_file_is_not_changed_while_nothing_is_wrong() {
     for sim in [empty(), with_slots(&[FLOOR, FLOOR + SLOT])] {
         let before = sim.to_bytes();
-        let image = open(sim, OPTIONS).unwrap();
+        let storage = Arc::new(sim);
+        let image = open_shared(&storage);
         image.sync().unwrap();
         image.shrink().unwrap();
-        assert!(sim.to_bytes() == before);
+        image.settle().unwrap();
+        assert!(storage.to_bytes() == before);
     }
 }
 
@@ -102,8 +110,8 @@ fn a_missing_footer_is_restored_behind_the_last_block() {
         sim.set_len(len - lost).unwrap();
         let storage = Arc::new(sim);
         // The block itself is whole.
-        Vhd::open(Arc::<SimStorage>::clone(&storage), READ_ONLY).unwrap();
-        Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+        super::open(Arc::<SimStorage>::clone(&storage), READ_ONLY).unwrap();
+        open_shared(&storage);
         assert_eq!(storage.len().unwrap(), len);
         assert_eq!(end_footer(&storage), footer_of(&storage));
     }
@@ -119,7 +127,7 @@ fn the_footer_at_the_end_decides_and_its_copy_follows() {
         Footer::new(DiskType::Dynamic, 16 * BLOCK, std::time::UNIX_EPOCH).to_bytes(),
     ] {
         storage.write_all_at(&damaged, at(0)).unwrap();
-        Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+        open_shared(&storage);
         assert_eq!(footer_of(&storage), footer);
     }
 }
@@ -132,7 +140,7 @@ fn an_unused_tail_is_cut_at_the_next_open() {
     sim.write_all_at(&footer.to_bytes(), at(len + 8 * SLOT - 512))
         .unwrap();
     let storage = Arc::new(sim);
-    Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+    open_shared(&storage);
     assert_eq!(storage.len().unwrap(), len);
     assert_eq!(end_footer(&storage), footer);
 }
@@ -257,7 +265,7 @@ fn unwritten_sectors_read_as_zeros_and_become_zeros() {
     sim.write_all_at(&bitmap, at(FLOOR)).unwrap();
     sim.write_all_at(&[9; 2048], at(FLOOR + 512)).unwrap();
     let storage = Arc::new(sim);
-    let image = Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+    let image = open_shared(&storage);
     let block = BlockIndex::new(0);
     let found = image.sector_bitmap(block).unwrap();
     assert!(found.is_written(0) && !found.is_written(1));
@@ -304,7 +312,7 @@ fn xen() -> SimStorage {
 #[test]
 fn xens_batmap_is_emptied_before_a_block_is_dropped() {
     let storage = Arc::new(xen());
-    let image = Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+    let image = open_shared(&storage);
     assert!(image.geometry().slot.strict);
     let fits = || {
         let layout = Layout::read(&*storage).unwrap();
@@ -314,6 +322,7 @@ fn xens_batmap_is_emptied_before_a_block_is_dropped() {
     image
         .commit(&[MapEdit::Drop {
             block: BlockIndex::new(0),
+            reads: Reads::Zeros,
         }])
         .unwrap();
     assert!(fits(), "the checksum follows");
@@ -332,7 +341,7 @@ fn a_wrong_batmap_is_mended_when_opened_for_writing() {
     sim.write_all_at(&[0xff], at(FLOOR + 512)).unwrap();
     assert!(open(&sim, READ_ONLY).is_ok());
     let storage = Arc::new(sim);
-    Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+    open_shared(&storage);
     assert!(
         Layout::read(&*storage)
             .unwrap()
@@ -347,16 +356,17 @@ fn a_wrong_batmap_is_mended_when_opened_for_writing() {
 #[test]
 fn new_slots_are_aligned_and_the_file_ends_with_a_footer() {
     let storage = Arc::new(empty());
-    let image = Vhd::open(Arc::<SimStorage>::clone(&storage), OPTIONS).unwrap();
+    let image = open_shared(&storage);
     let mut slots = Vec::new();
     for block in 0..16 {
         let slot = image.reserve().unwrap();
         assert_eq!((slot.get() + bitmap_len(512 << 10)) % 4096, 0);
-        image.prepare(slot).unwrap();
+        image.prepare(slot, None).unwrap();
         image
             .commit(&[MapEdit::Place {
                 block: BlockIndex::new(block),
                 slot,
+                sectors: None,
             }])
             .unwrap();
         slots.push(slot.get());

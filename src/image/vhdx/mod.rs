@@ -1,8 +1,12 @@
 //! VHDX: fixed, dynamic and differencing.
 
 mod create;
+mod headers;
 mod layout;
+mod overlay;
 mod parameters;
+pub(crate) mod replay;
+mod ring;
 mod table;
 
 use std::sync::Arc;
