@@ -1,13 +1,16 @@
 //! VHDX: fixed, dynamic and differencing.
 
 mod create;
+mod faults;
 mod headers;
 mod layout;
 mod overlay;
 mod parameters;
+mod repair;
 pub(crate) mod replay;
 mod ring;
 mod table;
+pub(crate) mod verify;
 
 use std::sync::Arc;
 

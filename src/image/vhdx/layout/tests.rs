@@ -1,3 +1,5 @@
+use std::io;
+
 use uuid::Uuid;
 
 use super::*;
@@ -11,23 +13,37 @@ use crate::image::vhdx::{NewDisk, create};
 use crate::map::BlockState;
 use crate::storage::sim::SimStorage;
 
-const BLOCK: u64 = 2 * MIB;
-const BAT: u64 = 3 * MIB;
+pub(in crate::image::vhdx) const BLOCK: u64 = 2 * MIB;
+pub(in crate::image::vhdx) const BAT: u64 = 3 * MIB;
 /// The first byte behind the table of a small disk.
-const DATA: u64 = 4 * MIB;
+pub(in crate::image::vhdx) const DATA: u64 = 4 * MIB;
 /// Where the metadata items lie.
-const ITEMS: u64 = 2 * MIB + (64 << 10);
+pub(in crate::image::vhdx) const ITEMS: u64 = 2 * MIB + (64 << 10);
 
-fn at(offset: u64) -> FileOffset {
+pub(in crate::image::vhdx) fn at(offset: u64) -> FileOffset {
     FileOffset::new(offset)
 }
 
 /// An empty disk of 16 blocks of 2 MiB, the last one half, in a file with room for 8.
-fn new(disk_type: DiskType) -> SimStorage {
+pub(in crate::image::vhdx) fn new(disk_type: DiskType) -> SimStorage {
     let sim = SimStorage::new();
+    create_in(&sim, disk_type, 15 * BLOCK + MIB, 2 << 20).unwrap();
+    if disk_type != DiskType::Fixed {
+        sim.set_len(DATA + 8 * BLOCK).unwrap();
+    }
+    sim
+}
+
+/// Creates a disk.
+pub(in crate::image::vhdx) fn create_in(
+    sim: &SimStorage,
+    disk_type: DiskType,
+    disk_len: u64,
+    block_size: u32,
+) -> io::Result<()> {
     let parent = NewParent {
         identity: Identity::Vhdx(Uuid::from_u128(1)),
-        disk_len: 16 * BLOCK,
+        disk_len,
         sector_size: 512,
         mtime: std::time::UNIX_EPOCH,
         relative: ".\\a.vhdx".to_owned(),
@@ -35,17 +51,13 @@ fn new(disk_type: DiskType) -> SimStorage {
     };
     let disk = NewDisk {
         disk_type,
-        disk_len: 15 * BLOCK + MIB,
-        block_size: 2 << 20,
+        disk_len,
+        block_size,
         sector_size: 512,
         physical_sector_size: 4096,
         parent: (disk_type == DiskType::Differencing).then_some(&parent),
     };
-    create(&sim, &disk).unwrap();
-    if disk_type != DiskType::Fixed {
-        sim.set_len(DATA + 8 * BLOCK).unwrap();
-    }
-    sim
+    create(sim, &disk)
 }
 
 fn read(sim: &SimStorage) -> Result<Layout, FormatError> {
@@ -62,13 +74,13 @@ fn read(sim: &SimStorage) -> Result<Layout, FormatError> {
 }
 
 /// Sets entry `index` of the table to `state` and `place`.
-fn set_entry(sim: &SimStorage, index: u64, state: u64, place: u64) {
+pub(in crate::image::vhdx) fn set_entry(sim: &SimStorage, index: u64, state: u64, place: u64) {
     sim.write_all_at(&(place | state).to_le_bytes(), at(BAT + 8 * index))
         .unwrap();
 }
 
 /// A disk with these entries.
-fn with(disk_type: DiskType, entries: &[(u64, u64, u64)]) -> SimStorage {
+pub(in crate::image::vhdx) fn with(disk_type: DiskType, entries: &[(u64, u64, u64)]) -> SimStorage {
     let sim = new(disk_type);
     for (index, state, place) in entries {
         set_entry(&sim, *index, *state, *place);
@@ -354,15 +366,7 @@ fn an_interrupted_creation_leaves_no_disk() {
     for ops in 0..12 {
         let sim = SimStorage::new();
         sim.cut_after(ops);
-        let disk = NewDisk {
-            disk_type: DiskType::Fixed,
-            disk_len: 15 * BLOCK + MIB,
-            block_size: 2 << 20,
-            sector_size: 512,
-            physical_sector_size: 4096,
-            parent: None,
-        };
-        let done = create(&sim, &disk).is_ok();
+        let done = create_in(&sim, DiskType::Fixed, 15 * BLOCK + MIB, 2 << 20).is_ok();
         for mut choice in sim.choices(8, 40, ops) {
             let crashed = sim.crash(&mut choice);
             let len = crashed.len().unwrap();
