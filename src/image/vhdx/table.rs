@@ -181,7 +181,7 @@ impl TablePlace {
         let placed = entry.offset().get() != 0;
         let reserved = (entry.reserved() != 0).then_some(FaultKind::ReservedBits);
         let own = match slot {
-            BatSlot::Padding if placed => Some(FaultKind::StalePadding),
+            BatSlot::Padding if placed => return [Some(FaultKind::StalePadding), None],
             BatSlot::Padding => return [Some(FaultKind::StalePaddingState), None],
             BatSlot::Bitmap(_) if !self.geometry.differencing => {
                 let kind = if placed {

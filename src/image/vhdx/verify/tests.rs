@@ -10,8 +10,8 @@ use crate::format::vhdx::{
     BAT_REGION, CurrentHeader, HEADER_1, HEADER_2, Header, METADATA_REGION, MIB, Region,
 };
 use crate::image::vhdx::replay::update_both;
-use crate::storage::sim::SimStorage;
-use crate::units::{BlockIndex, FileOffset, FileRange};
+use crate::storage::sim::{Random, SimStorage};
+use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 
 const CHECK: CheckOptions = CheckOptions {
     repair: false,
@@ -539,5 +539,34 @@ fn a_file_that_is_no_vhdx() {
         sim.set_len(len).unwrap();
         let report = check(&sim, &REPAIR);
         assert!(!report.is_clean(), "{len}");
+    }
+}
+
+#[test]
+fn no_damage_makes_a_check_fail_or_a_repair_do_harm() {
+    let mut random = Random::new(8);
+    for round in 0..400 {
+        let sim = if round % 2 == 0 { good() } else { child() };
+        for _ in 0..1 + random.below(3) {
+            let (start, len) = [
+                (64 << 10, 80),
+                (128 << 10, 80),
+                (192 << 10, 128),
+                (2 * MIB, 256),
+                (ITEMS, 200),
+                (BAT, 160),
+                (BAT + 2048 * 8, 8),
+            ][usize_from(random.below(7))];
+            let place = at(start + random.below(len));
+            let bytes = random.next().to_le_bytes();
+            sim.write_all_at(&bytes[..1 + usize_from(random.below(8))], place)
+                .unwrap();
+        }
+        let found = check(&sim, &CHECK);
+        let repaired = check(&sim, &REPAIR);
+        // What is left is what could not be put right.
+        let left = check(&sim, &CHECK);
+        assert_eq!(left.errors, repaired.errors, "{found:?}");
+        assert_eq!(check(&sim, &REPAIR).repaired, Vec::<String>::new());
     }
 }
