@@ -3,17 +3,16 @@
 //! Each thread owns stripes of the disk that are smaller than a block, so that every block is
 //! shared, and knows what they must hold. `VHDFS_SOAK=SECONDS` makes it longer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use vhdfs::check::{CheckOptions, check_storage};
 use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork};
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::{Disk, OpenOptions};
-use vhdfs::storage::Storage;
-use vhdfs::storage::host::{HostFile, HostOptions};
+use vhdfs::disk::{Disk, DiskType, Format, HostParents, OpenOptions};
+use vhdfs::format::parent::NewParent;
 use vhdfs::storage::sim::SimStorage;
 use vhdfs::units::usize_from;
 
@@ -46,24 +45,65 @@ fn seconds() -> u64 {
         .unwrap_or(4)
 }
 
-/// The disk file's bytes of a new disk.
-fn new_disk() -> SimStorage {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("a.vhd");
-    let options = CreateOptions {
-        block_size: Some(BLOCK),
-        ..CreateOptions::dynamic(DISK)
-    };
-    create(&path, &options).expect("created");
-    SimStorage::from_file(&path).expect("loaded")
+/// What the guests race on.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    format: Format,
+    /// Over a parent that has data in half of its blocks.
+    child: bool,
 }
 
-fn open(storage: Arc<dyn Storage>, punch_holes: bool) -> Arc<Disk> {
-    let options = OpenOptions {
+const VHD: Kind = Kind {
+    format: Format::Vhd,
+    child: false,
+};
+
+impl Kind {
+    fn file(self, folder: &Path) -> PathBuf {
+        let extension = self.format.to_string();
+        let options = |kind| CreateOptions {
+            block_size: Some(if self.format == Format::Vhd {
+                BLOCK
+            } else {
+                1 << 20
+            }),
+            ..CreateOptions::new(self.format, kind, DISK)
+        };
+        let path = folder.join(format!("race.{extension}"));
+        if !self.child {
+            create(&path, &options(DiskType::Dynamic)).expect("created");
+            return path;
+        }
+        let parent = folder.join(format!("parent.{extension}"));
+        create(&parent, &options(DiskType::Dynamic)).expect("created");
+        let disk = Disk::open(&parent, &OpenOptions::default()).expect("opened");
+        for at in (0..DISK).step_by(2 << 20) {
+            disk.write_at(&vec![0x77; 1 << 20], at).expect("written");
+        }
+        disk.close().expect("closed");
+        let new_parent = NewParent {
+            identity: disk.identity(),
+            disk_len: DISK,
+            sector_size: 512,
+            mtime: SystemTime::now(),
+            relative: format!(".\\parent.{extension}"),
+            absolute: format!("C:\\parent.{extension}"),
+        };
+        drop(disk);
+        let options = CreateOptions {
+            parent: Some(new_parent),
+            ..options(DiskType::Differencing)
+        };
+        create(&path, &options).expect("created");
+        path
+    }
+}
+
+fn options(punch_holes: bool) -> OpenOptions {
+    OpenOptions {
         punch_holes,
         ..OpenOptions::default()
-    };
-    Disk::open_storage(storage, Path::new("race.vhd"), &options).expect("opened")
+    }
 }
 
 /// One guest: random requests on its own stripes, each checked against `model`, which holds the
@@ -161,7 +201,9 @@ fn race(disk: &Arc<Disk>) {
             std::process::abort();
         }
     });
-    let mut models = vec![vec![0_u8; usize_from(DISK)]; usize_from(GUESTS)];
+    let mut first = vec![0_u8; usize_from(DISK)];
+    disk.read_at(&mut first, 0).expect("read");
+    let mut models = vec![first; usize_from(GUESTS)];
     let moved = std::thread::scope(|scope| {
         for (number, model) in (0..).zip(&mut models) {
             let stop = &stop;
@@ -189,50 +231,83 @@ fn compare(disk: &Disk, models: &[Vec<u8>]) {
     }
 }
 
-#[test]
-fn guests_and_compaction_on_a_simulated_host() {
-    let storage = Arc::new(new_disk());
-    let disk = open(Arc::<SimStorage>::clone(&storage), false);
+/// On a simulated host, where the daemon dies in the end.
+fn simulated(kind: Kind) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = kind.file(folder.path());
+    let storage = Arc::new(SimStorage::from_file(&path).expect("loaded"));
+    let parents = HostParents::beside(&path, &[]);
+    let open = |storage: Arc<SimStorage>| {
+        let options = options(false);
+        Disk::open_storage_with(storage, &path, &options, &parents).expect("opened")
+    };
+    let disk = open(Arc::clone(&storage));
     race(&disk);
     let mut before = vec![0; usize_from(DISK)];
     disk.read_at(&mut before, 0).expect("read");
     // The daemon dies here: everything that was acknowledged is there.
-    let killed = storage.kill();
-    let report = check_storage(&killed, &CheckOptions::default()).expect("checked");
-    assert!(report.is_clean(), "{report:?}");
+    let killed = Arc::new(storage.kill());
     let mut after = vec![0; usize_from(DISK)];
-    open(Arc::new(killed), false)
-        .read_at(&mut after, 0)
-        .expect("read");
+    let disk = open(Arc::clone(&killed));
+    disk.read_at(&mut after, 0).expect("read");
     assert!(before == after);
+    disk.close().expect("closed");
+    let report = check_storage(&*killed, &CheckOptions::default()).expect("checked");
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn guests_and_compaction_on_a_simulated_host() {
+    simulated(VHD);
+}
+
+#[test]
+fn on_a_vhdx() {
+    simulated(Kind {
+        format: Format::Vhdx,
+        child: false,
+    });
+}
+
+#[test]
+fn on_a_child() {
+    simulated(Kind { child: true, ..VHD });
+}
+
+#[test]
+fn on_a_child_vhdx() {
+    simulated(Kind {
+        format: Format::Vhdx,
+        child: true,
+    });
 }
 
 #[test]
 fn guests_and_compaction_on_a_file() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("race.vhd");
-    let options = CreateOptions {
-        block_size: Some(BLOCK),
-        ..CreateOptions::dynamic(DISK)
-    };
-    create(&path, &options).expect("created");
-    let file = HostFile::open(&path, &HostOptions::default()).expect("opened");
-    let disk = open(Arc::new(file), true);
-    race(&disk);
-    disk.close().expect("closed");
-    drop(disk);
-    let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
-    let report = disk
-        .compact(&CompactOptions::default())
-        .wait()
-        .expect("compacted");
-    let again = disk
-        .compact(&CompactOptions::default())
-        .wait()
-        .expect("compacted");
-    assert_eq!(
-        (again.blocks_dropped, again.blocks_moved),
-        (0, 0),
-        "{report:?}"
-    );
+    for kind in [
+        VHD,
+        Kind {
+            format: Format::Vhdx,
+            child: true,
+        },
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = kind.file(folder.path());
+        let disk = Disk::open(&path, &options(true)).expect("opened");
+        race(&disk);
+        disk.close().expect("closed");
+        drop(disk);
+        let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+        let compact = || {
+            let operation = disk.compact(&CompactOptions::default());
+            operation.wait().expect("compacted")
+        };
+        let report = compact();
+        let again = compact();
+        assert_eq!(
+            (again.blocks_dropped, again.blocks_moved),
+            (0, 0),
+            "{report:?}"
+        );
+    }
 }

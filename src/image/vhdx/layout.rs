@@ -9,8 +9,9 @@ use std::fmt;
 
 use uuid::Uuid;
 
+use super::faults::{Faults, Severity};
 use super::parameters::{Parameters, RegionCopies, cut, read_creator, read_items, read_regions};
-use super::table::{Faults, Severity, Table, TablePlace};
+use super::table::{Table, TablePlace};
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::parent::ParentLink;
@@ -24,6 +25,9 @@ use crate::image::claims::{Overlap, merged, overlaps};
 use crate::map::BlockMap;
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
+
+#[cfg(test)]
+pub(super) mod tests;
 
 /// A VHDX's metadata.
 #[derive(Debug)]
@@ -130,7 +134,7 @@ impl Layout {
         let not_writable = table
             .faults
             .first(Severity::NotWritable)
-            .or_else(|| place.beyond_end(&table).next());
+            .or_else(|| place.beyond_end(&table.map, &table.bitmap_blocks).next());
         let Table {
             map,
             bitmap_blocks,
@@ -273,7 +277,7 @@ impl<'a> Claims<'a> {
             let range = FileRange::new(*slot, self.block_size);
             (range, Owner::Block(*block))
         });
-        merged(blocks, self.others.iter().copied())
+        merged(self.others.iter().copied(), blocks)
     }
 
     /// Those that overlap.
