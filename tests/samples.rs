@@ -55,6 +55,17 @@ const KNOWN: &[Known] = &[
         disk_type: DiskType::Fixed,
         ..dynamic("qemu10-fixed-511footer.vhd", 1_048_576, 0)
     },
+    dynamic("iotest-dynamic-1G.vhdx", 1 << 30, 3),
+    dynamic("iotest-dirtylog-10G-4M.vhdx", 10 << 30, 18),
+    dynamic("test-disk2vhd.vhdx", 256 << 20, 128),
+    dynamic("qemu10-dyn-1M.vhdx", 16 << 20, 1),
+];
+
+/// Files that are not as they should be, though sound: a log to replay, a tail, headers of QEMU.
+const UNTIDY: [&str; 3] = [
+    "iotest-dirtylog-10G-4M.vhdx",
+    "test-disk2vhd.vhdx",
+    "qemu10-dyn-1M.vhdx",
 ];
 
 fn open(path: &Path, read_only: bool) -> Arc<Disk> {
@@ -102,7 +113,8 @@ fn samples_open_and_are_clean() {
             known.name
         );
         let report = check(&path, &CheckOptions::default()).expect("checked");
-        assert!(report.is_clean(), "{}: {report:?}", known.name);
+        let untidy = UNTIDY.contains(&known.name);
+        assert!(report.is_clean() || untidy, "{}: {report:?}", known.name);
         assert!(
             fs::read(&path).expect("readable") == before,
             "{} changed",
@@ -171,7 +183,6 @@ fn damaged_and_unsupported_samples_are_refused_and_explained() {
             ErrorKind::Corrupt,
             "checksum 0xfffff683",
         ),
-        ("xen-snap.vhd", ErrorKind::Incompatible, "differencing"),
     ] {
         let path = unpack(&samples, folder.path(), name);
         let before = fs::read(&path).expect("readable");
@@ -217,4 +228,91 @@ fn a_511_byte_footer_is_completed_when_opened_for_writing() {
     assert_eq!(fs::metadata(&path).expect("there").len(), 1_048_576 + 512);
     let report = check(&path, &CheckOptions::default()).expect("checked");
     assert_eq!(report, vhdfs::check::CheckReport::default());
+}
+
+/// Xen's child has no block of its own; its parent is found beside it by what Xen noted.
+#[test]
+fn xens_child_reads_as_its_parent_and_takes_writes() {
+    let Some(samples) = samples() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let child = unpack(&samples, folder.path(), "xen-snap.vhd");
+    let error = Disk::open(&child, &OpenOptions::default()).expect_err("without its parent");
+    assert_eq!(error.kind(), ErrorKind::ParentMissing, "{error}");
+    let parent = unpack(&samples, folder.path(), "xen-dyn.vhd");
+    // Xen's sample holds nothing but zeros: something to see.
+    let disk = open(&parent, false);
+    disk.write_at(&[0x33; 5 << 20], 1 << 20).expect("written");
+    drop(disk);
+
+    let before = fs::read(&parent).expect("readable");
+    let disk = open(&child, false);
+    assert_eq!(disk.info().expect("told").disk_type, DiskType::Differencing);
+    let mut all = vec![0; usize_from(disk.len())];
+    disk.read_at(&mut all, 0).expect("readable");
+    assert!(all[1 << 20..6 << 20].iter().all(|byte| *byte == 0x33));
+    disk.write_at(&[0x44; 5000], (3 << 20) + 100)
+        .expect("written");
+    disk.discard(4 << 20, 100_000).expect("discarded");
+    all[(3 << 20) + 100..][..5000].fill(0x44);
+    all[4 << 20..][..100_000].fill(0);
+    disk.close().expect("closed");
+    drop(disk);
+
+    let disk = open(&child, true);
+    let mut read = vec![0; all.len()];
+    disk.read_at(&mut read, 0).expect("readable");
+    assert!(read == all);
+    assert!(
+        fs::read(&parent).expect("readable") == before,
+        "the parent changed"
+    );
+    for path in [&child, &parent] {
+        let report = check(path, &CheckOptions::default()).expect("checked");
+        assert!(report.is_clean(), "{report:?}");
+    }
+}
+
+/// What the log of the dirty sample says is there at once; replaying it changes nothing of that, and
+/// QEMU's replay gives the same disk.
+#[test]
+fn a_dirty_log_is_replayed_as_qemu_does() {
+    let Some(samples) = samples() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = unpack(&samples, folder.path(), "iotest-dirtylog-10G-4M.vhdx");
+    let theirs = folder.path().join("theirs.vhdx");
+    fs::copy(&path, &theirs).expect("copied");
+    let dirty = fs::read(&path).expect("readable");
+    let before = content(&open(&path, true));
+    assert!(
+        fs::read(&path).expect("readable") == dirty,
+        "changed by a look"
+    );
+    assert!(!before.is_empty());
+
+    let identity = open(&path, true).identity();
+    let disk = open(&path, false);
+    assert_eq!(disk.identity(), identity, "a replay is no change");
+    assert!(content(&disk) == before);
+    disk.close().expect("closed");
+    drop(disk);
+    assert!(fs::read(&path).expect("readable") != dirty);
+    assert!(content(&open(&path, true)) == before);
+
+    let qemu = |arguments: &[&std::ffi::OsStr]| {
+        let done = std::process::Command::new("qemu-img")
+            .args(arguments)
+            .output();
+        done.ok().map(|output| output.status.success())
+    };
+    let repaired = qemu(&[
+        "check".as_ref(),
+        "-r".as_ref(),
+        "all".as_ref(),
+        theirs.as_ref(),
+    ]);
+    if repaired.is_none() {
+        return println!("skipped: no qemu-img");
+    }
+    let same = qemu(&["compare".as_ref(), path.as_ref(), theirs.as_ref()]);
+    assert_eq!((repaired, same), (Some(true), Some(true)));
 }
