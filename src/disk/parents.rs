@@ -7,10 +7,14 @@
 //!
 //! Before anything of a child is written, all of its parents are there and fit.
 
+mod adopt;
 #[cfg(test)]
 pub(crate) mod builder;
+mod family;
 #[cfg(test)]
 mod tests;
+
+pub use family::{Children, Family, Kin, children_below, is_disk_name};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -270,6 +274,13 @@ impl HostParents {
         }
         .or_else(|_| std::path::absolute(name))
         .unwrap_or_else(|_| name.to_owned())
+    }
+
+    /// Where `text`, in the image at `child`, leads to by its words alone; nothing is looked at.
+    fn named(&self, child: &Path, text: &str) -> Option<PathBuf> {
+        let scope = self.scope().ok()?;
+        let search = scope.search(&self.real(child), text);
+        search.direct.first().map(|place| scope.shown(place))
     }
 
     fn shared(&self, key: FileKey) -> Option<Arc<Disk>> {

@@ -4,18 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use crate::create::{CreateOptions, create};
-use crate::format::DiskType;
 
 pub(crate) const SIZE: u64 = 8 << 20;
 
 /// An empty dynamic VHD of [`SIZE`] bytes.
 pub(crate) fn make_disk(path: &Path) {
-    let options = CreateOptions {
-        size: SIZE,
-        disk_type: DiskType::Dynamic,
-        block_size: 2 << 20,
-    };
-    create(path, &options).unwrap();
+    create(path, &CreateOptions::dynamic(SIZE)).unwrap();
 }
 
 /// The identity of the VHD at `path`.
