@@ -149,6 +149,11 @@ impl HostDir {
         list(self.directory(path)?.as_fd())
     }
 
+    /// The root itself, for others to hold.
+    pub(super) fn root(&self) -> io::Result<OwnedFd> {
+        self.root.try_clone()
+    }
+
     pub(super) fn space(&self) -> io::Result<Space> {
         let found = rustix::fs::fstatvfs(&self.root)?;
         Ok(Space {
@@ -195,6 +200,11 @@ pub(super) fn list(directory: BorrowedFd<'_>) -> io::Result<Vec<(OsString, HostK
         entries.push((OsString::from_vec(name.to_owned()), kind));
     }
     Ok(entries)
+}
+
+/// Attributes of what is at an absolute path, wherever that is.
+pub(super) fn stat_at(path: &Path) -> io::Result<Stat> {
+    stat_with(rustix::fs::CWD, path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Attributes of an open file or directory.

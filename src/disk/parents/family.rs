@@ -22,7 +22,7 @@ const MAX_ENTRIES: usize = 200_000;
 
 /// Whether a file of this name is taken for a disk: by its extension, in any case. Its content
 /// decides only whether it can be opened.
-pub fn is_disk_name(file_name: &OsStr) -> bool {
+pub(crate) fn is_disk_name(file_name: &OsStr) -> bool {
     // `extension` is `None` for a name such as `.vhd`, which is all stem.
     let extension = Path::new(file_name).extension();
     extension.is_some_and(|found| {
@@ -34,20 +34,20 @@ pub fn is_disk_name(file_name: &OsStr) -> bool {
 
 /// An image of the tree. `K` tells one file from another.
 #[derive(Clone, Debug)]
-pub struct Kin<K, L> {
+pub(crate) struct Kin<K, L> {
     /// Which file.
-    pub key: K,
+    pub(crate) key: K,
     /// Where it is, as the source of parents knows it.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Which disk it is.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// What it says of its parent, if it has one.
-    pub link: Option<L>,
+    pub(crate) link: Option<L>,
 }
 
 /// Who is whose child.
 #[derive(Clone, Debug)]
-pub struct Family<K> {
+pub(crate) struct Family<K> {
     children: HashMap<K, Vec<PathBuf>>,
 }
 
@@ -64,7 +64,7 @@ impl<K: Copy + Eq + Hash> Family<K> {
     /// names; of several, copies of each other, the one counts that the child's paths lead to, in
     /// `parents`. Where they lead to none of them all count: better one disk too many that is not
     /// written than a child that is garbled.
-    pub fn of<L: AsRef<ParentLink>>(kin: &[Kin<K, L>], parents: &HostParents) -> Self {
+    pub(crate) fn of<L: AsRef<ParentLink>>(kin: &[Kin<K, L>], parents: &HostParents) -> Self {
         let tree = Tree::of(kin, parents);
         let mut family = Self::default();
         for child in kin {
@@ -82,12 +82,12 @@ impl<K: Copy + Eq + Hash> Family<K> {
     }
 
     /// The children of a file, sorted.
-    pub fn children(&self, of: &K) -> &[PathBuf] {
+    pub(crate) fn children(&self, of: &K) -> &[PathBuf] {
         self.children.get(of).map_or(&[], Vec::as_slice)
     }
 
     /// Whether it has any.
-    pub fn is_parent(&self, key: &K) -> bool {
+    pub(crate) fn is_parent(&self, key: &K) -> bool {
         self.children.contains_key(key)
     }
 }
@@ -134,14 +134,15 @@ impl<'a, K: Copy + Eq + Hash, L: AsRef<ParentLink>> Tree<'a, K, L> {
             return able().collect();
         }
         match self.lead_to(child, link) {
-            Some(found) if able().any(|key| key == found) => vec![found],
-            _ => able().collect(),
+            Some(found) => vec![found],
+            None => able().collect(),
         }
     }
 
     /// The file that a child's paths lead to.
     fn lead_to(&self, child: &Kin<K, L>, link: &ParentLink) -> Option<K> {
-        let fits = |kin: &&&Kin<K, L>| link.identities.contains(&kin.identity);
+        let fits =
+            |kin: &&&Kin<K, L>| link.identities.contains(&kin.identity) && kin.key != child.key;
         // By the words alone: asking the host for each of many children takes its time.
         let mut named =
             (link.paths.iter()).filter_map(|path| self.parents.named(&child.path, &path.text));
@@ -150,7 +151,7 @@ impl<'a, K: Copy + Eq + Hash, L: AsRef<ParentLink>> Tree<'a, K, L> {
             Some(found) => Some(found),
             None => {
                 let path = self.parents.locate(&child.path, link).ok()?;
-                self.by_path.get(&path)
+                self.by_path.get(&path).filter(fits)
             }
         };
         found.map(|kin| kin.key)
