@@ -145,10 +145,6 @@ impl HostDir {
         .stat()
     }
 
-    pub(super) fn list(&self, path: &Path) -> io::Result<Vec<(OsString, HostKind)>> {
-        list(self.directory(path)?.as_fd())
-    }
-
     /// The root itself, for others to hold.
     pub(super) fn root(&self) -> io::Result<OwnedFd> {
         self.root.try_clone()
