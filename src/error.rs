@@ -177,6 +177,16 @@ impl OpenError {
         &self.problem
     }
 
+    /// The file of the parent that somebody has open for writing, if that is why.
+    #[cfg(unix)]
+    pub(crate) fn parent_in_use(&self) -> Option<&Path> {
+        match &self.problem {
+            OpenProblem::Parent(ParentProblem::InUse { path, .. }) => Some(path),
+            OpenProblem::Parent(ParentProblem::Unopenable(error)) => error.parent_in_use(),
+            _ => None,
+        }
+    }
+
     /// The reason alone, for an error about the same file under another name.
     pub(crate) fn into_problem(self) -> OpenProblem {
         self.problem

@@ -7,10 +7,15 @@
 //!
 //! Before anything of a child is written, all of its parents are there and fit.
 
+mod adopt;
 #[cfg(test)]
 pub(crate) mod builder;
+mod family;
 #[cfg(test)]
 mod tests;
+
+pub use family::{Children, children_below};
+pub(crate) use family::{Family, Kin, is_disk_name};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -105,6 +110,11 @@ impl Disk {
             child: None,
         };
         level.open(storage, options, parents)
+    }
+
+    /// What the image says of its parent, if it has one.
+    pub fn parent_link(&self) -> Option<&ParentLink> {
+        self.image.parent()
     }
 
     /// How many images it consists of, itself included.
@@ -272,6 +282,13 @@ impl HostParents {
         .unwrap_or_else(|_| name.to_owned())
     }
 
+    /// Where `text`, in the image at `child`, leads to by its words alone; nothing is looked at.
+    fn named(&self, child: &Path, text: &str) -> Option<PathBuf> {
+        let scope = self.scope().ok()?;
+        let named = scope.named(&self.real(child), text);
+        named.inside.first().map(|place| scope.shown(place))
+    }
+
     fn shared(&self, key: FileKey) -> Option<Arc<Disk>> {
         self.open.lock().get(&key)?.upgrade()
     }
@@ -296,17 +313,7 @@ impl ParentSource for HostParents {
         link: &ParentLink,
         lock: bool,
     ) -> Result<FoundParent, ParentProblem> {
-        let mut hunt = Hunt {
-            parents: self,
-            scope: self.scope()?,
-            link,
-            lock,
-            listings: Listings::default(),
-            seen: Vec::new(),
-            mismatch: None,
-            tried: Vec::new(),
-        };
-        hunt.run(&self.real(child))
+        Hunt::new(self, self.scope()?, link, lock).run(&self.real(child))
     }
 
     fn opened(&self, key: FileKey, disk: &Arc<Disk>) {
@@ -330,32 +337,45 @@ struct Hunt<'a> {
     tried: Vec<String>,
 }
 
-impl Hunt<'_> {
+impl<'a> Hunt<'a> {
+    fn new(parents: &'a HostParents, scope: &'a Scope, link: &'a ParentLink, lock: bool) -> Self {
+        Self {
+            parents,
+            scope,
+            link,
+            lock,
+            listings: Listings::default(),
+            seen: Vec::new(),
+            mismatch: None,
+            tried: Vec::new(),
+        }
+    }
+
+    /// Finds the parent of the image at `child`, which is where it really is.
     fn run(&mut self, child: &Path) -> Result<FoundParent, ParentProblem> {
-        let paths = &self.link.paths;
-        let searches: Vec<_> = (paths.iter())
-            .map(|path| (&path.text, self.scope.search(child, &path.text)))
-            .collect();
-        for (text, search) in &searches {
-            for place in &search.direct {
+        let link = self.link;
+        for text in link.paths.iter().map(|path| &path.text) {
+            let named = self.scope.named(child, text);
+            for place in &named.inside {
                 if let Some(found) = self.look(place, true)? {
                     return Ok(found);
                 }
             }
-            if let Some(outside) = &search.outside {
-                self.note_outside(text, outside);
+            match &named.outside {
+                Some(outside) => self.note_outside(text, outside),
+                None if named.inside.is_empty() => {
+                    let directories = self.directories();
+                    self.note(format!("{text}: nothing of that name below {directories}"));
+                }
+                None => {}
             }
         }
         // Only then by what is left of the paths when the files have been moved.
-        for (text, search) in &searches {
-            for place in &search.guesses {
+        for text in link.paths.iter().map(|path| &path.text) {
+            for place in &self.scope.guesses(child, text) {
                 if let Some(found) = self.look(place, false)? {
                     return Ok(found);
                 }
-            }
-            if search.direct.is_empty() && search.outside.is_none() {
-                let directories = self.directories();
-                self.note(format!("{text}: nothing of that name below {directories}"));
             }
         }
         Err(match self.mismatch.take() {

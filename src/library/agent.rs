@@ -6,17 +6,18 @@
 //! that opens a disk shares the very [`Disk`](crate::disk::Disk) that is being worked on, and so
 //! never waits for more than a step.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::host_dir::{HostKind, Identity, Stamp};
+use super::Core;
+use super::family::{Family, Survey};
+use super::host_dir::{Identity, Stamp};
 use super::open_disk::{DiskState, OpenDisk};
 use super::open_disks::{Purpose, Refused};
-use super::{Core, names};
 use crate::compact::{IdlePolicy, Next};
 use crate::error::{ErrorKind, chain};
 
@@ -58,7 +59,7 @@ impl Bell {
         self.rung.notify_one();
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.state.lock().stop
     }
 
@@ -169,10 +170,7 @@ impl Agent {
                 next = next.min(due);
             }
         }
-        if self.policy.is_some() && !self.core.options.read_only {
-            next = next.min(self.visit());
-        }
-        next
+        next.min(self.visit())
     }
 
     /// When the disk is closed if nobody uses it until then.
@@ -223,7 +221,8 @@ impl Agent {
 
     fn take_turn(&self, disk: &OpenDisk, turn: &mut Turn) {
         let now = Instant::now();
-        let policy = self.policy.as_ref().filter(|_| !disk.is_read_only());
+        let left_alone = disk.is_read_only() || self.family().is_parent(&disk.identity);
+        let policy = self.policy.as_ref().filter(|_| !left_alone);
         let (Some(policy), true) = (policy, turn.phase != Phase::Off) else {
             *turn = Turn {
                 due: now + FOREVER,
@@ -276,7 +275,7 @@ impl Agent {
     }
 
     fn begin_visit(&mut self, path: PathBuf) {
-        let Ok(found) = self.core.find_disk(&path) else {
+        let Ok(found) = self.core.find_disk(&path, &self.family()) else {
             return;
         };
         let (identity, stamp) = (found.stat.identity, found.stat.stamp());
@@ -289,7 +288,7 @@ impl Agent {
             .open(&self.core.probes, found, Purpose::Visit)
         {
             Ok(_handle) => self.visiting = Some(identity),
-            Err(Refused::Failed(failure)) if failure.kind != ErrorKind::InUse => {
+            Err(Refused::Failed(failure)) if !failure.may_pass() => {
                 // Not before it has changed.
                 self.finished.insert(identity, seen(&stamp));
             }
@@ -297,44 +296,32 @@ impl Agent {
         }
     }
 
-    /// Looks for disks that may be worth a visit.
+    fn family(&self) -> Arc<Family> {
+        self.core.families.latest()
+    }
+
+    /// Looks at all disks: who is whose child, and which may be worth a visit.
     fn search(&mut self) {
-        let mut directories = vec![PathBuf::new()];
-        let mut present = HashMap::new();
-        let patience = self
-            .policy
-            .as_ref()
-            .map_or(Duration::ZERO, |policy| policy.idle_after);
-        while let Some(directory) = directories.pop() {
-            if self.core.bell.is_stopped() {
-                return;
-            }
-            let Ok(entries) = self.core.host.list(&directory) else {
-                continue;
-            };
-            for (name, kind) in entries {
-                let path = directory.join(&name);
-                match kind {
-                    HostKind::Directory => directories.push(path),
-                    HostKind::File if names::is_disk(&name) => {
-                        let Ok(stat) = self.core.host.stat(&path) else {
-                            continue;
-                        };
-                        let now_seen = seen(&stat.stamp());
-                        present.insert(stat.identity, now_seen);
-                        // Whoever still writes to it does not always hold a lock.
-                        let age = SystemTime::now().duration_since(stat.modified);
-                        let quiet = age.is_ok_and(|age| age >= patience);
-                        if quiet && self.finished.get(&stat.identity) != Some(&now_seen) {
-                            self.to_visit.push_back(path);
-                        }
-                    }
-                    HostKind::File | HostKind::Other => {}
-                }
+        let Some(Survey { files, family }) = self.core.families.survey(&self.core) else {
+            return;
+        };
+        let Some(policy) = self.policy.filter(|_| !self.core.options.read_only) else {
+            return;
+        };
+        let mut present = HashSet::new();
+        for (path, stat) in files {
+            let now_seen = seen(&stat.stamp());
+            present.insert(stat.identity);
+            // Whoever still writes to it does not always hold a lock.
+            let age = SystemTime::now().duration_since(stat.modified);
+            let quiet = age.is_ok_and(|age| age >= policy.idle_after);
+            let is_new = self.finished.get(&stat.identity) != Some(&now_seen);
+            if quiet && is_new && !family.is_parent(&stat.identity) {
+                self.to_visit.push_back(path);
             }
         }
         self.finished
-            .retain(|identity, _| present.contains_key(identity));
+            .retain(|identity, _| present.contains(identity));
     }
 }
 

@@ -45,10 +45,12 @@ pub enum LibraryError {
         kind: ErrorKind,
     },
     /// Writing was asked of a disk, or of a library, that only allows reading.
-    #[error("{}: can only be read", path.display())]
+    #[error("{}: can only be read: {reason}", path.display())]
     ReadOnly {
         /// The backing file.
         path: PathBuf,
+        /// Why, in words.
+        reason: String,
     },
     /// The library has been closed.
     #[error("the library is closed")]

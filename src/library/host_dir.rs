@@ -145,8 +145,9 @@ impl HostDir {
         .stat()
     }
 
-    pub(super) fn list(&self, path: &Path) -> io::Result<Vec<(OsString, HostKind)>> {
-        list(self.directory(path)?.as_fd())
+    /// The root itself, for others to hold.
+    pub(super) fn root(&self) -> io::Result<OwnedFd> {
+        self.root.try_clone()
     }
 
     pub(super) fn space(&self) -> io::Result<Space> {
@@ -195,6 +196,11 @@ pub(super) fn list(directory: BorrowedFd<'_>) -> io::Result<Vec<(OsString, HostK
         entries.push((OsString::from_vec(name.to_owned()), kind));
     }
     Ok(entries)
+}
+
+/// Attributes of what is at an absolute path, wherever that is.
+pub(super) fn stat_at(path: &Path) -> io::Result<Stat> {
+    stat_with(rustix::fs::CWD, path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Attributes of an open file or directory.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! # What it shows
-//! Directories as they are. Of the files, those whose name ends in `.vhd` or `.avhd` in any case,
-//! under that name with `.raw` behind it. Symbolic links, special files and all others are not
+//! Directories as they are. Of the files, those whose name ends in `.vhd`, `.avhd`, `.vhdx` or
+//! `.avhdx` in any case, under that name with `.raw` behind it. Symbolic links, special files and all others are not
 //! shown, and no link is ever followed below the root, not even one that is swapped in between a
 //! look and an open. Nothing is cached that the host may change: a new, renamed or deleted file is
 //! seen by the next call.
@@ -21,10 +21,16 @@
 //!    nothing left to do.
 //! 4. A file without any write permission bit is never written, not even by a privileged process.
 //! 5. The reason why a file cannot be opened is logged once for each state of the file.
+//! 6. A disk over which other disks of the tree are is not written: it is shown and opened read-only,
+//!    and background work leaves it alone. Whether there are any is looked up before each opening
+//!    for writing.
+//! 7. Parents are looked for below the root and in [`LibraryOptions::parent_dirs`] alone.
 
 mod agent;
 mod error;
+mod family;
 mod host_dir;
+mod look;
 mod names;
 mod nodes;
 mod open_disk;
@@ -35,10 +41,9 @@ mod probes;
 mod tests;
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -46,15 +51,19 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use crate::compact::IdlePolicy;
+use crate::disk::HostParents;
+use crate::storage::host::Scope;
 use agent::{Agent, Bell};
-use host_dir::{HostDir, HostKind, Place, Stat};
+use family::{Families, Family};
+use host_dir::{HostDir, HostKind, Place};
 use nodes::{Node, Nodes};
 use open_disks::{Found, OpenDisks, Purpose, Refused};
-use probes::{Failure, Known, Probes};
+use probes::{Failure, Probes};
 
 pub use error::LibraryError;
 pub use host_dir::Space;
 pub use nodes::NodeId;
+use open_disk::OpenDisk;
 pub use open_disk::{DiskHandle, DiskState, DiskStatus};
 
 /// How a [`Library`] works.
@@ -70,6 +79,8 @@ pub struct LibraryOptions {
     pub linger: Duration,
     /// How idle disks are compacted in the background; `None` for not at all.
     pub compact: Option<IdlePolicy>,
+    /// Further directories in which, and below which, parents of differencing disks may be.
+    pub parent_dirs: Vec<PathBuf>,
 }
 
 impl Default for LibraryOptions {
@@ -88,6 +99,7 @@ impl Default for LibraryOptions {
             max_open,
             linger: Duration::from_secs(5),
             compact: None,
+            parent_dirs: Vec::new(),
         }
     }
 }
@@ -160,6 +172,9 @@ struct Core {
     nodes: Mutex<Nodes>,
     probes: Probes,
     disks: OpenDisks,
+    families: Families,
+    /// Where the root was when it was opened, without symbolic links.
+    root: PathBuf,
     bell: Arc<Bell>,
 }
 
@@ -189,6 +204,17 @@ impl Library {
         let fail = |source| LibraryError::io(root, "open the directory", source);
         let host = HostDir::open(root).map_err(fail)?;
         let identity = host.stat(Path::new("")).map_err(fail)?.identity;
+        let mut scope = Scope::new();
+        let given = std::path::absolute(root).map_err(fail)?;
+        (host.root())
+            .and_then(|directory| scope.add_open(directory, &given))
+            .map_err(fail)?;
+        for directory in &options.parent_dirs {
+            scope
+                .add(directory)
+                .map_err(|source| LibraryError::io(directory, "open the directory", source))?;
+        }
+        let root = scope.directories().next().map(Path::to_owned);
         let bell = Arc::new(Bell::default());
         let core = Arc::new(Core {
             nodes: Mutex::new(Nodes::new(identity)),
@@ -197,8 +223,11 @@ impl Library {
                 options.max_open,
                 options.read_only,
                 options.punch_holes,
+                HostParents::within(scope),
                 bell.clone(),
             ),
+            families: Families::default(),
+            root: root.unwrap_or(given),
             host,
             options,
             bell,
@@ -208,7 +237,7 @@ impl Library {
         let thread = std::thread::Builder::new()
             .name("vhdfs-idle".to_owned())
             .spawn(move || agent.run())
-            .map_err(|source| LibraryError::io(root, "start a thread", source))?;
+            .map_err(|source| LibraryError::io(&core.root, "start a thread", source))?;
         Ok(Self {
             core,
             agent: Mutex::new(Some(thread)),
@@ -291,13 +320,15 @@ impl Library {
 
     /// Every open disk and what happens to it.
     pub fn status(&self) -> Vec<DiskStatus> {
-        self.core.disks.status()
+        let open = self.core.disks.all();
+        let status = open.iter().filter_map(|disk| self.core.status(disk));
+        status.collect()
     }
 
     /// The status of one disk; `None` where it is not open.
     pub fn disk_status(&self, node: NodeId) -> Option<DiskStatus> {
         let identity = self.core.nodes.lock().get(node)?.identity;
-        self.core.disks.get(&identity)?.status()
+        self.core.status(&*self.core.disks.get(&identity)?)
     }
 
     /// Stops background work within one step, then flushes and closes every disk, which leaves
@@ -374,101 +405,19 @@ impl Core {
         Ok(directory)
     }
 
-    fn lookup_in(
-        &self,
-        directory: BorrowedFd<'_>,
-        parent: &Path,
-        name: &OsStr,
-    ) -> Result<Attributes, LibraryError> {
-        // No way up, and none further down than one step.
-        if !matches!(
-            Path::new(name).components().collect::<Vec<_>>()[..],
-            [Component::Normal(_)]
-        ) {
-            return Err(LibraryError::NotFound {
-                path: parent.join(name),
-            });
-        }
-        let wanted = [
-            (names::backing(name), HostKind::File),
-            (Some(name), HostKind::Directory),
-        ];
-        for (host_name, kind) in wanted {
-            let Some(host_name) = host_name else { continue };
-            let place = Place {
-                directory,
-                name: host_name,
-            };
-            let path = parent.join(host_name);
-            match place.stat() {
-                Ok(stat) if stat.kind == kind => {
-                    let node = self.nodes.lock().refer(stat.identity, kind, &path);
-                    return Ok(match kind {
-                        HostKind::File => self.show_disk(node, &stat, &path, &place),
-                        _ => show(node, NodeKind::Directory, &stat, stat.len, stat.mode),
-                    });
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(LibraryError::io(&path, "read attributes", error)),
-            }
-        }
-        Err(LibraryError::NotFound {
-            path: parent.join(name),
-        })
-    }
-
-    fn attributes(&self, id: NodeId) -> Result<Attributes, LibraryError> {
-        let node = self.node(id)?;
-        let fail = |source| LibraryError::io(&node.path, "read attributes", source);
-        if node.is_directory {
-            let directory = self.open_directory(&node)?;
-            let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
-            return Ok(show(id, NodeKind::Directory, &stat, stat.len, stat.mode));
-        }
-        // Also where the file has no name any more.
-        if let Some(open) = self.disks.get(&node.identity)
-            && let Some(size) = open.virtual_size()
+    fn status(&self, open: &OpenDisk) -> Option<DiskStatus> {
+        let mut status = open.status()?;
+        status.children = self.families.latest().children(&open.identity).to_vec();
+        if let Some(parent) = &mut status.parent
+            && let Ok(below) = parent.strip_prefix(&self.root)
         {
-            let stat = open.pinned.stat().map_err(fail)?;
-            let mode = disk_mode(&stat, open.allows_writing());
-            return Ok(show(id, NodeKind::Disk, &stat, size, mode));
+            *parent = below.to_owned();
         }
-        let (directory, name) = self.host.parent(&node.path).map_err(fail)?;
-        let place = Place {
-            directory: directory.as_fd(),
-            name,
-        };
-        let stat = place.stat().map_err(fail)?;
-        if stat.identity != node.identity {
-            return Err(LibraryError::Stale { path: node.path });
-        }
-        Ok(self.show_disk(id, &stat, &node.path, &place))
+        Some(status)
     }
 
-    fn show_disk(&self, node: NodeId, stat: &Stat, path: &Path, place: &Place<'_>) -> Attributes {
-        if let Some(open) = self.disks.get(&stat.identity)
-            && let Some(size) = open.virtual_size()
-        {
-            return show(
-                node,
-                NodeKind::Disk,
-                stat,
-                size,
-                disk_mode(stat, open.allows_writing()),
-            );
-        }
-        match self.probes.look(&stat.stamp(), path, || place.pin()) {
-            Known::Disk { size, frozen } => {
-                let writable = !frozen && !self.options.read_only && place.is_writable(stat);
-                show(node, NodeKind::Disk, stat, size, disk_mode(stat, writable))
-            }
-            Known::Unopenable(_) => show(node, NodeKind::Disk, stat, 0, 0),
-        }
-    }
-
-    /// The disk file at `path`, held.
-    fn find_disk(&self, path: &Path) -> Result<Found, LibraryError> {
+    /// The disk file at `path`, held; `family` knows whether it has children.
+    fn find_disk(&self, path: &Path, family: &Family) -> Result<Found, LibraryError> {
         let fail = |source| LibraryError::io(path, "open the file", source);
         let (directory, name) = self.host.parent(path).map_err(fail)?;
         let place = Place {
@@ -488,6 +437,7 @@ impl Core {
             stat,
             pinned,
             writable,
+            is_parent: family.is_parent(&stat.identity),
         })
     }
 
@@ -497,12 +447,27 @@ impl Core {
             return Err(LibraryError::IsADirectory { path: node.path });
         }
         let path = node.path;
-        let found = match self.find_disk(&path) {
+        let family = match write {
+            _ if self.options.read_only => Some(Arc::default()),
+            // A child may have come to be since the last look.
+            true => self.families.renew(self),
+            false => self.families.known(self),
+        };
+        let family = family.ok_or(LibraryError::Closed)?;
+        let found = match self.find_disk(&path, &family) {
             Ok(found) if found.stat.identity == node.identity => found,
             // The name leads elsewhere by now; whoever asks finds out where by looking it up.
             Ok(_) | Err(LibraryError::NotFound { .. }) => return Err(LibraryError::Stale { path }),
             Err(error) => return Err(error),
         };
+        let reason = match found.is_parent {
+            _ if self.options.read_only => "all disks here are".to_owned(),
+            true => family::reason(family.children(&node.identity)),
+            false => "its permissions, or what it holds, do not allow more".to_owned(),
+        };
+        if write && found.is_parent {
+            log::warn!("{}: not opened for writing: {reason}", path.display());
+        }
         let purpose = if write { Purpose::Write } else { Purpose::Read };
         let mut handle = self
             .disks
@@ -511,32 +476,11 @@ impl Core {
                 Refused::Failed(Failure { reason, kind }) => {
                     LibraryError::Unopenable { path, reason, kind }
                 }
-                Refused::ReadOnly => LibraryError::ReadOnly { path },
+                Refused::ReadOnly => LibraryError::ReadOnly { path, reason },
                 Refused::Closed | Refused::Busy => LibraryError::Closed,
             })?;
         let kept = self.nodes.lock().see_content(id, handle.content());
         handle.set_content_kept(kept);
         Ok(handle)
     }
-}
-
-fn show(node: NodeId, kind: NodeKind, stat: &Stat, size: u64, mode: u32) -> Attributes {
-    Attributes {
-        node,
-        kind,
-        size,
-        allocated: stat.allocated,
-        accessed: stat.accessed,
-        modified: stat.modified,
-        changed: stat.changed,
-        mode,
-        uid: stat.uid,
-        gid: stat.gid,
-        links: stat.links,
-    }
-}
-
-/// A disk is data: nothing to execute.
-fn disk_mode(stat: &Stat, writable: bool) -> u32 {
-    stat.mode & if writable { 0o666 } else { 0o444 }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::agent::Bell;
-use super::host_dir::{Identity, Pinned};
+use super::host_dir::{self, Identity, Pinned, Stamp};
 use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::disk::Disk;
@@ -40,6 +40,8 @@ pub(super) struct Opened {
     pub(super) content: u64,
     /// Read-only because another program reads it, not because it must be.
     pub(super) shared: bool,
+    /// Read-only because other disks are its children.
+    pub(super) is_parent: bool,
     /// Opened for background work alone.
     pub(super) visiting: bool,
 }
@@ -52,6 +54,8 @@ pub(super) struct OpenDisk {
     content: u64,
     /// Read-only because another program reads it, not because it must be.
     shared: bool,
+    /// Read-only because other disks were its children then.
+    is_parent: bool,
     read_only: bool,
     path: Mutex<PathBuf>,
     disk: Mutex<Option<Arc<Disk>>>,
@@ -90,6 +94,19 @@ pub struct DiskStatus {
     pub reclaimed: u64,
     /// What background work does with it.
     pub state: DiskState,
+    /// The file of the disk that it is over, if it is: below the root, or absolute where that lies
+    /// elsewhere.
+    pub parent: Option<PathBuf>,
+    /// The disk files below the root that are over this one; as last looked for.
+    pub children: Vec<PathBuf>,
+}
+
+/// Whatever changes when the content of a disk does: the stamps of its file and of its parents'.
+pub(super) fn stamps(own: Stamp, disk: &Disk) -> Vec<Stamp> {
+    let parents = std::iter::successors(disk.parent(), |disk| disk.parent());
+    let found = parents.map(|parent| host_dir::stat_at(parent.path()));
+    let found = found.filter_map(|stat| Some(stat.ok()?.stamp()));
+    std::iter::once(own).chain(found).collect()
 }
 
 impl OpenDisk {
@@ -99,6 +116,7 @@ impl OpenDisk {
             pinned: opened.pinned,
             content: opened.content,
             shared: opened.shared,
+            is_parent: opened.is_parent,
             read_only: disk.is_read_only(),
             path: Mutex::new(opened.path),
             disk: Mutex::new(Some(disk)),
@@ -119,6 +137,11 @@ impl OpenDisk {
     /// Whether it is read-only because another program reads it, not because it must be.
     pub(super) fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    /// Whether it is read-only for a reason that may be gone by now.
+    pub(super) fn may_become_writable(&self) -> bool {
+        self.shared || self.is_parent
     }
 
     pub(super) fn set_path(&self, path: PathBuf) {
@@ -158,9 +181,10 @@ impl OpenDisk {
         self.read_only
     }
 
-    /// Whether a handle for writing may be had, now or once another program is gone.
+    /// Whether a handle for writing may be had, now or once another program, or the last child, is
+    /// gone.
     pub(super) fn allows_writing(&self) -> bool {
-        !self.read_only || self.shared
+        !self.read_only || self.may_become_writable()
     }
 
     pub(super) fn is_visiting(&self) -> bool {
@@ -210,18 +234,21 @@ impl OpenDisk {
         self.pinned.stat().map_or(0, |stat| stat.allocated)
     }
 
+    /// Its status, but for its children.
     pub(super) fn status(&self) -> Option<DiskStatus> {
-        let virtual_size = self.virtual_size()?;
+        let disk = self.disk()?;
         let stat = self.pinned.stat().ok()?;
         Some(DiskStatus {
             path: self.path(),
             handles: self.users(),
             read_only: self.read_only,
-            virtual_size,
+            virtual_size: disk.len(),
             length: stat.len,
             allocated: stat.allocated,
             reclaimed: self.reclaimed.load(Ordering::Relaxed),
             state: self.state.lock().clone(),
+            parent: disk.parent().map(|parent| parent.path().to_owned()),
+            children: Vec::new(),
         })
     }
 
@@ -236,7 +263,7 @@ impl OpenDisk {
         let Some(disk) = disk else { return true };
         let closed = disk.close();
         // While the lock is still held: what others do to the file from here on is not our content.
-        let stat = self.pinned.stat();
+        let stamps = (self.pinned.stat()).map(|stat| stamps(stat.stamp(), &disk));
         drop(disk);
         match &closed {
             Err(error) => log::error!(
@@ -245,8 +272,8 @@ impl OpenDisk {
                 chain(error)
             ),
             Ok(()) => {
-                if let Ok(stat) = stat {
-                    probes.content_at_close(&stat.stamp(), self.content);
+                if let Ok(stamps) = stamps {
+                    probes.content_at_close(stamps, self.content);
                 }
             }
         }

@@ -7,23 +7,32 @@
 //! 3. When a disk is closed nobody but the closer refers to it, so its descriptor and its lock are
 //!    gone once that returns.
 //!
+//! 4. A disk that has children is opened read-only, and so are all parents of an open disk; their
+//!    locks keep each from being opened for writing. What keeps a parent and has no users (a disk
+//!    that lingers, or is being compacted) gives way.
+//!
 //! Lock order: `slots`, then a disk's `work`, then its `disk`. No lock but `work` is held across
 //! host I/O; `work` is held for one step of background work.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::agent::Bell;
-use super::host_dir::{Identity, Pinned, Stat};
-use super::open_disk::{DiskHandle, DiskStatus, OpenDisk, Opened};
-use super::probes::{Failure, Probes};
-use crate::disk::{Disk, OpenOptions};
+use super::host_dir::{self, Identity, Pinned, Stat};
+use super::open_disk::{DiskHandle, OpenDisk, Opened, stamps};
+use super::probes::{Failure, KnownDisk, Probes};
+use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::storage::host::{HostFile, HostOptions};
+
+/// How often a parent that is in use is asked for, and how long in between.
+const ATTEMPTS: u32 = 50;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 
 /// A file that is to be opened: found, and held so that it stays the one that was found.
 #[derive(Debug)]
@@ -33,6 +42,8 @@ pub(super) struct Found {
     pub(super) pinned: Pinned,
     /// Whether its permissions and file system let us write.
     pub(super) writable: bool,
+    /// Whether other disks are its children.
+    pub(super) is_parent: bool,
 }
 
 /// What a disk is opened for.
@@ -73,6 +84,7 @@ pub(super) struct OpenDisks {
     max_open: NonZeroUsize,
     read_only: bool,
     punch_holes: bool,
+    parents: HostParents,
     bell: Arc<Bell>,
 }
 
@@ -81,6 +93,7 @@ impl OpenDisks {
         max_open: NonZeroUsize,
         read_only: bool,
         punch_holes: bool,
+        parents: HostParents,
         bell: Arc<Bell>,
     ) -> Self {
         Self {
@@ -92,8 +105,14 @@ impl OpenDisks {
             max_open,
             read_only,
             punch_holes,
+            parents,
             bell,
         }
+    }
+
+    /// Where parents are looked for.
+    pub(super) fn parents(&self) -> &HostParents {
+        &self.parents
     }
 
     /// The open disk of that file, if it is open.
@@ -113,10 +132,6 @@ impl OpenDisks {
         open.collect()
     }
 
-    pub(super) fn status(&self) -> Vec<DiskStatus> {
-        self.all().iter().filter_map(|disk| disk.status()).collect()
-    }
-
     /// A handle to the disk in `found`, which is opened if need be.
     pub(super) fn open(
         &self,
@@ -124,7 +139,7 @@ impl OpenDisks {
         found: Found,
         purpose: Purpose,
     ) -> Result<DiskHandle, Refused> {
-        if purpose != Purpose::Read && (self.read_only || !found.writable) {
+        if purpose != Purpose::Read && (self.read_only || !found.writable || found.is_parent) {
             return Err(Refused::ReadOnly);
         }
         if let Some(handle) = self.join(probes, &found, purpose)? {
@@ -170,8 +185,9 @@ impl OpenDisks {
                 Some(Slot::Busy) => self.settled.wait(&mut slots),
                 Some(Slot::Open(owner)) => {
                     let owner = owner.clone();
-                    if purpose == Purpose::Write && owner.is_shared() && owner.users() == 0 {
-                        // The other reader may be gone: try again to get it for writing.
+                    let reopen = purpose == Purpose::Write && owner.may_become_writable();
+                    if reopen && owner.users() == 0 {
+                        // The other reader, or the child, may be gone: try to get it for writing.
                         slots.by_identity.put(identity, Slot::Busy);
                         drop(slots);
                         owner.shut(probes);
@@ -197,10 +213,13 @@ impl OpenDisks {
         purpose: Purpose,
     ) -> Result<DiskHandle, Refused> {
         let writable = purpose == Purpose::Write;
-        if writable && owner.is_shared() {
-            let reason = "another program reads it; close it there first".to_owned();
+        if writable && owner.may_become_writable() {
+            let reason = match owner.is_shared() {
+                true => "another program reads it; close it there first",
+                false => "it was opened read-only when it had children; close it first",
+            };
             return Err(Refused::Failed(Failure {
-                reason,
+                reason: reason.to_owned(),
                 kind: ErrorKind::InUse,
             }));
         }
@@ -218,20 +237,20 @@ impl OpenDisks {
     ) -> Result<(Arc<OpenDisk>, Arc<Disk>), Refused> {
         let stamp = found.stat.stamp();
         let mut shared = false;
-        let opened = if self.read_only || !found.writable {
-            self.open_host(&found, true)
+        let opened = if self.read_only || !found.writable || found.is_parent {
+            self.open_host(probes, &found, true)
         } else {
-            self.open_host(&found, false)
+            self.open_host(probes, &found, false)
                 .or_else(|error| match error.problem() {
                     OpenProblem::NotWritable(reason) if purpose != Purpose::Visit => {
                         let path = found.path.display();
                         log::warn!("{path}: opened read-only, it cannot be written: {reason}");
-                        self.open_host(&found, true)
-                            .inspect(|disk| probes.freeze(&stamp, disk.len()))
+                        self.open_host(probes, &found, true)
+                            .inspect(|disk| probes.freeze(&stamp, KnownDisk::of(disk)))
                     }
                     OpenProblem::InUse(_) if purpose == Purpose::Read => {
                         shared = true;
-                        self.open_host(&found, true)
+                        self.open_host(probes, &found, true)
                     }
                     _ => Err(error),
                 })
@@ -254,15 +273,59 @@ impl OpenDisks {
             identity: stamp.identity,
             pinned: found.pinned,
             path: found.path,
-            content: probes.content_at_open(&stamp),
+            content: probes.content_at_open(&stamps(stamp, &disk)),
             shared,
+            is_parent: found.is_parent && found.writable && !self.read_only,
             visiting: purpose == Purpose::Visit,
         };
         let owner = Arc::new(OpenDisk::new(disk.clone(), opened));
         Ok((owner, disk))
     }
 
-    fn open_host(&self, found: &Found, read_only: bool) -> Result<Arc<Disk>, OpenError> {
+    fn open_host(
+        &self,
+        probes: &Probes,
+        found: &Found,
+        read_only: bool,
+    ) -> Result<Arc<Disk>, OpenError> {
+        let mut attempts = 0;
+        loop {
+            let opened = self.try_host(found, read_only);
+            attempts += 1;
+            match &opened {
+                Err(error) if attempts < ATTEMPTS => match error.parent_in_use() {
+                    Some(parent) if self.release(probes, found, parent) => {}
+                    _ => return opened,
+                },
+                _ => return opened,
+            }
+        }
+    }
+
+    /// Closes a disk that `child` wants as a parent, unless it has users. Whether it may be free now.
+    fn release(&self, probes: &Probes, child: &Found, parent: &Path) -> bool {
+        let Ok(stat) = host_dir::stat_at(parent) else {
+            return false;
+        };
+        if stat.identity == child.stat.identity {
+            // It is its own ancestor.
+            return false;
+        }
+        let is_busy = match self.slots.lock().by_identity.peek(&stat.identity) {
+            None => return false,
+            Some(Slot::Open(_)) => false,
+            Some(Slot::Busy) => true,
+        };
+        if is_busy {
+            // Being opened, perhaps for background work, or closed. Not waited for: its opener may
+            // want a parent in turn.
+            std::thread::sleep(BETWEEN_ATTEMPTS);
+            return true;
+        }
+        self.close_unused(probes, &stat.identity).is_some()
+    }
+
+    fn try_host(&self, found: &Found, read_only: bool) -> Result<Arc<Disk>, OpenError> {
         let host = HostOptions {
             read_only,
             lock: true,
@@ -274,7 +337,7 @@ impl OpenDisks {
             lock: true,
             punch_holes: self.punch_holes,
         };
-        Disk::open_storage(Arc::new(storage), &found.path, &options)
+        Disk::open_storage_with(Arc::new(storage), &found.path, &options, &self.parents)
     }
 
     /// Closes the disks that have been unused longest, until no more than the limit are open.

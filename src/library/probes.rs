@@ -1,4 +1,4 @@
-//! What is known of files that are not open: their disk's size, or why they have none.
+//! What is known of files that are not open: their disk's size and parent, or why they have none.
 //!
 //! A file is looked at once for each of its stamps, so listing thousands of disks again costs no
 //! more than their attributes; what is remembered is bounded. Looking takes no lock.
@@ -6,18 +6,24 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::host_dir::{Identity, Pinned, Stamp};
+use crate::disk::Disk;
 use crate::error::{ErrorKind, OpenError, OpenProblem};
+use crate::format::parent::{self, ParentLink};
 use crate::image;
 use crate::storage::host::{HostFile, HostOptions};
 
 /// How many files are remembered: some hundred bytes each.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
+
+/// Of how many it is remembered what was said of them.
+const SAID: NonZeroUsize = NonZeroUsize::new(1 << 12).expect("not zero");
 
 /// After this, a file that the host failed to give us is looked at again though it looks the same.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -25,10 +31,35 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// What is known of a file.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
-    /// It holds a disk of `size` bytes; `frozen` where it can be read but must not be written.
-    Disk { size: u64, frozen: bool },
+    /// It holds a disk.
+    Disk(KnownDisk),
     /// It cannot be opened.
     Unopenable(Failure),
+}
+
+/// What is known of a disk.
+#[derive(Clone, Debug)]
+pub(super) struct KnownDisk {
+    /// Its size in bytes.
+    pub(super) size: u64,
+    /// It can be read but must not be written.
+    pub(super) frozen: bool,
+    /// Which disk it is.
+    pub(super) identity: parent::Identity,
+    /// What it says of its parent, if it has one.
+    pub(super) link: Option<Arc<ParentLink>>,
+}
+
+impl KnownDisk {
+    /// What an open disk tells.
+    pub(super) fn of(disk: &Disk) -> Self {
+        Self {
+            size: disk.len(),
+            frozen: false,
+            identity: disk.identity(),
+            link: disk.parent_link().cloned().map(Arc::new),
+        }
+    }
 }
 
 /// Why a file cannot be opened as a disk.
@@ -46,6 +77,14 @@ impl Failure {
             kind: error.kind(),
         }
     }
+
+    /// Whether it may be otherwise though the file stays as it is.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(
+            self.kind,
+            ErrorKind::Io | ErrorKind::InUse | ErrorKind::ParentMissing | ErrorKind::ParentMismatch
+        )
+    }
 }
 
 #[derive(Debug)]
@@ -58,12 +97,14 @@ struct Remembered {
 #[derive(Debug)]
 pub(super) struct Probes {
     known: Mutex<LruCache<Stamp, Remembered>>,
+    /// What has been logged.
+    said: Mutex<LruCache<Stamp, String>>,
     contents: Mutex<Contents>,
 }
 
 #[derive(Debug)]
 struct Contents {
-    closed: LruCache<Identity, (Stamp, u64)>,
+    closed: LruCache<Identity, (Vec<Stamp>, u64)>,
     next: u64,
 }
 
@@ -71,6 +112,7 @@ impl Probes {
     pub(super) fn new() -> Self {
         Self {
             known: Mutex::new(LruCache::new(REMEMBERED)),
+            said: Mutex::new(LruCache::new(SAID)),
             contents: Mutex::new(Contents {
                 closed: LruCache::new(REMEMBERED),
                 next: 0,
@@ -92,7 +134,8 @@ impl Probes {
             return found.known.clone();
         }
         match probe(path, pin) {
-            Ok(known) => {
+            Ok(disk) => {
+                let known = Known::Disk(disk);
                 self.remember(stamp, known.clone());
                 known
             }
@@ -105,35 +148,39 @@ impl Probes {
     }
 
     /// Remembers that the disk can only be opened for reading.
-    pub(super) fn freeze(&self, stamp: &Stamp, size: u64) {
-        self.remember(stamp, Known::Disk { size, frozen: true });
+    pub(super) fn freeze(&self, stamp: &Stamp, disk: KnownDisk) {
+        let frozen = KnownDisk {
+            frozen: true,
+            ..disk
+        };
+        self.remember(stamp, Known::Disk(frozen));
     }
 
     /// Remembers and logs why the file cannot be opened; says nothing where it said the same of
     /// this very file already.
     pub(super) fn fail(&self, stamp: &Stamp, path: &Path, failure: Failure) {
-        let said = self.known.lock().peek(stamp).is_some_and(|found| {
-            matches!(&found.known, Known::Unopenable(known) if known.reason == failure.reason)
-        });
-        if !said {
+        let before = self.said.lock().put(*stamp, failure.reason.clone());
+        if before.as_ref() != Some(&failure.reason) {
             log::error!("{}: {}", path.display(), failure.reason);
         }
         self.remember(stamp, Known::Unopenable(failure));
     }
 
     fn remember(&self, stamp: &Stamp, known: Known) {
-        // The bytes of a file stay what they are while its stamp does; the host's mood does not.
-        let passes = matches!(&known, Known::Unopenable(failure) if failure.kind == ErrorKind::Io);
+        // The bytes of a file stay what they are while its stamp does; the host's mood, and what
+        // lies beside the file, do not.
+        let passes = matches!(&known, Known::Unopenable(failure) if failure.may_pass());
         let until = passes.then(|| Instant::now() + RETRY_AFTER);
         self.known.lock().put(*stamp, Remembered { known, until });
     }
 
-    /// A number for the content of the file that is about to be opened: the one it had when it was
-    /// last closed, unless it has changed since.
-    pub(super) fn content_at_open(&self, stamp: &Stamp) -> u64 {
+    /// A number for the content of the disk that is about to be opened, from the stamps of its own
+    /// file and of its parents': the one it had when it was last closed, unless it has changed since.
+    pub(super) fn content_at_open(&self, stamps: &[Stamp]) -> u64 {
         let mut contents = self.contents.lock();
-        if let Some((closed, content)) = contents.closed.get(&stamp.identity)
-            && closed == stamp
+        if let Some(own) = stamps.first()
+            && let Some((closed, content)) = contents.closed.get(&own.identity)
+            && closed == stamps
         {
             return *content;
         }
@@ -142,16 +189,16 @@ impl Probes {
     }
 
     /// Remembers how a file looks now that it has been closed with that content.
-    pub(super) fn content_at_close(&self, stamp: &Stamp, content: u64) {
-        self.contents
-            .lock()
-            .closed
-            .put(stamp.identity, (*stamp, content));
+    pub(super) fn content_at_close(&self, stamps: Vec<Stamp>, content: u64) {
+        if let Some(own) = stamps.first() {
+            let identity = own.identity;
+            self.contents.lock().closed.put(identity, (stamps, content));
+        }
     }
 }
 
 /// Looks at the file that `pin` gives.
-fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<Known, OpenError> {
+fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownDisk, OpenError> {
     let pinned = pin().map_err(|source| {
         OpenError::new(
             path,
@@ -168,8 +215,10 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<Known,
     };
     let file = HostFile::open(&pinned.path(), &options)?;
     let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
-    Ok(Known::Disk {
+    Ok(KnownDisk {
         size: probe.virtual_size,
         frozen: probe.not_writable.is_some(),
+        identity: probe.identity,
+        link: probe.parent.map(Arc::new),
     })
 }

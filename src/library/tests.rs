@@ -64,7 +64,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 fn shows_disks_and_directories_alone() {
     let root = sample();
     fs::write(root.path().join("notes.txt"), "x").unwrap();
-    fs::write(root.path().join("c.vhdx"), "x").unwrap();
+    fs::write(root.path().join("c.vhdx.txt"), "x").unwrap();
     symlink("a.vhd", root.path().join("link.vhd")).unwrap();
     symlink("/", root.path().join("everything")).unwrap();
     fs::create_dir(root.path().join("a.vhd.raw")).unwrap();
@@ -86,7 +86,7 @@ fn shows_disks_and_directories_alone() {
         "link.vhd.raw",
         "everything",
         "notes.txt",
-        "c.vhdx",
+        "c.vhdx.txt",
         "..",
     ] {
         let found = library.lookup(NodeId::ROOT, OsStr::new(name));

@@ -9,7 +9,7 @@ mod scope;
 mod unix;
 
 #[cfg(unix)]
-pub use scope::{Candidate, FileKey, Found, Listings, Miss, Scope, Search};
+pub use scope::{Candidate, FileKey, Found, Listings, Miss, Named, Scope};
 #[cfg(unix)]
 pub use unix::{HostFile, sync_directory_of};
 

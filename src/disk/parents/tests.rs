@@ -5,6 +5,7 @@ use tempfile::TempDir;
 use super::builder::{identity_of, make_child, make_child_of, make_disk};
 use super::*;
 use crate::error::ErrorKind;
+use crate::format::parent::Identity;
 
 const READ_ONLY: OpenOptions = OpenOptions {
     read_only: true,

@@ -62,15 +62,13 @@ pub struct Candidate {
     path: PathBuf,
 }
 
-/// Where a path may lead to.
+/// Where a path leads: nowhere that this host knows, inside, or outside of a scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Search {
-    /// The places that it names.
-    pub direct: Vec<Candidate>,
-    /// Where it leads, if that is outside of the scope.
+pub struct Named {
+    /// The places inside: several where directories of the scope lie in each other.
+    pub inside: Vec<Candidate>,
+    /// The place, if it is outside.
     pub outside: Option<PathBuf>,
-    /// Places where its last names may lead to if the files were moved, the longest part first.
-    pub guesses: Vec<Candidate>,
 }
 
 /// Why there is no file at a place.
@@ -172,28 +170,36 @@ impl Scope {
         }
     }
 
-    /// Where `text`, found in the file at `file`, may lead. `file` is absolute and without symbolic
+    /// Where `text`, found in the file at `file`, leads. `file` is absolute and without symbolic
     /// links.
-    pub fn search(&self, file: &Path, text: &str) -> Search {
+    pub fn named(&self, file: &Path, text: &str) -> Named {
         let Some(path) = ForeignPath::parse(text) else {
-            return Search::default();
+            return Named::default();
         };
-        let home = file.parent().unwrap_or(Path::new("/"));
-        let named = match path.anchor {
-            Anchor::Elsewhere => None,
-            Anchor::Root => Some(Path::new("/").join(joined(&path.names))),
+        let start = match path.anchor {
+            Anchor::Elsewhere => return Named::default(),
+            Anchor::Root => Path::new("/"),
             Anchor::Directory { up } => {
-                let start = home.ancestors().nth(up).unwrap_or(Path::new("/"));
-                Some(start.join(joined(&path.names)))
+                let home = file.parent().unwrap_or(Path::new("/"));
+                home.ancestors().nth(up).unwrap_or(Path::new("/"))
             }
         };
-        let direct = named.as_deref().map_or(Vec::new(), |at| self.below(at));
-        let mut search = Search {
-            outside: named.filter(|_| direct.is_empty()),
-            direct,
-            guesses: Vec::new(),
+        let place = start.join(joined(&path.names));
+        let inside = self.below(&place);
+        Named {
+            outside: Some(place).filter(|_| inside.is_empty()),
+            inside,
+        }
+    }
+
+    /// Where its last names may lead to if the files were moved: from the directory of `file` and
+    /// from those of the scope, the longest part of the path first.
+    pub fn guesses(&self, file: &Path, text: &str) -> Vec<Candidate> {
+        let mut guesses = Vec::new();
+        let Some(path) = ForeignPath::parse(text) else {
+            return guesses;
         };
-        let mut bases = self.below(home);
+        let mut bases = self.below(file.parent().unwrap_or(Path::new("/")));
         bases.truncate(1);
         bases.extend((0..self.roots.len()).map(|root| Candidate {
             root,
@@ -207,12 +213,12 @@ impl Scope {
                     root: base.root,
                     path: base.path.join(&rest),
                 };
-                if !search.direct.contains(&guess) && !search.guesses.contains(&guess) {
-                    search.guesses.push(guess);
+                if !guesses.contains(&guess) {
+                    guesses.push(guess);
                 }
             }
         }
-        search
+        guesses
     }
 
     /// The places that are this one.

@@ -35,10 +35,10 @@ fn scope(roots: &[PathBuf]) -> Scope {
 
 /// The first file that `text`, in `child`, leads to, and its content.
 fn follow(scope: &Scope, child: &Path, text: &str) -> Option<(PathBuf, String)> {
-    let search = scope.search(child, text);
+    let mut places = scope.named(child, text).inside;
+    places.extend(scope.guesses(child, text));
     let mut listings = Listings::default();
-    let places = search.direct.iter().chain(&search.guesses);
-    let found = places
+    let found = (places.iter())
         .filter_map(|place| scope.look(place, &mut listings).ok())
         .flatten()
         .next()?;
@@ -102,7 +102,7 @@ fn nothing_outside_is_reached() {
         secret.to_str().unwrap(),
     ];
     for text in outside {
-        assert_eq!(inside.search(&child, text).outside, Some(secret.clone()));
+        assert_eq!(inside.named(&child, text).outside, Some(secret.clone()));
         assert_eq!(follow(&inside, &child, text), None, "{text}");
     }
     for text in [
@@ -117,7 +117,7 @@ fn nothing_outside_is_reached() {
     }
     let mut listings = Listings::default();
     for name in ["relative.vhd", "absolute.vhd", "directory/secret.vhd"] {
-        let place = inside.search(&child, name).direct.remove(0);
+        let place = inside.named(&child, name).inside.remove(0);
         let looked = inside.look(&place, &mut listings);
         assert!(matches!(looked, Err(Miss::Outside)), "{name}: {looked:?}");
     }
@@ -200,8 +200,8 @@ fn what_is_special_is_neither_opened_nor_waited_for() {
     let mut listings = Listings::default();
     for (name, what) in [("fifo.vhd", "a FIFO"), ("directory.vhd", "a directory")] {
         let place = scope
-            .search(&top.join("in/child.vhd"), name)
-            .direct
+            .named(&top.join("in/child.vhd"), name)
+            .inside
             .remove(0);
         match scope.look(&place, &mut listings) {
             Err(miss @ Miss::Special(_)) => assert!(miss.to_string().contains(what), "{miss}"),
@@ -215,6 +215,6 @@ fn endless_paths_cost_little() {
     let (_folder, top) = tree();
     let scope = scope(&[top.join("in"), top.join("out")]);
     let text = r"D:\a\".repeat(60);
-    let search = scope.search(&top.join("in/child.vhd"), &text);
-    assert!(search.guesses.len() <= 3 * MAX_GUESSED_NAMES);
+    let guesses = scope.guesses(&top.join("in/child.vhd"), &text);
+    assert!(guesses.len() <= 3 * MAX_GUESSED_NAMES);
 }

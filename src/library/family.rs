@@ -1,0 +1,180 @@
+//! Which disks of the directory are parents of others, and so must not change.
+//!
+//! That is found out by looking at every disk file of the tree: at its attributes each time, and at
+//! its content once for each state of the file. Whoever is about to write wants to know it as it is
+//! now; for what is only shown, the latest findings do.
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::host_dir::{self, HostKind, Identity, Place, Stat};
+use super::probes::Known;
+use super::{Core, names};
+use crate::disk::{self, Kin};
+use crate::format::parent::ParentLink;
+
+/// Who is whose child; children by their path below the root.
+pub(super) type Family = disk::Family<Identity>;
+
+/// A look at the whole tree.
+pub(super) struct Survey {
+    /// Every disk file, below the root.
+    pub(super) files: Vec<(PathBuf, Stat)>,
+    pub(super) family: Arc<Family>,
+}
+
+/// The latest findings.
+#[derive(Default)]
+pub(super) struct Families {
+    state: Mutex<State>,
+    /// A survey is over.
+    over: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    latest: Option<Arc<Family>>,
+    /// Surveys that were begun and that are over. One runs at a time.
+    begun: u64,
+    over: u64,
+}
+
+impl Families {
+    /// As of the last survey.
+    pub(super) fn latest(&self) -> Arc<Family> {
+        self.state.lock().latest.clone().unwrap_or_default()
+    }
+
+    /// As of any survey: waits for the first. `None` where the library is being closed.
+    pub(super) fn known(&self, core: &Core) -> Option<Arc<Family>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(latest) = &state.latest {
+                return Some(latest.clone());
+            }
+            if state.begun == state.over {
+                return self.run(state, core).map(|survey| survey.family);
+            }
+            self.over.wait(&mut state);
+        }
+    }
+
+    /// As of a survey that began after the call, shared with others who want the same. `None` where
+    /// the library is being closed.
+    pub(super) fn renew(&self, core: &Core) -> Option<Arc<Family>> {
+        let mut state = self.state.lock();
+        let wanted = state.begun + 1;
+        while state.over < wanted {
+            if state.begun == state.over {
+                return self.run(state, core).map(|survey| survey.family);
+            }
+            self.over.wait(&mut state);
+        }
+        let latest = state.latest.clone();
+        latest.filter(|_| !core.bell.is_stopped())
+    }
+
+    /// Looks at the tree. `None` where the library is being closed.
+    pub(super) fn survey(&self, core: &Core) -> Option<Survey> {
+        let mut state = self.state.lock();
+        while state.begun != state.over {
+            self.over.wait(&mut state);
+        }
+        self.run(state, core)
+    }
+
+    fn run(&self, mut state: MutexGuard<'_, State>, core: &Core) -> Option<Survey> {
+        state.begun += 1;
+        drop(state);
+        let found = core.survey();
+        let mut state = self.state.lock();
+        state.over = state.begun;
+        if let Some(found) = &found {
+            state.latest = Some(found.family.clone());
+        }
+        drop(state);
+        self.over.notify_all();
+        found
+    }
+}
+
+impl Core {
+    fn survey(&self) -> Option<Survey> {
+        let mut files = Vec::new();
+        let mut kin = Vec::new();
+        let mut directories = vec![PathBuf::new()];
+        while let Some(path) = directories.pop() {
+            if self.bell.is_stopped() {
+                return None;
+            }
+            let Ok(directory) = self.host.directory(&path) else {
+                continue;
+            };
+            let Ok(entries) = host_dir::list(directory.as_fd()) else {
+                continue;
+            };
+            for (name, kind) in entries {
+                let place = Place {
+                    directory: directory.as_fd(),
+                    name: &name,
+                };
+                match kind {
+                    HostKind::Directory => directories.push(path.join(&name)),
+                    HostKind::File if names::is_disk(&name) => {
+                        let Ok(stat) = place.stat() else { continue };
+                        let file = path.join(&name);
+                        kin.extend(self.kin(&file, &stat, &place));
+                        files.push((file, stat));
+                    }
+                    HostKind::File | HostKind::Other => {}
+                }
+            }
+        }
+        let family = Arc::new(Family::of(&kin, self.disks.parents()));
+        Some(Survey { files, family })
+    }
+
+    fn kin(
+        &self,
+        path: &Path,
+        stat: &Stat,
+        place: &Place<'_>,
+    ) -> Option<Kin<Identity, Arc<ParentLink>>> {
+        let open = self.disks.get(&stat.identity);
+        let (identity, link) = match open.and_then(|open| open.disk()) {
+            Some(disk) => (disk.identity(), disk.parent_link().cloned().map(Arc::new)),
+            None => match self.probes.look(&stat.stamp(), path, || place.pin()) {
+                Known::Disk(known) => (known.identity, known.link),
+                Known::Unopenable(_) => return None,
+            },
+        };
+        Some(Kin {
+            key: stat.identity,
+            path: path.to_owned(),
+            identity,
+            link,
+        })
+    }
+}
+
+/// Why a disk with these children is not written.
+pub(super) fn reason(children: &[PathBuf]) -> String {
+    const LISTED: usize = 3;
+    let mut names: Vec<String> = (children.iter().take(LISTED))
+        .map(|path| path.display().to_string())
+        .collect();
+    let more = children.len().saturating_sub(LISTED);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    format!(
+        "has children, which rely on its content: {}",
+        names.join(", ")
+    )
+}

@@ -1,0 +1,293 @@
+//! Tests of parents and children in a library.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::time::{Duration, Instant, SystemTime};
+
+use tempfile::TempDir;
+
+use super::super::{
+    Attributes, DiskHandle, DiskState, Library, LibraryError, LibraryOptions, NodeId,
+};
+use super::*;
+use crate::compact::IdlePolicy;
+use crate::disk::parents::builder::{make_child, make_disk};
+use crate::error::ErrorKind;
+
+/// A directory with `base.vhd` and, below `sub`, its child `one.vhd` with the child `two.vhd`.
+fn sample() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fs::create_dir(at("sub")).unwrap();
+    make_disk(&at("base.vhd"));
+    make_child(&at("sub/one.vhd"), &at("base.vhd"), r"..\base.vhd");
+    make_child(&at("sub/two.vhd"), &at("sub/one.vhd"), r".\one.vhd");
+    root
+}
+
+fn open(root: &TempDir) -> Library {
+    open_with(root, LibraryOptions::default())
+}
+
+fn open_with(root: &TempDir, options: LibraryOptions) -> Library {
+    Library::open(root.path(), options).unwrap()
+}
+
+fn find(library: &Library, name: &str) -> Attributes {
+    let mut node = NodeId::ROOT;
+    let mut names = name.split('/').peekable();
+    loop {
+        let name = names.next().unwrap();
+        let shown = match names.peek() {
+            Some(_) => name.to_owned(),
+            None => format!("{name}.raw"),
+        };
+        let found = library.lookup(node, OsStr::new(&shown)).unwrap();
+        if names.peek().is_none() {
+            return found;
+        }
+        node = found.node;
+    }
+}
+
+fn read(library: &Library, name: &str) -> DiskHandle {
+    library.open_disk(find(library, name).node, false).unwrap()
+}
+
+fn write(library: &Library, name: &str) -> Result<DiskHandle, LibraryError> {
+    library.open_disk(find(library, name).node, true)
+}
+
+fn writable(library: &Library, name: &str) -> bool {
+    find(library, name).mode & 0o222 != 0
+}
+
+fn refused_for(library: &Library, name: &str) -> String {
+    match write(library, name) {
+        Err(LibraryError::ReadOnly { reason, .. }) => reason,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_has_children_is_read_only() {
+    let root = sample();
+    let library = open(&root);
+    assert!(
+        refused_for(&library, "base.vhd")
+            .contains("has children, which rely on its content: sub/one.vhd")
+    );
+    assert!(refused_for(&library, "sub/one.vhd").contains("sub/two.vhd"));
+    assert!(!writable(&library, "base.vhd") && !writable(&library, "sub/one.vhd"));
+    assert!(writable(&library, "sub/two.vhd"));
+    let base = read(&library, "base.vhd");
+    assert!(base.disk().is_read_only());
+
+    let two = write(&library, "sub/two.vhd").unwrap();
+    two.disk().write_at(b"two's own", 4096).unwrap();
+    let status = library
+        .disk_status(find(&library, "sub/two.vhd").node)
+        .unwrap();
+    assert_eq!(status.parent, Some(PathBuf::from("sub/one.vhd")));
+    assert!(status.children.is_empty());
+    let status = library
+        .disk_status(find(&library, "base.vhd").node)
+        .unwrap();
+    assert_eq!(
+        (status.parent, status.children),
+        (None, vec![PathBuf::from("sub/one.vhd")])
+    );
+    let mut bytes = [1; 9];
+    base.disk().read_at(&mut bytes, 4096).unwrap();
+    assert_eq!(bytes, [0; 9]);
+}
+
+#[test]
+fn children_that_come_and_go_are_noticed_before_each_opening_for_writing() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    make_disk(&at("base.vhd"));
+    let library = open(&root);
+    drop(write(&library, "base.vhd").unwrap());
+    make_child(&at("new.vhd"), &at("base.vhd"), "base.vhd");
+    assert!(refused_for(&library, "base.vhd").contains("new.vhd"));
+    assert!(!writable(&library, "base.vhd"));
+    // It lingers, open for writing, but gives way.
+    assert!(library.status().iter().any(|disk| !disk.read_only));
+    let child = read(&library, "new.vhd");
+    drop(read(&library, "base.vhd"));
+    fs::remove_file(at("new.vhd")).unwrap();
+    drop(child);
+    // As soon as the child that is gone is closed, and the parent's look at it with it.
+    eventually("writable again", || write(&library, "base.vhd").is_ok());
+    assert!(writable(&library, "base.vhd"));
+}
+
+#[test]
+fn a_parent_that_is_written_and_a_child_exclude_each_other() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    make_disk(&at("base.vhd"));
+    let library = open(&root);
+    let writer = write(&library, "base.vhd").unwrap();
+    make_child(&at("new.vhd"), &at("base.vhd"), "base.vhd");
+    match library.open_disk(find(&library, "new.vhd").node, false) {
+        Err(LibraryError::Unopenable {
+            kind: ErrorKind::InUse,
+            reason,
+            ..
+        }) => {
+            assert!(reason.contains("base.vhd is open for writing"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    writer.disk().write_at(b"still works", 0).unwrap();
+    drop(writer);
+    let child = write(&library, "new.vhd").unwrap();
+    let mut bytes = [0; 11];
+    child.disk().read_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"still works");
+    assert!(refused_for(&library, "base.vhd").contains("new.vhd"));
+}
+
+#[test]
+fn parents_elsewhere_need_leave() {
+    let root = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let base = elsewhere.path().join("base.vhd");
+    make_disk(&base);
+    let path = base.to_str().unwrap();
+    make_child(&root.path().join("child.vhd"), &base, path);
+    let library = open(&root);
+    match library.open_disk(find(&library, "child.vhd").node, true) {
+        Err(LibraryError::Unopenable {
+            kind: ErrorKind::ParentMissing,
+            reason,
+            ..
+        }) => {
+            assert!(reason.contains("--parent-dir"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // What is missing may come.
+    fs::copy(&base, root.path().join("base.vhd")).unwrap();
+    let child = read(&library, "child.vhd");
+    let status = library
+        .disk_status(find(&library, "child.vhd").node)
+        .unwrap();
+    assert_eq!(status.parent, Some(PathBuf::from("base.vhd")));
+    drop(child);
+    library.close();
+    fs::remove_file(root.path().join("base.vhd")).unwrap();
+
+    let options = LibraryOptions {
+        parent_dirs: vec![elsewhere.path().to_owned()],
+        ..LibraryOptions::default()
+    };
+    let library = open_with(&root, options);
+    let _child = write(&library, "child.vhd").unwrap();
+    let status = library
+        .disk_status(find(&library, "child.vhd").node)
+        .unwrap();
+    assert_eq!(status.parent, Some(fs::canonicalize(&base).unwrap()));
+    let options = LibraryOptions {
+        parent_dirs: vec![PathBuf::from("/no/such/place")],
+        ..LibraryOptions::default()
+    };
+    assert!(Library::open(root.path(), options).is_err());
+}
+
+#[test]
+fn background_work_leaves_parents_alone() {
+    let root = sample();
+    let at = |name: &str| root.path().join(name);
+    // Something to reclaim in each of them, were it not for the children.
+    for name in ["base.vhd", "sub/two.vhd"] {
+        let options = crate::disk::OpenOptions {
+            punch_holes: false,
+            ..Default::default()
+        };
+        let disk = crate::disk::Disk::open_with(
+            &at(name),
+            &options,
+            &crate::disk::HostParents::beside(&at(name), &[root.path().to_owned()]),
+        )
+        .unwrap();
+        disk.write_at(&vec![1; 4 << 20], 0).unwrap();
+        disk.write_at(&vec![0; 3 << 20], 0).unwrap();
+        drop(disk);
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        let file = fs::File::options().write(true).open(at(name)).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    let policy = IdlePolicy {
+        idle_after: Duration::ZERO,
+        min_reclaim: 0,
+        punch_holes: true,
+    };
+    let options = LibraryOptions {
+        compact: Some(policy),
+        linger: Duration::ZERO,
+        ..LibraryOptions::default()
+    };
+    let before = fs::read(at("base.vhd")).unwrap();
+    let modified = fs::metadata(at("base.vhd")).unwrap().modified().unwrap();
+    let child = fs::metadata(at("sub/two.vhd")).unwrap().modified().unwrap();
+    let library = open_with(&root, options);
+    let base = read(&library, "base.vhd");
+    eventually("the child is looked after", || {
+        fs::metadata(at("sub/two.vhd")).unwrap().modified().unwrap() != child
+    });
+    eventually("and closed", || library.status().len() == 1);
+    let status = library
+        .disk_status(find(&library, "base.vhd").node)
+        .unwrap();
+    assert_eq!(status.state, DiskState::Open);
+    drop(base);
+    library.close();
+    assert!(fs::read(at("base.vhd")).unwrap() == before);
+    assert_eq!(
+        fs::metadata(at("base.vhd")).unwrap().modified().unwrap(),
+        modified
+    );
+}
+
+#[test]
+fn thousands_of_children_are_told_apart_quickly() {
+    const FILES: usize = 10_000;
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    make_disk(&at("base.vhd"));
+    fs::copy(at("base.vhd"), at("copy.vhd")).unwrap();
+    make_child(&at("child.vhd"), &at("base.vhd"), r".\base.vhd");
+    for n in 0..FILES / 2 {
+        fs::copy(at("child.vhd"), at(&format!("child{n}.vhd"))).unwrap();
+        fs::copy(at("base.vhd"), at(&format!("plain{n}.vhd"))).unwrap();
+    }
+    let options = LibraryOptions::default();
+    let begun = Instant::now();
+    let library = open_with(&root, options);
+    let core = &library.core;
+    core.families.known(core).unwrap();
+    let cold = begun.elapsed();
+    let begun = Instant::now();
+    let family = core.families.renew(core).unwrap();
+    let warm = begun.elapsed();
+    println!("{FILES} files: cold {cold:?}, warm {warm:?}");
+    let children = |name: &str| {
+        let stat = core.host.stat(Path::new(name)).unwrap();
+        family.children(&stat.identity).len()
+    };
+    assert_eq!(children("base.vhd"), FILES / 2 + 1);
+    assert_eq!((children("copy.vhd"), children("plain7.vhd")), (0, 0));
+    assert!(cold < Duration::from_secs(10), "{cold:?}");
+    assert!(warm < Duration::from_secs(1), "{warm:?}");
+}
