@@ -22,6 +22,7 @@ use super::faults::{FaultKind, Severity};
 use super::layout::Layout;
 use super::replay::{replay, update_both};
 use crate::error::OpenProblem;
+use crate::format::DiskType;
 use crate::format::vhdx::{CurrentHeader, MIB, REGION_TABLE_1, REGION_TABLE_2};
 use crate::image::LayoutError;
 use crate::storage::Storage;
@@ -127,7 +128,9 @@ pub(super) fn entry_findings(layout: &Layout) -> impl Iterator<Item = Finding> +
 /// What is to be said of the end of the file.
 pub(super) fn tail_finding(layout: &Layout) -> Option<Finding> {
     let spare = layout.file_len.saturating_sub(shortest(layout));
-    (spare >= MIB).then(|| {
+    // A fixed disk keeps room for blocks that have no place yet.
+    let is_unused = spare >= layout.block_size && layout.disk_type() != DiskType::Fixed;
+    is_unused.then(|| {
         Finding::new(
             false,
             format!("{spare} unused bytes at the end of the file"),

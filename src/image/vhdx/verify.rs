@@ -135,10 +135,10 @@ fn log_finding(log: &LogState) -> Option<Finding> {
             let count = sequence.entries.len();
             (
                 format!(
-                    "a log of {count} entries to be replayed: whoever had the file open last did \
+                    "a log to be replayed (entries: {count}): whoever had the file open last did \
                      not close it, and not every program replays it"
                 ),
-                format!("the log of {count} entries replayed"),
+                format!("the log replayed (entries: {count})"),
             )
         }
     };

@@ -421,7 +421,12 @@ fn a_log_to_be_replayed() {
     let bytes = Arc::new(page);
     leave_log(&sim, vec![Change::Page { at: at(BAT), bytes }], DATA);
     assert_eq!(look(&sim).1[1].0, BlockIndex::new(3));
-    repairs(&sim, false, "a log of 1 entries", "the log of 1 entries");
+    repairs(
+        &sim,
+        false,
+        "a log to be replayed (entries: 1)",
+        "the log replayed",
+    );
 
     // What the log does not cure is found nevertheless, and cured with it.
     set_entry(&sim, 5, 2, DATA);
