@@ -58,7 +58,7 @@ const KNOWN: &[Known] = &[
     dynamic("iotest-dynamic-1G.vhdx", 1 << 30, 3),
     dynamic("iotest-dirtylog-10G-4M.vhdx", 10 << 30, 18),
     dynamic("test-disk2vhd.vhdx", 256 << 20, 128),
-    dynamic("qemu10-dyn-1M.vhdx", 16 << 20, 1),
+    dynamic("qemu10-dyn-1M.vhdx", 16 << 20, 2),
 ];
 
 /// Files that are not as they should be, though sound: a log to replay, a tail, headers of QEMU.

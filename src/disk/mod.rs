@@ -16,7 +16,7 @@ mod chain;
 mod gate;
 mod io;
 mod layout;
-mod parents;
+pub(crate) mod parents;
 mod tracker;
 pub(crate) mod zero;
 
@@ -37,7 +37,10 @@ use crate::units::{DiskOffset, DiskRange};
 
 pub(crate) use gate::{Gates, Watch};
 pub use layout::{Extent, ExtentKind, Region, RegionKind};
-pub use parents::{FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource};
+pub use parents::{
+    Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, children_below,
+};
+pub(crate) use parents::{Family, Kin, is_disk_name};
 pub(crate) use tracker::{Content, Tracker};
 
 /// How to open a [`Disk`].
