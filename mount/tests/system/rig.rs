@@ -105,6 +105,8 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
 }
 
 pub(crate) struct Rig {
+    /// Of the disks: `vhd` or `vhdx`.
+    extension: &'static str,
     place: TempDir,
     daemon: Option<Child>,
     loop_device: Option<String>,
@@ -112,12 +114,13 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    pub(crate) fn new() -> Rig {
+    pub(crate) fn new(extension: &'static str) -> Rig {
         let place = tempfile::tempdir().expect("a temporary directory");
         for name in ["disks", "mnt", "files"] {
             fs::create_dir(place.path().join(name)).expect("a fresh directory");
         }
         Rig {
+            extension,
             place,
             daemon: None,
             loop_device: None,
@@ -130,14 +133,30 @@ impl Rig {
         self.place.path().join(name)
     }
 
-    /// The VHD of that name, without extension.
-    pub(crate) fn vhd(&self, name: &str) -> PathBuf {
-        self.path("disks").join(format!("{name}.vhd"))
+    /// The disk file of that name, which is without extension.
+    pub(crate) fn disk(&self, name: &str) -> PathBuf {
+        self.path("disks")
+            .join(format!("{name}.{}", self.extension))
     }
 
-    /// What the daemon serves for the VHD of that name.
+    /// What the daemon serves for the disk of that name.
     pub(crate) fn raw(&self, name: &str) -> PathBuf {
-        self.path("mnt").join(format!("{name}.vhd.raw"))
+        self.path("mnt")
+            .join(format!("{name}.{}.raw", self.extension))
+    }
+
+    /// Of the disks: `vhd` or `vhdx`.
+    pub(crate) fn extension(&self) -> &'static str {
+        self.extension
+    }
+
+    /// What QEMU calls the format.
+    pub(crate) fn qemu_format(&self) -> &'static str {
+        if self.extension == "vhd" {
+            "vpc"
+        } else {
+            self.extension
+        }
     }
 
     /// Where the guest's file system is mounted.
