@@ -7,8 +7,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use uuid::Uuid;
-
 use super::faults::{Faults, Severity};
 use super::parameters::{Parameters, RegionCopies, cut, read_creator, read_items, read_regions};
 use super::table::{Table, TablePlace};
@@ -46,8 +44,6 @@ pub(crate) struct Layout {
     pub(crate) bat: FileRange,
     /// Where in it the entry of each block is.
     pub(crate) bat_geometry: BatGeometry,
-    /// The region of the metadata items.
-    pub(crate) metadata: FileRange,
     /// The metadata items.
     pub(crate) items: MetadataTable,
     /// The disk's size in bytes.
@@ -58,8 +54,6 @@ pub(crate) struct Layout {
     pub(crate) sector_size: u64,
     /// Bytes in a physical sector.
     pub(crate) physical_sector_size: u64,
-    /// What the disk tells its guest as its identifier.
-    pub(crate) virtual_disk_id: Uuid,
     /// Whether the file keeps room for all blocks.
     pub(crate) leave_blocks_allocated: bool,
     /// What a differencing disk says of its parent.
@@ -150,13 +144,11 @@ impl Layout {
             regions,
             bat,
             bat_geometry: place.geometry,
-            metadata,
             items,
             disk_len: parameters.disk_len,
             block_size: place.geometry.block_size,
             sector_size: parameters.sector_size,
             physical_sector_size: parameters.physical_sector_size,
-            virtual_disk_id: parameters.disk_id,
             leave_blocks_allocated: parameters.file.leave_blocks_allocated,
             parent: parameters.parent,
             map,
