@@ -1,5 +1,6 @@
 mod crash;
 mod interop;
+mod ring;
 
 use std::sync::Arc;
 

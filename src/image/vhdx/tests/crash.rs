@@ -353,6 +353,29 @@ fn the_log_wraps_again_and_again() {
     }
 }
 
+#[test]
+fn a_ring_that_wraps_without_a_sync_keeps_what_is_durable() {
+    let mut actor = Actor::new(1100, false, 21, 150);
+    for _ in 0..60 {
+        // All is retired, so that the next entries bring a new tail.
+        for _ in 0..3 {
+            actor.sync();
+            actor.image.note_payload();
+        }
+        for _ in 0..20 + actor.random.below(160) {
+            let number = u32::try_from(actor.random.below(1100)).unwrap();
+            let state = actor.now[usize_from_u32(number)];
+            if state.slot == 0 {
+                actor.place(number, state);
+            } else {
+                let (block, reads) = (block(number), Reads::Zeros);
+                actor.commit(MapEdit::Drop { block, reads }, State::default());
+            }
+        }
+    }
+    actor.finish();
+}
+
 /// Cuts power after each change that `act` makes to a copy of `sim`, and has every outcome looked at.
 fn sweep(
     sim: &SimStorage,
