@@ -1,11 +1,12 @@
 //! Verifying an image, and putting right what is safe to put right.
 
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::{OpenError, OpenProblem};
-use crate::image::vhd::verify;
+use crate::format::Format;
 pub use crate::image::{CheckOptions, CheckReport};
+use crate::image::{detect, vhd, vhdx};
 use crate::storage::Storage;
 use crate::storage::host::{HostFile, HostOptions};
 
@@ -22,8 +23,8 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<CheckReport, OpenErr
         read_only: !write,
         ..HostOptions::default()
     };
-    let file: Arc<dyn Storage> = Arc::new(HostFile::open(path, &host)?);
-    check_storage(&*file, options).map_err(|source| {
+    let file = HostFile::open(path, &host)?;
+    check_as(&file, path, options).map_err(|source| {
         OpenError::new(
             path,
             OpenProblem::Io {
@@ -38,9 +39,28 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<CheckReport, OpenErr
 ///
 /// # Errors
 /// Where the host fails.
-pub fn check_storage(
-    storage: &dyn Storage,
-    options: &CheckOptions,
-) -> Result<CheckReport, std::io::Error> {
-    verify::verify(storage, options)
+pub fn check_storage(storage: &dyn Storage, options: &CheckOptions) -> io::Result<CheckReport> {
+    check_as(storage, Path::new(""), options)
+}
+
+fn check_as(storage: &dyn Storage, name: &Path, options: &CheckOptions) -> io::Result<CheckReport> {
+    match detect(storage, name) {
+        // A file that is neither is what its name says.
+        Ok(Format::Vhd) if is_named_vhdx(name) && !vhd::ends_with_footer(storage)? => {
+            vhdx::verify::verify(storage, options)
+        }
+        Ok(Format::Vhd) => vhd::verify::verify(storage, options),
+        Ok(Format::Vhdx) => vhdx::verify::verify(storage, options),
+        Err(OpenProblem::Io { source, .. }) => Err(source),
+        Err(problem) => Ok(CheckReport {
+            errors: vec![problem.to_string()],
+            ..CheckReport::default()
+        }),
+    }
+}
+
+fn is_named_vhdx(name: &Path) -> bool {
+    name.extension().is_some_and(|extension| {
+        extension.eq_ignore_ascii_case("vhdx") || extension.eq_ignore_ascii_case("avhdx")
+    })
 }

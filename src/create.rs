@@ -231,3 +231,105 @@ fn write(storage: &dyn Storage, options: &CreateOptions) -> std::io::Result<()> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::check::{CheckOptions, CheckReport, check_storage};
+    use crate::storage::sim::SimStorage;
+
+    const SIZE: u64 = 100 << 20;
+
+    fn parent(identity: Identity) -> NewParent {
+        NewParent {
+            identity,
+            disk_len: SIZE,
+            sector_size: 512,
+            mtime: UNIX_EPOCH,
+            relative: ".\\base".to_owned(),
+            absolute: "D:\\base".to_owned(),
+        }
+    }
+
+    const IN_VHD: Identity = Identity::Vhd([7; 16]);
+    const IN_VHDX: Identity = Identity::Vhdx(uuid::Uuid::from_bytes([7; 16]));
+
+    #[test]
+    fn new_disks_are_sound() {
+        let mut all = vec![
+            CreateOptions::differencing(parent(IN_VHD)),
+            CreateOptions::differencing(parent(IN_VHDX)),
+        ];
+        for format in [Format::Vhd, Format::Vhdx] {
+            for disk_type in [DiskType::Fixed, DiskType::Dynamic] {
+                all.push(CreateOptions::new(format, disk_type, SIZE));
+            }
+        }
+        for options in all {
+            let sim = SimStorage::new();
+            create_in(&sim, &options).unwrap();
+            let report = check_storage(&sim, &CheckOptions::default()).unwrap();
+            assert_eq!(report, CheckReport::default(), "{options:?}");
+            assert_eq!(sim.unsynced_len(), 0, "durable");
+            let probe = image::probe(&sim, Path::new("")).unwrap();
+            assert_eq!(
+                (probe.format, probe.disk_type),
+                (options.format, options.disk_type)
+            );
+            assert_eq!(probe.virtual_size, SIZE);
+            let identities = probe.parent.map(|link| link.identities);
+            assert_eq!(
+                identities,
+                options.parent.map(|parent| vec![parent.identity])
+            );
+        }
+    }
+
+    /// Why `options`, changed, are refused.
+    fn refused(options: CreateOptions, change: impl Fn(&mut CreateOptions)) -> String {
+        let mut options = options;
+        assert_eq!(options.problem(), None);
+        change(&mut options);
+        options.problem().expect("impossible")
+    }
+
+    #[test]
+    fn impossible_disks_are_refused() {
+        let vhd = || CreateOptions::dynamic(SIZE);
+        let vhdx = || CreateOptions::new(Format::Vhdx, DiskType::Dynamic, SIZE);
+        for size in [0, 100, vhd::MAX_DISK_LEN + 512] {
+            assert!(refused(vhd(), |new| new.size = size).contains("2040 GiB"));
+        }
+        for size in [0, 100, (64 << 40) + 512] {
+            assert!(refused(vhdx(), |new| new.size = size).contains("64 TiB"));
+        }
+        for size in [0, 4096, 3 << 20, 512 << 20] {
+            refused(vhd(), |new| new.block_size = Some(size));
+            refused(vhdx(), |new| new.block_size = Some(size));
+        }
+        refused(vhd(), |new| new.sector_size = 4096);
+        refused(vhdx(), |new| new.sector_size = 1024);
+        refused(vhdx(), |new| new.physical_sector_size = 8192);
+        refused(vhdx(), |new| {
+            new.sector_size = 4096;
+            new.physical_sector_size = 512;
+        });
+        let odd = refused(vhdx(), |new| {
+            new.size += 512;
+            new.sector_size = 4096;
+        });
+        assert!(odd.contains("a multiple of 4096"), "{odd}");
+    }
+
+    #[test]
+    fn impossible_parents_are_refused() {
+        let child = || CreateOptions::differencing(parent(IN_VHDX));
+        refused(child(), |new| new.parent = None);
+        refused(child(), |new| new.parent = Some(parent(IN_VHD)));
+        refused(child(), |new| new.disk_type = DiskType::Dynamic);
+        let sectors = refused(child(), |new| new.sector_size = 4096);
+        assert!(sectors.contains("sectors of 512"), "{sectors}");
+    }
+}

@@ -3,8 +3,10 @@
 /// How to check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions {
-    /// Put right what is safe: a missing or outdated footer or copy of it, unused space at the end,
-    /// a batmap that does not fit.
+    /// Put right what is safe. For VHD: a missing or outdated footer or copy of it, a batmap that does
+    /// not fit; for VHDX: a log to replay, a damaged header or region table beside a good one, block
+    /// table entries that say what they must not where nothing can be lost; for both: unused space at
+    /// the end.
     pub repair: bool,
     /// With `repair`: only tell what would be done.
     pub dry_run: bool,

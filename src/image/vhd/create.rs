@@ -5,9 +5,7 @@ use std::time::SystemTime;
 
 use crate::format::DiskType;
 use crate::format::parent::{Identity, NewParent};
-use crate::format::vhd::{
-    BAT_ENTRY_LEN, DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, ParentFields,
-};
+use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, ParentFields};
 use crate::storage::Storage;
 use crate::units::{FileOffset, FileRange, low_u32, round_up, u64_from, u64_from_u32, usize_from};
 

@@ -7,10 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use uuid::Uuid;
-
+use super::faults::{Faults, Severity};
 use super::parameters::{Parameters, RegionCopies, cut, read_creator, read_items, read_regions};
-use super::table::{Faults, Severity, Table, TablePlace};
+use super::table::{Table, TablePlace};
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::parent::ParentLink;
@@ -24,6 +23,9 @@ use crate::image::claims::{Overlap, merged, overlaps};
 use crate::map::BlockMap;
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
+
+#[cfg(test)]
+pub(super) mod tests;
 
 /// A VHDX's metadata.
 #[derive(Debug)]
@@ -42,8 +44,6 @@ pub(crate) struct Layout {
     pub(crate) bat: FileRange,
     /// Where in it the entry of each block is.
     pub(crate) bat_geometry: BatGeometry,
-    /// The region of the metadata items.
-    pub(crate) metadata: FileRange,
     /// The metadata items.
     pub(crate) items: MetadataTable,
     /// The disk's size in bytes.
@@ -54,8 +54,6 @@ pub(crate) struct Layout {
     pub(crate) sector_size: u64,
     /// Bytes in a physical sector.
     pub(crate) physical_sector_size: u64,
-    /// What the disk tells its guest as its identifier.
-    pub(crate) virtual_disk_id: Uuid,
     /// Whether the file keeps room for all blocks.
     pub(crate) leave_blocks_allocated: bool,
     /// What a differencing disk says of its parent.
@@ -130,7 +128,7 @@ impl Layout {
         let not_writable = table
             .faults
             .first(Severity::NotWritable)
-            .or_else(|| place.beyond_end(&table).next());
+            .or_else(|| place.beyond_end(&table.map, &table.bitmap_blocks).next());
         let Table {
             map,
             bitmap_blocks,
@@ -146,13 +144,11 @@ impl Layout {
             regions,
             bat,
             bat_geometry: place.geometry,
-            metadata,
             items,
             disk_len: parameters.disk_len,
             block_size: place.geometry.block_size,
             sector_size: parameters.sector_size,
             physical_sector_size: parameters.physical_sector_size,
-            virtual_disk_id: parameters.disk_id,
             leave_blocks_allocated: parameters.file.leave_blocks_allocated,
             parent: parameters.parent,
             map,
@@ -273,7 +269,7 @@ impl<'a> Claims<'a> {
             let range = FileRange::new(*slot, self.block_size);
             (range, Owner::Block(*block))
         });
-        merged(blocks, self.others.iter().copied())
+        merged(self.others.iter().copied(), blocks)
     }
 
     /// Those that overlap.

@@ -24,12 +24,14 @@
 mod bitmaps;
 mod commit;
 mod create;
+mod faults;
 mod headers;
 mod layout;
 mod log;
 mod open;
 mod overlay;
 mod parameters;
+mod repair;
 pub(crate) mod replay;
 mod ring;
 mod session;
@@ -37,6 +39,7 @@ mod space;
 mod table;
 #[cfg(test)]
 mod tests;
+pub(crate) mod verify;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -2,8 +2,6 @@
 
 use std::io;
 
-use uuid::Uuid;
-
 use crate::error::FormatError;
 use crate::format::parent::ParentLink;
 use crate::format::vhdx::metadata::{
@@ -13,7 +11,7 @@ use crate::format::vhdx::metadata::{
 };
 use crate::format::vhdx::{
     BatGeometry, IDENTIFIER, ParentLocator, REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN,
-    RegionTable, guid_from_bytes,
+    RegionTable,
 };
 use crate::image::LayoutError;
 use crate::storage::Storage;
@@ -109,7 +107,6 @@ pub(super) fn read_items(
 pub(super) struct Parameters {
     pub(super) file: FileParameters,
     pub(super) disk_len: u64,
-    pub(super) disk_id: Uuid,
     pub(super) sector_size: u64,
     pub(super) physical_sector_size: u64,
     pub(super) parent: Option<ParentLink>,
@@ -142,7 +139,8 @@ impl Parameters {
         let physical_sector_size = parse_sector_size(array(&physical), name)?;
         let disk_len = bytes_of(items.need(DISK_SIZE, "disk size", 8)?)?;
         let disk_len = parse_disk_len(array(&disk_len), sector_size)?;
-        let disk_id = bytes_of(items.need(DISK_ID, "disk identifier", 16)?)?;
+        // Of no use here, but every other program wants one.
+        items.need(DISK_ID, "disk identifier", 16)?;
         let parent = if file.has_parent {
             let item = items.find(PARENT_LOCATOR).ok_or_else(|| {
                 FormatError::corrupt(
@@ -158,7 +156,6 @@ impl Parameters {
         Ok(Self {
             file,
             disk_len,
-            disk_id: guid_from_bytes(array(&disk_id)),
             sector_size,
             physical_sector_size,
             parent,

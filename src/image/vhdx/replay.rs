@@ -3,8 +3,7 @@
 //! A file whose header names a log has to be read as if the log's active sequence was applied. For
 //! reading that is done in memory ([`super::overlay`]); for writing in the file, in this order:
 //!
-//! 1. sync, before anything is read: what the file's last user left unsynced, its log among it, is
-//!    not to be lost under us;
+//! 1. sync: what the file's last user left unsynced, its log among it, is not to be lost under us;
 //! 2. both headers with a new `FileWriteGuid` and the *old* `LogGuid`, each synced;
 //! 3. the pages in their places, the file's length; sync;
 //! 4. both headers without `LogGuid`, each synced.
@@ -207,8 +206,8 @@ pub(super) fn padded_view(storage: Arc<dyn Storage>, len: u64) -> io::Result<Arc
     Ok(Arc::new(overlay))
 }
 
-/// Leaves the file in `storage`, which is opened for writing and was synced, without a log to replay,
-/// durably; tells what it did, if anything.
+/// Leaves the file in `storage`, which is opened for writing, without a log to replay, durably; tells
+/// what it did, if anything. What was there before is durable in any case.
 ///
 /// # Errors
 /// Where the file cannot be used, or the host fails; then it is as good as before.
@@ -219,6 +218,7 @@ pub(crate) fn replay(
         action: "replay the log",
         source,
     };
+    storage.sync().map_err(failed)?;
     let mut current = read_header(storage)?;
     if let Some(error) = not_updatable(&current) {
         return Err(OpenProblem::NotWritable(error));

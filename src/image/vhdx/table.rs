@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::faults::{Fault, FaultKind, Faults};
 use crate::error::FormatError;
 use crate::format::vhdx::{
-    BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatEntry, BatGeometry, BatSlot, PayloadState,
+    BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatEntry, BatGeometry, BatSlot, PAGE, PayloadState,
 };
 use crate::map::{BlockMap, BlockState};
 use crate::storage::Storage;
@@ -13,176 +14,6 @@ use crate::units::{BlockIndex, FileOffset, FileRange, u64_from, u64_from_u32, us
 
 /// Bytes of the table that are read at once.
 const PIECE: u64 = 512 << 10;
-
-/// What is wrong with an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum FaultKind {
-    /// State 4.
-    ReservedState,
-    /// State 6 or 7 without a place.
-    NoPlace,
-    /// State 7 of a block whose chunk has no sector bitmap.
-    NoBitmap,
-    /// State 5: before version 1.0 of the format, what 3 is now. QEMU reads zeros.
-    OldUnmapped,
-    /// State 7 without a parent. Read as 6.
-    NoParent,
-    /// Reserved bits are set.
-    ReservedBits,
-    /// State 0 or 2 with a place.
-    UnusedPlace,
-    /// State 1 or 3 keeps a place beyond the end of the file.
-    KeptBeyondEnd,
-    /// The sector bitmap of a chunk in a state that is not for those, or present without a place.
-    BitmapState,
-    /// The same in state 7, which OpenVMM takes as 6.
-    BitmapPartial,
-    /// A sector bitmap of a disk without a parent, with a place.
-    StaleBitmap,
-    /// The same without a place: QEMU before 8.0 left such.
-    StaleBitmapState,
-    /// A place in an entry that the disk has no use for.
-    StalePadding,
-    /// The same without a place.
-    StalePaddingState,
-}
-
-/// What a fault means for the use of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Severity {
-    /// Something cannot be read.
-    Unreadable,
-    /// All can be read, but a change could do harm.
-    NotWritable,
-    /// An oddity.
-    Harmless,
-}
-
-impl FaultKind {
-    pub(super) fn severity(self) -> Severity {
-        match self {
-            Self::ReservedState | Self::NoPlace | Self::NoBitmap => Severity::Unreadable,
-            Self::OldUnmapped
-            | Self::NoParent
-            | Self::ReservedBits
-            | Self::UnusedPlace
-            | Self::KeptBeyondEnd
-            | Self::BitmapState
-            | Self::StaleBitmap
-            | Self::StalePadding => Severity::NotWritable,
-            Self::BitmapPartial | Self::StaleBitmapState | Self::StalePaddingState => {
-                Severity::Harmless
-            }
-        }
-    }
-
-    /// What `entry`, which has this fault, is to become, where that is sure to lose nothing.
-    pub(super) fn repaired(self, entry: BatEntry) -> Option<BatEntry> {
-        match self {
-            // These blocks read as zeros, or as the parent has them, with or without a place.
-            Self::UnusedPlace | Self::KeptBeyondEnd => Some(entry.without_place()),
-            // Nobody reads these.
-            Self::StaleBitmap
-            | Self::StaleBitmapState
-            | Self::StalePadding
-            | Self::StalePaddingState => Some(BatEntry::default()),
-            _ => None,
-        }
-    }
-}
-
-/// An entry with a fault.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
-    pub(super) kind: FaultKind,
-    index: u64,
-    slot: BatSlot,
-    entry: BatEntry,
-}
-
-impl Fault {
-    pub(super) fn error(&self) -> FormatError {
-        let whose = match self.slot {
-            BatSlot::Payload(block) => format!("block {block}"),
-            BatSlot::Bitmap(chunk) => format!("sector bitmap of chunk {chunk}"),
-            BatSlot::Padding => "behind the last block".to_owned(),
-        };
-        let state = self.entry.state_bits();
-        let place = self.entry.offset();
-        let placed = format!("state {state} with the file offset {place}");
-        let (found, expected) = match self.kind {
-            FaultKind::ReservedState | FaultKind::OldUnmapped => {
-                (format!("the reserved state {state}"), "0 to 3, 6 or 7")
-            }
-            FaultKind::NoPlace => (
-                format!("state {state}, present, with the file offset 0"),
-                "where the block lies",
-            ),
-            FaultKind::NoBitmap => (
-                "state 7, partially present, in a chunk without a sector bitmap".to_owned(),
-                "a sector bitmap",
-            ),
-            FaultKind::NoParent => (
-                "state 7, partially present, of a disk without a parent".to_owned(),
-                "state 6",
-            ),
-            FaultKind::ReservedBits => (
-                format!("reserved bits {:#x}", self.entry.reserved()),
-                "0: they belong to a feature that this version does not know, or are damage",
-            ),
-            FaultKind::UnusedPlace => (placed, "0: Hyper-V does not read such a file"),
-            FaultKind::KeptBeyondEnd => (placed, "one inside the file"),
-            FaultKind::BitmapState | FaultKind::BitmapPartial => {
-                (placed, "state 0 without, or state 6 with a place")
-            }
-            FaultKind::StaleBitmap | FaultKind::StaleBitmapState => {
-                (placed, "0, since the disk has no parent")
-            }
-            FaultKind::StalePadding | FaultKind::StalePaddingState => {
-                (placed, "0, since the disk has no such block")
-            }
-        };
-        let at = format!("block table entry {} ({whose})", self.index);
-        FormatError::corrupt(at, found, expected)
-    }
-}
-
-/// The faults of a table: the first of each kind, and how many there are.
-#[derive(Debug, Default)]
-pub(super) struct Faults {
-    kinds: BTreeMap<FaultKind, (Vec<Fault>, u64)>,
-}
-
-impl Faults {
-    /// Faults of one kind that are kept; the rest is counted.
-    const KEPT: usize = 20;
-
-    fn add(&mut self, fault: Fault) {
-        let (kept, count) = self.kinds.entry(fault.kind).or_default();
-        *count = count.saturating_add(1);
-        if kept.len() < Self::KEPT {
-            kept.push(fault);
-        }
-    }
-
-    /// The first one of the given severity.
-    pub(super) fn first(&self, severity: Severity) -> Option<FormatError> {
-        (self.kinds.iter())
-            .find(|(kind, _)| kind.severity() == severity)
-            .and_then(|(_, (kept, _))| Some(kept.first()?.error()))
-    }
-
-    /// For each kind the first ones, and the number of further ones.
-    pub(super) fn kinds(&self) -> impl Iterator<Item = (FaultKind, &[Fault], u64)> {
-        (self.kinds.iter()).map(|(kind, (kept, count))| {
-            (
-                *kind,
-                kept.as_slice(),
-                count.saturating_sub(u64_from(kept.len())),
-            )
-        })
-    }
-}
 
 /// What the block table says.
 #[derive(Debug)]
@@ -259,6 +90,41 @@ impl TablePlace {
         Ok(table)
     }
 
+    /// Makes every repair of [`FaultKind::repaired`]. Each is inside a sector and legal without the
+    /// others, so that a cut between them does no harm; they are durable with the next sync.
+    pub(super) fn repair(&self, storage: &dyn Storage) -> io::Result<()> {
+        self.pieces(storage, |first, at, bytes| {
+            let mut index = first;
+            let mut page_at = at;
+            for page in bytes.chunks_mut(usize_from(PAGE)) {
+                let mut is_changed = false;
+                let (entries, _) = page.as_chunks_mut::<8>();
+                for bytes in entries {
+                    let entry = BatEntry::from_bytes(*bytes);
+                    if !entry.is_empty() {
+                        let repaired = self.repaired(index, entry);
+                        is_changed |= repaired != entry;
+                        *bytes = repaired.to_bytes();
+                    }
+                    index = index.saturating_add(1);
+                }
+                if is_changed {
+                    storage.write_all_at(page, page_at)?;
+                }
+                page_at = page_at.plus(u64_from(page.len()));
+            }
+            Ok(())
+        })
+    }
+
+    fn repaired(&self, index: u64, entry: BatEntry) -> BatEntry {
+        let faults = self.faults_of(self.geometry.slot(index), entry);
+        (faults.into_iter().flatten())
+            .filter_map(|kind| kind.repaired(entry))
+            .next()
+            .unwrap_or(entry)
+    }
+
     fn note(&self, table: &mut Table, index: u64, entry: BatEntry) {
         let slot = self.geometry.slot(index);
         let faults = self.faults_of(slot, entry);
@@ -315,7 +181,7 @@ impl TablePlace {
         let placed = entry.offset().get() != 0;
         let reserved = (entry.reserved() != 0).then_some(FaultKind::ReservedBits);
         let own = match slot {
-            BatSlot::Padding if placed => Some(FaultKind::StalePadding),
+            BatSlot::Padding if placed => return [Some(FaultKind::StalePadding), None],
             BatSlot::Padding => return [Some(FaultKind::StalePaddingState), None],
             BatSlot::Bitmap(_) if !self.geometry.differencing => {
                 let kind = if placed {
@@ -379,22 +245,23 @@ impl TablePlace {
         }
     }
 
-    /// The blocks and sector bitmaps of `table` that reach beyond the end of the file. Of the last
+    /// The blocks of `map` and the sector bitmaps that reach beyond the end of the file. Of the last
     /// block, only what the disk has counts: QEMU cuts the file there.
     pub(super) fn beyond_end<'a>(
         &self,
-        table: &'a Table,
+        map: &'a BlockMap,
+        bitmap_blocks: &'a BTreeMap<u32, FileOffset>,
     ) -> impl Iterator<Item = FormatError> + use<'a> {
-        let place = *self;
+        let block_size = self.geometry.block_size;
         let end = FileOffset::new(self.file_len);
         let last = self.geometry.blocks().saturating_sub(1);
-        let before = u64_from_u32(last).saturating_mul(self.geometry.block_size);
+        let before = u64_from_u32(last).saturating_mul(block_size);
         let of_last = self.geometry.disk_len.saturating_sub(before);
-        let blocks = table.map.present().filter_map(move |(block, slot)| {
+        let blocks = map.present().filter_map(move |(block, slot)| {
             let len = if block.get() == last {
                 of_last
             } else {
-                place.geometry.block_size
+                block_size
             };
             (slot.plus(len) > end).then_some(FormatError::BeyondEnd {
                 block,
@@ -402,14 +269,15 @@ impl TablePlace {
                 end: end.get(),
             })
         });
-        let bitmaps = table.bitmap_blocks.iter().filter_map(move |(chunk, at)| {
-            (at.plus(BITMAP_BLOCK_LEN) > end).then(|| {
-                FormatError::corrupt(
-                    format!("sector bitmap of chunk {chunk}"),
-                    format!("the file offset {at}, of a file of {end} bytes"),
-                    "a place inside the file: the file was cut",
-                )
-            })
+        let cut = bitmap_blocks
+            .iter()
+            .filter(move |(_, at)| at.plus(BITMAP_BLOCK_LEN) > end);
+        let bitmaps = cut.map(move |(chunk, at)| {
+            FormatError::corrupt(
+                format!("sector bitmap of chunk {chunk}"),
+                format!("the file offset {at}, of a file of {end} bytes"),
+                "a place inside the file: the file was cut",
+            )
         });
         blocks.chain(bitmaps)
     }
