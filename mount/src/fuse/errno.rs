@@ -83,7 +83,13 @@ mod tests {
             (unopenable(ErrorKind::Corrupt), Errno::EIO),
             (unopenable(ErrorKind::NotADisk), Errno::EIO),
             (unopenable(ErrorKind::InUse), Errno::EBUSY),
-            (LibraryError::ReadOnly { path: path.clone() }, Errno::EACCES),
+            (
+                LibraryError::ReadOnly {
+                    path: path.clone(),
+                    reason: "why".to_owned(),
+                },
+                Errno::EACCES,
+            ),
             (
                 LibraryError::Io {
                     path,
