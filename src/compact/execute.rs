@@ -14,7 +14,7 @@ use super::{CompactError, CompactOptions, Phase, Progress};
 use crate::disk::{Content, Disk, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
-use crate::image::MapEdit;
+use crate::image::{Frame, MapEdit};
 use crate::map::BlockState;
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
@@ -200,7 +200,7 @@ impl Compactor {
     pub(crate) fn plan(&self) -> Plan {
         let dead: HashSet<BlockIndex> = self.dead().collect();
         let live = without(&self.slots(), &dead);
-        let frame = self.disk.image.frame();
+        let frame = self.frame(&dead);
         let shape = self.disk.geometry().slot;
         if self.options.move_blocks {
             plan(&live, &frame, shape)
@@ -219,9 +219,15 @@ impl Compactor {
         }
     }
 
+    /// What the file's end depends on, once `dead` blocks are gone.
+    fn frame(&self, dead: &HashSet<BlockIndex>) -> Frame {
+        self.disk.image.frame(&|block| dead.contains(&block))
+    }
+
     /// Bytes that the file's length, and the host's storage inside blocks, would lose now.
     pub(crate) fn reclaimable(&self) -> u64 {
-        let planned = self.plan().file_len(&self.disk.image.frame());
+        let planned = self.plan();
+        let planned = planned.file_len(&self.disk.image.frame(&|_| false));
         let inside = if self.options.punch_holes {
             self.disk.tracker.punchable_bytes()
         } else {
@@ -296,6 +302,7 @@ impl Compactor {
 
     fn drop_step(&mut self) -> Result<(), CompactError> {
         if self.queue.is_empty() {
+            self.disk.image.drop_unused_metadata()?;
             self.disk.image.sync()?;
             self.disk.image.shrink()?;
             return self.plan_moves();
@@ -434,10 +441,11 @@ impl Compactor {
         let dead: HashSet<BlockIndex> = self.dead().collect();
         let live = without(&self.slots(), &dead);
         let planned = self.plan();
+        let frame = self.frame(&dead);
         let report = &mut self.report;
         report.bytes_read = self.scanner.bytes_read;
         if self.options.dry_run {
-            report.length_after = planned.file_len(&disk.image.frame());
+            report.length_after = planned.file_len(&frame);
             report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
             report.blocks_moved = u64_from(planned.moves.len());
             report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
@@ -447,7 +455,7 @@ impl Compactor {
             report.length_after = disk.image.file_len();
             report.allocated_after = disk.allocated_bytes()?;
         }
-        report.explain(disk, u64_from(live.len()));
+        report.explain(disk, &frame, u64_from(live.len()));
         Ok(self.report)
     }
 }

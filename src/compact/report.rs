@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::disk::Disk;
 use crate::error::DiskError;
+use crate::image::Frame;
 use crate::units::BlockIndex;
 
 /// Bytes of the file that stay, and why.
@@ -42,8 +43,7 @@ pub struct CompactReport {
 
 impl CompactReport {
     /// Fills in why each byte of a file of `self.length_after` bytes with `live` blocks stays.
-    pub(super) fn explain(&mut self, disk: &Disk, live: u64) {
-        let frame = disk.image.frame();
+    pub(super) fn explain(&mut self, disk: &Disk, frame: &Frame, live: u64) {
         let geometry = disk.geometry();
         let data = live * geometry.block_size;
         let bitmaps = live * geometry.slot.header_len;

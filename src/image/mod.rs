@@ -287,8 +287,15 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The free ranges, sorted.
     fn free_runs(&self) -> Vec<FileRange>;
 
-    /// What compaction plans with.
-    fn frame(&self) -> Frame;
+    /// What compaction plans with: as it is once the blocks that `is_dead` says are dropped, and the
+    /// metadata that none of the others needs is given up.
+    fn frame(&self, is_dead: &dyn Fn(BlockIndex) -> bool) -> Frame;
+
+    /// Gives up blocks of metadata that no block needs any more, durably with the next sync.
+    ///
+    /// # Errors
+    /// As [`Self::move_metadata`].
+    fn drop_unused_metadata(&self) -> Result<(), DiskError>;
 
     /// Fails where the image takes no more changes.
     ///

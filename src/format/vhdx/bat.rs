@@ -2,7 +2,7 @@
 //! its place.
 
 use super::{BITMAP_BLOCK_LEN, CHUNK_SECTORS, MIB};
-use crate::units::{BlockIndex, FileOffset, FileRange, u64_from_u32};
+use crate::units::{BlockIndex, FileOffset, FileRange, low_u32, u64_from_u32};
 
 /// Bytes in an entry.
 pub const BAT_ENTRY_LEN: u64 = 8;
@@ -186,6 +186,15 @@ impl BatGeometry {
     /// The number of the entry of payload block `block`.
     pub fn payload_index(&self, block: BlockIndex) -> u64 {
         u64_from_u32(block.get()).saturating_add(u64_from_u32(self.chunk_of(block)))
+    }
+
+    /// The blocks of chunk `chunk`.
+    pub fn blocks_of(&self, chunk: u32) -> impl Iterator<Item = BlockIndex> + use<> {
+        let first = u64_from_u32(chunk).saturating_mul(self.chunk_ratio());
+        let end = first
+            .saturating_add(self.chunk_ratio())
+            .min(u64_from_u32(self.blocks()));
+        (first..end).map(|block| BlockIndex::new(low_u32(block)))
     }
 
     /// The number of the entry of the sector-bitmap block of chunk `chunk`.

@@ -412,7 +412,11 @@ impl Image for Vhd {
         self.space.free_runs()
     }
 
-    fn frame(&self) -> Frame {
+    fn drop_unused_metadata(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    fn frame(&self, _is_dead: &dyn Fn(BlockIndex) -> bool) -> Frame {
         Frame {
             start: self.start,
             pinned: self.pinned.clone(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Vhdx;
 use super::commit::Draft;
+use super::log::MAX_PAGES;
 use crate::error::DiskError;
 use crate::format::sector_bitmap::{BitOrder, SectorBitmap};
 use crate::format::vhdx::{BITMAP_BLOCK_LEN, MIB, PAGE};
@@ -114,14 +115,57 @@ impl Vhdx {
         self.file.space.free().give_back_clean(range);
     }
 
-    /// Where the sector-bitmap blocks lie, sorted.
-    pub(super) fn bitmap_ranges(&self) -> Vec<FileRange> {
+    /// Where the sector-bitmap blocks lie that are still needed once the blocks that `is_dead` says
+    /// are dropped, sorted.
+    pub(super) fn bitmap_ranges(&self, is_dead: &dyn Fn(BlockIndex) -> bool) -> Vec<FileRange> {
         let places = self.bitmap_blocks.read();
-        let mut ranges: Vec<FileRange> = (places.values())
-            .map(|place| FileRange::new(*place, BITMAP_BLOCK_LEN))
+        let mut ranges: Vec<FileRange> = (places.iter())
+            .filter(|(chunk, _)| self.needs_bitmap_block(**chunk, is_dead))
+            .map(|(_, place)| FileRange::new(*place, BITMAP_BLOCK_LEN))
             .collect();
         ranges.sort_unstable();
         ranges
+    }
+
+    /// Whether a block of `chunk` that is not dead has only some of its sectors.
+    fn needs_bitmap_block(&self, chunk: u32, is_dead: &dyn Fn(BlockIndex) -> bool) -> bool {
+        self.bat_geometry.blocks_of(chunk).any(|block| {
+            let state = self.map.get(block);
+            matches!(state, BlockState::Present { whole: false, .. }) && !is_dead(block)
+        })
+    }
+
+    /// As [`Image::drop_unused_metadata`]. The log is drained first, as for a move: what comes to lie in
+    /// their places must not be replayed upon.
+    pub(super) fn drop_unused_bitmap_blocks(&self) -> Result<(), DiskError> {
+        let unused = || -> Vec<(u32, FileOffset)> {
+            let places = self.bitmap_blocks.read();
+            let mut unused: Vec<_> = (places.iter())
+                .filter(|(chunk, _)| !self.needs_bitmap_block(**chunk, &|_| false))
+                .map(|(chunk, place)| (*chunk, *place))
+                .collect();
+            unused.truncate(MAX_PAGES);
+            unused
+        };
+        while !unused().is_empty() {
+            let mut transaction = self.file.begin()?;
+            // While the writer is held, none comes into use.
+            let unused = unused();
+            transaction.drain()?;
+            let mut draft = Draft::new(&self.file);
+            for (chunk, _) in &unused {
+                self.draft_bitmap_entry(*chunk, None, &mut draft)
+                    .map_err(|error| DiskError::io("read the block table", error))?;
+            }
+            transaction.write(draft.into_changed())?;
+            for (chunk, place) in unused {
+                self.bitmap_blocks.write().remove(&chunk);
+                let range = FileRange::new(place, BITMAP_BLOCK_LEN);
+                self.file.space.free().release(range);
+            }
+            self.file.durability.note_write();
+        }
+        Ok(())
     }
 
     /// Moves the sector-bitmap block in `from` to `to`: see [`Image::move_metadata`].
@@ -157,7 +201,7 @@ impl Vhdx {
             copied.map_err(|error| DiskError::io("copy a sector bitmap", error))?;
             self.file.sync()?;
             let mut draft = Draft::new(&self.file);
-            self.draft_bitmap_entry(chunk, to, &mut draft)
+            self.draft_bitmap_entry(chunk, Some(to), &mut draft)
                 .map_err(|error| DiskError::io("read the block table", error))?;
             transaction.write(draft.into_changed())
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Vhdx;
 use super::log::{LoggedPage, MAX_PAGES};
-use super::session::OpenFile;
+use super::session::{OpenFile, Transaction};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::{BitOrder, SectorBitmap};
 use crate::format::vhdx::log::Page;
@@ -93,9 +93,7 @@ impl Vhdx {
     pub(super) fn commit_edits(&self, edits: &[MapEdit]) -> Result<(), DiskError> {
         let mut spare = BTreeMap::new();
         let mut rest = edits;
-        let result = self
-            .reserve_bitmap_blocks(edits, &mut spare)
-            .and_then(|()| self.commit_all(&mut rest, &mut spare));
+        let result = self.commit_reserving(&mut rest, &mut spare);
         if self.file.durability.check().is_ok() {
             for place in spare.into_values() {
                 self.give_back_bitmap_block(place);
@@ -109,36 +107,61 @@ impl Vhdx {
         result
     }
 
+    fn commit_reserving(
+        &self,
+        rest: &mut &[MapEdit],
+        spare: &mut BTreeMap<u32, FileOffset>,
+    ) -> Result<(), DiskError> {
+        while !rest.is_empty() {
+            self.reserve_bitmap_blocks(rest, spare)?;
+            let transaction = self.file.begin()?;
+            // Compaction may have given up an unused one meanwhile; from here on it cannot.
+            if self.lacking_bitmap_blocks(rest, spare).next().is_none() {
+                return self.commit_all(transaction, rest, spare);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunks whose sector-bitmap blocks `edits` need, and that have none, nor a spare one.
+    fn lacking_bitmap_blocks<'a>(
+        &'a self,
+        edits: &'a [MapEdit],
+        spare: &'a BTreeMap<u32, FileOffset>,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let chunk_of = |edit: &MapEdit| match edit {
+            MapEdit::Place { block, sectors, .. } => (self.first_bitmap(*block, sectors.as_ref()))
+                .is_some()
+                .then(|| self.bat_geometry.chunk_of(*block)),
+            _ => None,
+        };
+        (edits.iter().filter_map(chunk_of)).filter(|chunk| {
+            !spare.contains_key(chunk) && !self.bitmap_blocks.read().contains_key(chunk)
+        })
+    }
+
     /// Takes space for the sector-bitmap blocks that `edits` need and that are not there.
     fn reserve_bitmap_blocks(
         &self,
         edits: &[MapEdit],
         spare: &mut BTreeMap<u32, FileOffset>,
     ) -> Result<(), DiskError> {
-        for edit in edits {
-            if let MapEdit::Place { block, sectors, .. } = edit
-                && self.first_bitmap(*block, sectors.as_ref()).is_some()
-            {
-                let chunk = self.bat_geometry.chunk_of(*block);
-                let is_there = self.bitmap_blocks.read().contains_key(&chunk);
-                if !is_there && !spare.contains_key(&chunk) {
-                    spare.insert(chunk, self.reserve_bitmap_block()?);
-                }
-            }
+        loop {
+            let next = self.lacking_bitmap_blocks(edits, spare).next();
+            let Some(chunk) = next else {
+                return Ok(());
+            };
+            spare.insert(chunk, self.reserve_bitmap_block()?);
         }
-        Ok(())
     }
 
     /// Writes `rest` to the log and the map, an entry at a time; what is left of it was not.
     fn commit_all(
         &self,
+        mut transaction: Transaction<'_>,
         rest: &mut &[MapEdit],
         spare: &mut BTreeMap<u32, FileOffset>,
     ) -> Result<(), DiskError> {
-        if rest.is_empty() {
-            return Ok(());
-        }
-        let mut transaction = self.file.begin()?;
         while !rest.is_empty() {
             let mut draft = Draft::new(&self.file);
             let mut outcomes = Vec::new();
@@ -240,7 +263,13 @@ impl Vhdx {
             (MapEdit::Move { to, .. }, BlockState::Present { whole, .. }) => {
                 outcome.state = BlockState::Present { slot: *to, whole };
             }
-            (MapEdit::Drop { reads, .. }, _) => {
+            (MapEdit::Drop { reads, .. }, old) => {
+                if matches!(old, BlockState::Present { whole: false, .. }) {
+                    // They mean nothing any more, but libvhdi looks at them.
+                    let place = self.bitmap_place(block, draft, spare)?;
+                    let bits = self.bat_geometry.bits_of(block, place);
+                    draft.put(bits.start, &vec![0; usize_from(bits.len)])?;
+                }
                 outcome.state = match (reads, &self.parent) {
                     (Reads::Zeros, Some(_)) => BlockState::Zero,
                     (Reads::Parent, _) | (Reads::Zeros, None) => BlockState::NotPresent,
@@ -293,19 +322,19 @@ impl Vhdx {
             .get(&chunk)
             .copied()
             .ok_or_else(|| io::Error::other(format!("chunk {chunk} has no sector-bitmap block")))?;
-        self.draft_bitmap_entry(chunk, place, draft)?;
+        self.draft_bitmap_entry(chunk, Some(place), draft)?;
         Ok(place)
     }
 
-    /// Puts a sector-bitmap block's table entry into `draft`.
+    /// Puts a sector-bitmap block's table entry into `draft`; without a `place`, that there is none.
     pub(super) fn draft_bitmap_entry(
         &self,
         chunk: u32,
-        place: FileOffset,
+        place: Option<FileOffset>,
         draft: &mut Draft<'_>,
     ) -> io::Result<()> {
         let index = self.bat_geometry.bitmap_index(chunk);
-        let entry = BatEntry::bitmap(Some(place));
+        let entry = BatEntry::bitmap(place);
         draft.put(
             BatGeometry::entry_at(self.bat.start, index),
             &entry.to_bytes(),

@@ -274,11 +274,16 @@ impl Image for Vhdx {
         self.file.space.free_runs()
     }
 
-    fn frame(&self) -> Frame {
+    fn drop_unused_metadata(&self) -> Result<(), DiskError> {
+        self.check_writable()?;
+        self.drop_unused_bitmap_blocks()
+    }
+
+    fn frame(&self, is_dead: &dyn Fn(BlockIndex) -> bool) -> Frame {
         Frame {
             start: FileOffset::new(MIB),
             pinned: self.pinned.clone(),
-            movable: self.bitmap_ranges(),
+            movable: self.bitmap_ranges(is_dead),
             trailer_len: 0,
             align: MIB,
         }

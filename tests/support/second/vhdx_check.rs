@@ -71,6 +71,18 @@ impl Image {
         if let Some((block, _)) = blocks.find(anchor) {
             return Err(format!("block {block} keeps space for nothing"));
         }
+        let ratio = self.metadata.chunk_ratio();
+        let chunks: Vec<u64> = (self.blocks().into_iter())
+            .filter(|(_, block)| block.state == State::Partial)
+            .map(|(block, _)| block / ratio)
+            .collect();
+        if let Some(chunk) = self
+            .bitmaps()
+            .into_keys()
+            .find(|chunk| !chunks.contains(chunk))
+        {
+            return Err(format!("chunk {chunk} keeps a bitmap that no block needs"));
+        }
         let mut things = self.things();
         check_places(&mut things, self.grown_len())?;
         let last = things.last().expect("at least the first MiB");

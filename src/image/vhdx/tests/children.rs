@@ -13,14 +13,14 @@ fn a_childs_sectors_are_in_its_bitmap_block() {
         image.map().get(block(5)),
         BlockState::Present { slot, whole: false }
     );
-    let [movable] = image.frame().movable[..] else {
+    let [movable] = image.frame(&|_| false).movable[..] else {
         panic!("one chunk")
     };
     let is_written = |sector| image.sector_bitmap(block(5)).unwrap().is_written(sector);
     assert_eq!([2, 3, 20, 21].map(is_written), [false, true, true, false]);
     let other = image.reserve().unwrap();
     image.commit(&[place(6, other, None)]).unwrap();
-    assert_eq!(image.frame().movable, [movable]);
+    assert_eq!(image.frame(&|_| false).movable, [movable]);
     image.settle().unwrap();
     // 256 sectors a block: 32 bytes.
     let mut bits = [0; 32];
@@ -100,7 +100,7 @@ fn a_bitmap_block_moves() {
     image.begin_change().unwrap();
     let slot = image.reserve().unwrap();
     image.commit(&[place(5, slot, Some(3..21))]).unwrap();
-    let [from] = image.frame().movable[..] else {
+    let [from] = image.frame(&|_| false).movable[..] else {
         panic!("one chunk")
     };
     let to = from.start.plus(3 * MIB);
@@ -108,7 +108,7 @@ fn a_bitmap_block_moves() {
     assert!(!image.move_metadata(from, slot).unwrap(), "not free");
     assert!(image.move_metadata(from, to).unwrap());
     assert_eq!(sim.unsynced_len(), 0, "durable on return");
-    assert_eq!(image.frame().movable, [FileRange::new(to, MIB)]);
+    assert_eq!(image.frame(&|_| false).movable, [FileRange::new(to, MIB)]);
     assert!(
         !image.move_metadata(from, to).unwrap(),
         "it is there no more"
@@ -155,7 +155,7 @@ fn threads_share_the_log() {
                 2 => assert!(image.sector_bitmap(block(number)).unwrap().is_written(0)),
                 3 if thread == 0 => {
                     let free = image.free_runs();
-                    let movable = image.frame().movable;
+                    let movable = image.frame(&|_| false).movable;
                     if let (Some(to), Some(from)) = (free.first(), movable.first()) {
                         image.move_metadata(*from, to.start).unwrap();
                     }

@@ -304,7 +304,7 @@ impl Actor {
     }
 
     fn move_bitmap(&mut self) {
-        let movable = self.image.frame().movable;
+        let movable = self.image.frame(&|_| false).movable;
         let free = self.image.free_runs();
         if let (Some(from), Some(to)) = (movable.last(), free.first()) {
             self.sync();

@@ -156,3 +156,18 @@ fn a_guest_that_flushes_never_waits_for_the_ring() {
         }
     }
 }
+
+#[test]
+fn a_page_written_while_a_sync_runs_is_not_durable_after_it() {
+    let (sim, log) = started();
+    append(&log, 0, 1);
+    sync(&sim, &log);
+    let mark = log.mark();
+    sim.sync().unwrap();
+    // Too late for that sync: somebody drains the ring.
+    log.apply().unwrap();
+    log.synced(mark);
+    assert!(log.has_unretired());
+    sync(&sim, &log);
+    assert!(!log.has_unretired());
+}
