@@ -336,7 +336,7 @@ struct Hunt<'a> {
     listings: Listings,
     /// Files that have been looked into.
     seen: Vec<FileKey>,
-    /// The first disk found that has another identity.
+    /// The first disk found, in a place that the child names, that has another identity.
     mismatch: Option<(PathBuf, Identity)>,
     tried: Vec<String>,
 }
@@ -414,7 +414,7 @@ impl<'a> Hunt<'a> {
                 continue;
             }
             self.seen.push(file.key);
-            if let Some(found) = self.examine(&file)? {
+            if let Some(found) = self.examine(&file, named)? {
                 return Ok(Some(found));
             }
         }
@@ -422,7 +422,7 @@ impl<'a> Hunt<'a> {
     }
 
     /// `file`, if it is the parent.
-    fn examine(&mut self, file: &Found) -> Result<Option<FoundParent>, ParentProblem> {
+    fn examine(&mut self, file: &Found, named: bool) -> Result<Option<FoundParent>, ParentProblem> {
         if let Some(disk) = self.parents.shared(file.key)
             && self.link.identities.contains(&disk.identity())
         {
@@ -447,7 +447,13 @@ impl<'a> Hunt<'a> {
                 Ok(None)
             }
             Ok((_, identity)) if !self.link.identities.contains(&identity) => {
-                self.mismatch.get_or_insert((file.path.clone(), identity));
+                if named {
+                    self.mismatch.get_or_insert((file.path.clone(), identity));
+                } else {
+                    // Only its name is the same.
+                    let path = file.path.display();
+                    self.note(format!("{path}: another disk, {identity}"));
+                }
                 Ok(None)
             }
             Ok((storage, _)) => match holder {
