@@ -26,9 +26,8 @@ use parking_lot::Mutex;
 
 use super::{Disk, OpenOptions};
 use crate::error::{OpenError, OpenProblem, ParentProblem};
-use crate::format::Format;
 use crate::format::parent::{Identity, ParentLink};
-use crate::image::{self, vhd};
+use crate::image;
 use crate::storage::Storage;
 use crate::storage::host::{
     Candidate, FileKey, Found, HostFile, HostOptions, Listings, Miss, Scope,
@@ -142,23 +141,31 @@ impl Level<'_> {
         options: &OpenOptions,
         parents: &dyn ParentSource,
     ) -> Result<Arc<Disk>, OpenError> {
-        let link = parent_link(&*storage, self.path)
+        let parent = self
+            .parent_of(&*storage, options, parents)
             .map_err(|problem| OpenError::new(self.path, problem))?;
-        let parent = link.map(|link| self.open_parent(&link, options, parents));
-        let parent = (parent.transpose()).map_err(|problem| OpenError::new(self.path, problem))?;
-        let disk = Disk::open_over(storage, self.path, options, parent)?;
-        if let Some(parent) = disk.parent() {
-            let (own, of_parent) = (disk.geometry().sector_size, parent.geometry().sector_size);
-            if own != of_parent {
-                let reason = format!("it has sectors of {of_parent} bytes, its child of {own}");
-                let path = parent.path().to_owned();
-                return Err(OpenError::new(
-                    self.path,
-                    ParentProblem::Unfit { path, reason },
-                ));
-            }
+        Disk::open_over(storage, self.path, options, parent)
+    }
+
+    /// The parent of the image in `storage`, open, if it has one.
+    fn parent_of(
+        &self,
+        storage: &dyn Storage,
+        options: &OpenOptions,
+        parents: &dyn ParentSource,
+    ) -> Result<Option<Arc<Disk>>, OpenProblem> {
+        let own = image::identify(storage, self.path)?;
+        let Some(link) = &own.parent else {
+            return Ok(None);
+        };
+        let parent = self.open_parent(link, options, parents)?;
+        let (sector, of_parent) = (own.sector_size, parent.geometry().sector_size);
+        if sector != of_parent {
+            let path = parent.path().to_owned();
+            let reason = format!("it has sectors of {of_parent} bytes, its child of {sector}");
+            return Err(ParentProblem::Unfit { path, reason }.into());
         }
-        Ok(disk)
+        Ok(Some(parent))
     }
 
     fn open_parent(
@@ -203,15 +210,6 @@ impl Level<'_> {
         parents.opened(key, &disk);
         Ok(disk)
     }
-}
-
-/// What the image in `storage` says of its parent, if it has one.
-fn parent_link(storage: &dyn Storage, name: &Path) -> Result<Option<ParentLink>, OpenProblem> {
-    // Spares all others a second reading of their metadata.
-    if image::detect(storage, name)? == Format::Vhd && !vhd::may_have_parent(storage)? {
-        return Ok(None);
-    }
-    Ok(image::probe(storage, name)?.parent)
 }
 
 /// Parents in files of the host, below certain directories alone. Disks that it gave are shared as
@@ -338,7 +336,7 @@ struct Hunt<'a> {
     listings: Listings,
     /// Files that have been looked into.
     seen: Vec<FileKey>,
-    /// The first disk found that has another identity.
+    /// The first disk found, in a place that the child names, that has another identity.
     mismatch: Option<(PathBuf, Identity)>,
     tried: Vec<String>,
 }
@@ -416,7 +414,7 @@ impl<'a> Hunt<'a> {
                 continue;
             }
             self.seen.push(file.key);
-            if let Some(found) = self.examine(&file)? {
+            if let Some(found) = self.examine(&file, named)? {
                 return Ok(Some(found));
             }
         }
@@ -424,7 +422,7 @@ impl<'a> Hunt<'a> {
     }
 
     /// `file`, if it is the parent.
-    fn examine(&mut self, file: &Found) -> Result<Option<FoundParent>, ParentProblem> {
+    fn examine(&mut self, file: &Found, named: bool) -> Result<Option<FoundParent>, ParentProblem> {
         if let Some(disk) = self.parents.shared(file.key)
             && self.link.identities.contains(&disk.identity())
         {
@@ -440,8 +438,8 @@ impl<'a> Hunt<'a> {
             _ => Err(error),
         });
         let opened = opened.map_err(OpenError::into_problem).and_then(|storage| {
-            let probe = image::probe(&storage, &file.path)?;
-            Ok((storage, probe.identity))
+            let found = image::identify(&storage, &file.path)?;
+            Ok((storage, found.identity))
         });
         match opened {
             Err(problem) => {
@@ -449,7 +447,13 @@ impl<'a> Hunt<'a> {
                 Ok(None)
             }
             Ok((_, identity)) if !self.link.identities.contains(&identity) => {
-                self.mismatch.get_or_insert((file.path.clone(), identity));
+                if named {
+                    self.mismatch.get_or_insert((file.path.clone(), identity));
+                } else {
+                    // Only its name is the same.
+                    let path = file.path.display();
+                    self.note(format!("{path}: another disk, {identity}"));
+                }
                 Ok(None)
             }
             Ok((storage, _)) => match holder {

@@ -19,6 +19,7 @@
 
 mod claims;
 mod durability;
+mod identify;
 mod open;
 mod report;
 mod space;
@@ -37,6 +38,7 @@ use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange};
 
 pub(crate) use durability::Durability;
+pub use identify::{Identified, identify};
 pub(crate) use open::LayoutError;
 pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
 pub use report::{CheckOptions, CheckReport};

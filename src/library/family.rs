@@ -1,7 +1,7 @@
 //! Which disks of the directory are parents of others, and so must not change.
 //!
 //! That is found out by looking at every disk file of the tree: at its attributes each time, and at
-//! its content once for each state of the file. Whoever is about to write wants to know it as it is
+//! its headers once for each state of the file. Whoever is about to write wants to know it as it is
 //! now; for what is only shown, the latest findings do.
 
 #[cfg(test)]
@@ -14,7 +14,6 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::host_dir::{self, HostKind, Identity, Place, Stat};
-use super::probes::Known;
 use super::{Core, names};
 use crate::disk::{self, Kin};
 use crate::format::parent::ParentLink;
@@ -149,10 +148,10 @@ impl Core {
         let open = self.disks.get(&stat.identity);
         let (identity, link) = match open.and_then(|open| open.disk()) {
             Some(disk) => (disk.identity(), disk.parent_link().cloned().map(Arc::new)),
-            None => match self.probes.look(&stat.stamp(), path, || place.pin()) {
-                Known::Disk(known) => (known.identity, known.link),
-                Known::Unopenable(_) => return None,
-            },
+            None => {
+                let found = self.probes.lineage(&stat.stamp(), path, || place.pin())?;
+                (found.identity, found.link)
+            }
         };
         Some(Kin {
             key: stat.identity,

@@ -1,4 +1,5 @@
-//! What is known of files that are not open: their disk's size and parent, or why they have none.
+//! What is known of files that are not open: their disk's size, or why they have none; and which
+//! disk it is and what it says of its parent.
 //!
 //! A file is looked at once for each of its stamps, so listing thousands of disks again costs no
 //! more than their attributes; what is remembered is bounded. Looking takes no lock.
@@ -38,15 +39,18 @@ pub(super) enum Known {
 }
 
 /// What is known of a disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct KnownDisk {
     /// Its size in bytes.
     pub(super) size: u64,
     /// It can be read but must not be written.
     pub(super) frozen: bool,
-    /// Which disk it is.
+}
+
+/// Which disk a file holds, and what it says of its parent, if it has one.
+#[derive(Clone, Debug)]
+pub(super) struct Lineage {
     pub(super) identity: parent::Identity,
-    /// What it says of its parent, if it has one.
     pub(super) link: Option<Arc<ParentLink>>,
 }
 
@@ -56,8 +60,6 @@ impl KnownDisk {
         Self {
             size: disk.len(),
             frozen: false,
-            identity: disk.identity(),
-            link: disk.parent_link().cloned().map(Arc::new),
         }
     }
 }
@@ -97,6 +99,8 @@ struct Remembered {
 #[derive(Debug)]
 pub(super) struct Probes {
     known: Mutex<LruCache<Stamp, Remembered>>,
+    /// `None` of a file whose headers cannot be read.
+    lineages: Mutex<LruCache<Stamp, Option<Lineage>>>,
     /// What has been logged.
     said: Mutex<LruCache<Stamp, String>>,
     contents: Mutex<Contents>,
@@ -112,6 +116,7 @@ impl Probes {
     pub(super) fn new() -> Self {
         Self {
             known: Mutex::new(LruCache::new(REMEMBERED)),
+            lineages: Mutex::new(LruCache::new(REMEMBERED)),
             said: Mutex::new(LruCache::new(SAID)),
             contents: Mutex::new(Contents {
                 closed: LruCache::new(REMEMBERED),
@@ -145,6 +150,31 @@ impl Probes {
                 Known::Unopenable(failure)
             }
         }
+    }
+
+    /// Which disk the file with this `stamp` is; looks at its headers, as `pin` gives it, where that
+    /// is not known yet. `None` where that cannot be told; opening it will say why.
+    pub(super) fn lineage(
+        &self,
+        stamp: &Stamp,
+        path: &Path,
+        pin: impl FnOnce() -> io::Result<Pinned>,
+    ) -> Option<Lineage> {
+        if let Some(known) = self.lineages.lock().get(stamp) {
+            return known.clone();
+        }
+        // A host that fails may not the next time.
+        let file = open(path, pin).ok()?;
+        let found = match image::identify(&file, path) {
+            Ok(found) => Some(Lineage {
+                identity: found.identity,
+                link: found.parent.map(Arc::new),
+            }),
+            Err(OpenProblem::Io { .. }) => return None,
+            Err(_) => None,
+        };
+        self.lineages.lock().put(*stamp, found.clone());
+        found
     }
 
     /// Remembers that the disk can only be opened for reading.
@@ -199,6 +229,15 @@ impl Probes {
 
 /// Looks at the file that `pin` gives.
 fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownDisk, OpenError> {
+    let file = open(path, pin)?;
+    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
+    Ok(KnownDisk {
+        size: probe.virtual_size,
+        frozen: probe.not_writable.is_some(),
+    })
+}
+
+fn open(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<HostFile, OpenError> {
     let pinned = pin().map_err(|source| {
         OpenError::new(
             path,
@@ -213,12 +252,5 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownD
         lock: false,
         no_follow: false,
     };
-    let file = HostFile::open(&pinned.path(), &options)?;
-    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
-    Ok(KnownDisk {
-        size: probe.virtual_size,
-        frozen: probe.not_writable.is_some(),
-        identity: probe.identity,
-        link: probe.parent.map(Arc::new),
-    })
+    HostFile::open(&pinned.path(), &options)
 }

@@ -222,14 +222,14 @@ fn look<K>(path: &Path, key: K, identity: Identity) -> Option<Kin<K, Arc<ParentL
         no_follow: true,
     };
     let file = HostFile::open(path, &options).ok()?;
-    let probe = image::probe(&file, path).ok()?;
+    let found = image::identify(&file, path).ok()?;
     let is_child = |link: &ParentLink| link.identities.contains(&identity);
-    let is_kin = probe.identity == identity || probe.parent.as_ref().is_some_and(is_child);
+    let is_kin = found.identity == identity || found.parent.as_ref().is_some_and(is_child);
     is_kin.then(|| Kin {
         key,
         path: path.to_owned(),
-        identity: probe.identity,
-        link: probe.parent.map(Arc::new),
+        identity: found.identity,
+        link: found.parent.map(Arc::new),
     })
 }
 

@@ -122,10 +122,41 @@ fn another_disk_is_no_parent() {
         assert!(text.contains(part), "{text}");
     }
 
+    // A name alone accuses nobody.
+    fs::create_dir(top.join("sub")).unwrap();
+    let other = top.join("sub/other.vhd");
+    make_child_of(
+        &other,
+        [3; 16],
+        &[
+            (b"W2ru", r"..\sub\gone\child.vhd"),
+            (b"W2ku", r"D:\other.vhd"),
+        ],
+    );
+    make_child_of(&top.join("sub/child.vhd"), [4; 16], &[]);
+    let (kind, text) = refused(&other);
+    assert_eq!(kind, ErrorKind::ParentMissing);
+    assert!(text.contains("sub/child.vhd: another disk"), "{text}");
+
     fs::write(&parent, [1; 4096]).unwrap();
     let (kind, text) = refused(&child);
     assert_eq!(kind, ErrorKind::ParentMissing);
     assert!(text.contains("base.vhd: not a VHD"), "{text}");
+}
+
+#[test]
+fn a_link_to_a_child_leads_to_where_it_really_is() {
+    let (_folder, top) = folder();
+    fs::create_dir(top.join("sub")).unwrap();
+    make_disk(&top.join("sub/base.vhd"));
+    make_child(
+        &top.join("sub/child.vhd"),
+        &top.join("sub/base.vhd"),
+        "base.vhd",
+    );
+    std::os::unix::fs::symlink("sub/child.vhd", top.join("link.vhd")).unwrap();
+    let disk = open(&top.join("link.vhd"));
+    assert_eq!(disk.parent().unwrap().path(), top.join("sub/base.vhd"));
 }
 
 #[test]

@@ -160,7 +160,7 @@ pub(crate) fn ends_with_footer(storage: &dyn Storage) -> io::Result<bool> {
     Ok(file_len >= FOOTER_LEN && read_tail(storage, file_len)?.footer.is_ok())
 }
 
-fn read_tail(storage: &dyn Storage, file_len: u64) -> io::Result<Tail> {
+pub(super) fn read_tail(storage: &dyn Storage, file_len: u64) -> io::Result<Tail> {
     let short = file_len % SECTOR_SIZE == SECTOR_SIZE - 1;
     let at =
         FileOffset::new(file_len.saturating_sub(if short { FOOTER_LEN - 1 } else { FOOTER_LEN }));
@@ -176,7 +176,10 @@ fn read_tail(storage: &dyn Storage, file_len: u64) -> io::Result<Tail> {
 
 /// The trailing footer decides. Only where it is gone may the copy at offset 0, which a fixed disk
 /// does not have (there its guest's first sector lies), stand in for it.
-fn choose_footer(tail: &Tail, copy: &Result<Footer, FooterFault>) -> Result<Footer, FormatError> {
+pub(super) fn choose_footer(
+    tail: &Tail,
+    copy: &Result<Footer, FooterFault>,
+) -> Result<Footer, FormatError> {
     match (&tail.footer, copy) {
         (Ok(footer), _) => Ok(*footer),
         (Err(FooterFault::Poisoned), _) => Err(FooterFault::Poisoned.into_error("at the end")),

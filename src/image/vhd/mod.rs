@@ -54,7 +54,7 @@ use crate::units::{
 
 pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
-pub(crate) use parent::may_have_parent;
+pub(crate) use parent::identify;
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;

@@ -1,12 +1,11 @@
 //! What a differencing VHD says of its parent.
 
-use std::io;
-
+use super::layout::{choose_footer, read_array, read_tail};
 use crate::error::{FormatError, OpenProblem};
-use crate::format::DiskType;
 use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
-use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, Locator, MAX_LOCATOR_LEN};
-use crate::image::LayoutError;
+use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_LOCATOR_LEN};
+use crate::format::{DiskType, Format};
+use crate::image::{Identified, LayoutError};
 use crate::storage::Storage;
 use crate::units::{FileOffset, SECTOR_SIZE, usize_from};
 
@@ -51,27 +50,39 @@ pub(super) fn read_parent_link(
     })
 }
 
-/// Whether the VHD in `storage` may be a differencing one: a quick look at its footers. Of what is no
-/// VHD the answer means nothing.
-pub(crate) fn may_have_parent(storage: &dyn Storage) -> Result<bool, OpenProblem> {
-    let look = || -> io::Result<bool> {
-        let file_len = storage.len()?;
-        let short = file_len % SECTOR_SIZE == SECTOR_SIZE - 1;
-        let stored = if short { FOOTER_LEN - 1 } else { FOOTER_LEN };
-        for at in [file_len.saturating_sub(stored), 0] {
-            let mut bytes = [0; 512];
-            let part = bytes.get_mut(..usize_from(stored.min(file_len)));
-            storage.read_exact_at(part.unwrap_or_default(), FileOffset::new(at))?;
-            if let Ok(footer) = Footer::parse(&bytes) {
-                return Ok(footer.disk_type() == DiskType::Differencing);
+/// Reads the headers of the VHD in `storage`.
+///
+/// # Errors
+/// Where it is no VHD, they are damaged, or the host fails.
+pub(crate) fn identify(storage: &dyn Storage) -> Result<Identified, OpenProblem> {
+    Ok(read_headers(storage)?)
+}
+
+fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
+    let file_len = storage.len()?;
+    if file_len < FOOTER_LEN {
+        return Err(FormatError::NotVhd.into());
+    }
+    let copy = Footer::parse(&read_array(storage, FileOffset::new(0))?);
+    let footer = choose_footer(&read_tail(storage, file_len)?, &copy)?;
+    let parent = match footer.disk_type() {
+        DiskType::Fixed | DiskType::Dynamic => None,
+        DiskType::Differencing => {
+            let at = FileOffset::new(footer.data_offset());
+            if at.plus(HEADER_LEN).get() > file_len {
+                let found = format!("a dynamic header at file offset {at}");
+                let expected = format!("one inside the file of {file_len} bytes");
+                return Err(FormatError::corrupt("footer", found, expected).into());
             }
+            let header = DynamicHeader::parse(&read_array(storage, at)?, at)?;
+            Some(read_parent_link(storage, &header, file_len)?)
         }
-        // Whatever it is, opening it will tell.
-        Ok(true)
     };
-    look().map_err(|source| OpenProblem::Io {
-        action: "read the file",
-        source,
+    Ok(Identified {
+        format: Format::Vhd,
+        identity: Identity::Vhd(footer.unique_id()),
+        sector_size: SECTOR_SIZE,
+        parent,
     })
 }
 

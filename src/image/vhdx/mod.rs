@@ -26,6 +26,7 @@ mod commit;
 mod create;
 mod faults;
 mod headers;
+mod identify;
 mod layout;
 mod log;
 mod open;
@@ -62,6 +63,7 @@ use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 
 pub(crate) use create::{NewDisk, create};
+pub(crate) use identify::identify;
 pub(crate) use open::{open, probe};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
