@@ -314,7 +314,7 @@ fn repairing_while_opening() {
 /// Anything after anything else, on any layout.
 fn random_life(seed: u64) -> Tally {
     let life = Life::new(seed);
-    let (storage, oracle) = build(&life.image);
+    let (storage, oracle) = life.start();
     let name = format!("random life {seed:#x}");
     sweep(&name, STATES / 10, storage, oracle, |guest| {
         life.live(guest)

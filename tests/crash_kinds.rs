@@ -6,12 +6,15 @@
 mod support;
 
 use support::env_number;
+use support::life::Life;
 use support::matrix::{Spec, kinds};
 use support::scenarios::ALL;
 use support::sweep::{Tally, sweep};
 
 /// States that a scenario tries on one kind of disk if nothing else is said.
-const STATES: u64 = 250;
+const STATES: u64 = 150;
+/// Random lives of each kind.
+const LIVES: u64 = 6;
 
 fn all_scenarios(kind: usize) {
     let mut tally = Tally::default();
@@ -23,7 +26,6 @@ fn all_scenarios(kind: usize) {
         let start = spec.start();
         let oracle = start.oracle();
         let block = start.block_size;
-        // A fixed disk cannot be compacted.
         tally.add(sweep(
             &format!("{name}, {scenario}"),
             STATES,
@@ -31,6 +33,15 @@ fn all_scenarios(kind: usize) {
             oracle,
             |guest| run(guest, block),
         ));
+    }
+    for n in 0..LIVES * env_number("VHDFS_SOAK", 1) {
+        let seed = env_number("VHDFS_SEED", 1) << 32 | 0xace << 16 | n;
+        let life = Life::on(kinds(128 << 10, seed)[kind]);
+        let (storage, oracle) = life.start();
+        let name = format!("{name}, random life {seed:#x}");
+        tally.add(sweep(&name, STATES / 5, storage, oracle, |guest| {
+            life.live(guest)
+        }));
     }
     tally.print(&name);
 }

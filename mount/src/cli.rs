@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use vhdfs::disk::HostParents;
 
 use crate::options::{self, MountOption};
 
@@ -29,8 +30,8 @@ struct Cli {
 pub(crate) enum Command {
     /// Show the disks of a directory as raw files, and compact them while they are idle
     ///
-    /// Every *.vhd and *.avhd file below DIR appears at the same place below MNT, with .raw behind
-    /// its name. Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
+    /// Every *.vhd, *.avhd, *.vhdx and *.avhdx file below DIR appears at the same place below MNT, with
+    /// .raw behind its name. A disk over which others are is shown read-only. Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
     ///
     /// The mount tells about itself in extended attributes: `user.vhdfs.pid` and
     /// `user.vhdfs.status` (JSON) of MNT, `user.vhdfs.status` (JSON) of each disk. Read them with
@@ -102,6 +103,9 @@ pub(crate) struct MountArguments {
     /// How many threads serve requests [default: by the number of CPUs, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: Option<u16>,
+    /// Also look here for parents of differencing disks; may be given several times
+    #[arg(long = "parent-dir", value_name = "DIR")]
+    pub(crate) parent_dirs: Vec<PathBuf>,
     /// Log to this file instead of the system log
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
@@ -109,7 +113,7 @@ pub(crate) struct MountArguments {
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
-    /// punch-holes=on|off, threads=N, log-file=FILE; generic ones such as nofail are ignored
+    /// punch-holes=on|off, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', value_parser = options::mount_option)]
     pub(crate) options: Vec<MountOption>,
     /// Serve for a parent that waits to hear so.
@@ -130,6 +134,7 @@ impl MountArguments {
                 MountOption::PunchHoles(true) => self.punch_holes = Switch::On,
                 MountOption::PunchHoles(false) => self.punch_holes = Switch::Off,
                 MountOption::Threads(threads) => self.threads = Some(threads),
+                MountOption::ParentDir(path) => self.parent_dirs.push(path),
                 MountOption::LogFile(path) => self.log_file = Some(path),
                 MountOption::Ignored => {}
             }
@@ -150,9 +155,30 @@ pub(crate) struct CompactArguments {
     /// and Windows does not attach a copy that is still sparse
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub(crate) punch_holes: Switch,
+    /// Keep blocks of a differencing disk that hold the same as its parent
+    #[arg(long)]
+    pub(crate) keep_identical: bool,
+    #[command(flatten)]
+    pub(crate) parents: ParentArguments,
     /// Print JSON: one object for one file, an array for several
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where else than below the directory of a disk file its parents may be.
+#[derive(Debug, Args)]
+pub(crate) struct ParentArguments {
+    /// Also look here for parents of differencing disks; may be given several times. Without it
+    /// they are looked for in the directory of FILE and below
+    #[arg(long = "parent-dir", value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
+}
+
+impl ParentArguments {
+    /// Where the parents of the disk in `file` are looked for.
+    pub(crate) fn of(&self, file: &Path) -> HostParents {
+        HostParents::beside(file, &self.directories)
+    }
 }
 
 /// `vhdfs info`.
@@ -161,6 +187,8 @@ pub(crate) struct InfoArguments {
     /// Disk files; they may be in use
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) parents: ParentArguments,
     /// Print JSON: one object for one file, an array for several
     #[arg(long)]
     pub(crate) json: bool,
@@ -178,6 +206,8 @@ pub(crate) struct CheckArguments {
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) parents: ParentArguments,
     /// Print JSON: one object for one file, an array for several
     #[arg(long)]
     pub(crate) json: bool,
@@ -189,6 +219,8 @@ pub(crate) struct MapArguments {
     /// The disk file; it may be in use
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) parents: ParentArguments,
     /// Do not read blocks to tell live ones from dead ones
     #[arg(long)]
     pub(crate) no_scan: bool,
@@ -204,6 +236,17 @@ pub(crate) enum NewDiskType {
     Dynamic,
     /// Has its full length from the start.
     Fixed,
+    /// Reads as its parent where nothing was written.
+    Differencing,
+}
+
+/// The formats of a disk that can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NewFormat {
+    /// Virtual Hard Disk 1.0: up to 2040 GiB.
+    Vhd,
+    /// Virtual Hard Disk 2: up to 64 TiB.
+    Vhdx,
 }
 
 /// `vhdfs create`.
@@ -212,15 +255,27 @@ pub(crate) struct CreateArguments {
     /// The file to make; it must not exist
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// The disk's size
-    #[arg(long, value_parser = options::size)]
-    pub(crate) size: u64,
-    /// Whether the file grows with its content or has its full length from the start
-    #[arg(long = "type", value_name = "TYPE", default_value = "dynamic")]
-    pub(crate) disk_type: NewDiskType,
-    /// Bytes in a block of a dynamic disk: a power of two
-    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = options::size)]
-    pub(crate) block_size: u64,
+    /// The disk's size [default: the parent's]
+    #[arg(long, value_parser = options::size, required_unless_present = "parent")]
+    pub(crate) size: Option<u64>,
+    /// Whether the file grows with its content, has its full length from the start, or holds what
+    /// differs from a parent [default: dynamic, or differencing with --parent]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) disk_type: Option<NewDiskType>,
+    /// The disk file that a differencing disk is over; nothing may change it from then on
+    #[arg(long, value_name = "FILE", required_if_eq("disk_type", "differencing"))]
+    pub(crate) parent: Option<PathBuf>,
+    /// The format [default: by FILE's extension, otherwise the parent's, or VHD]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<NewFormat>,
+    /// Bytes in a block: a power of two [default: 2M]
+    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    pub(crate) block_size: Option<u64>,
+    /// Bytes in a sector of a VHDX, 512 or 4096 [default: the parent's, or 512]
+    #[arg(long, value_name = "BYTES", value_parser = options::sector_size)]
+    pub(crate) sector_size: Option<u32>,
+    #[command(flatten)]
+    pub(crate) parents: ParentArguments,
 }
 
 /// What these arguments ask for. Ends the program where they make no sense (exit code 2), and
@@ -235,7 +290,7 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
         mount.apply_options();
     }
     if let Command::Create(create) = &command
-        && u32::try_from(create.block_size).is_err()
+        && (create.block_size).is_some_and(|size| u32::try_from(size).is_err())
     {
         Cli::command()
             .error(ErrorKind::ValueValidation, "--block-size is too large")
@@ -313,13 +368,14 @@ mod tests {
             "-o",
             "ro,idle-after=2m,allow_other",
             "-o",
-            "nofail,threads=3,punch-holes=off,no-compact,min-reclaim=1G,log-file=/l",
+            "nofail,threads=3,punch-holes=off,no-compact,min-reclaim=1G,log-file=/l,parent-dir=/p",
         ]);
         assert!(found.read_only && found.allow_other && found.no_compact);
         assert_eq!(found.idle_after, Duration::from_secs(120));
         assert_eq!(found.min_reclaim, 1 << 30);
         assert_eq!((found.threads, found.punch_holes), (Some(3), Switch::Off));
         assert_eq!(found.log_file, Some(PathBuf::from("/l")));
+        assert_eq!(found.parent_dirs, [PathBuf::from("/p")]);
     }
 
     #[test]

@@ -70,12 +70,19 @@ fn start_daemon() -> Result<Outcome, Failure> {
 fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     let source = resolve(&arguments.source)?;
     let mount_point = resolve(&arguments.mount_point)?;
-    check_places(&source, &mount_point)?;
+    let parent_dirs = (arguments.parent_dirs.iter())
+        .map(|directory| resolve(directory))
+        .collect::<Result<Vec<_>, _>>()?;
+    check_places(&source, &parent_dirs, &mount_point)?;
     start_logging(arguments)?;
     allow_open_files();
     // From here on these wait for us, whatever thread they reach.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    let library = Arc::new(Library::open(&source, library_options(arguments))?);
+    let options = LibraryOptions {
+        parent_dirs,
+        ..library_options(arguments)
+    };
+    let library = Arc::new(Library::open(&source, options)?);
     let settings = Settings {
         read_only: arguments.read_only,
         allow_other: arguments.allow_other,
@@ -114,7 +121,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// Refuses what could not work.
-fn check_places(source: &Path, mount_point: &Path) -> Result<(), Failure> {
+fn check_places(source: &Path, parent_dirs: &[PathBuf], mount_point: &Path) -> Result<(), Failure> {
     if let Some(mounted) = mounts::at(mount_point)?
         && mounted.file_system == FILE_SYSTEM_TYPE
     {
@@ -123,13 +130,16 @@ fn check_places(source: &Path, mount_point: &Path) -> Result<(), Failure> {
             format!("{place} is mounted already; `vhdfs unmount {place}` ends that").into(),
         );
     }
-    if !fs::metadata(source).is_ok_and(|found| found.is_dir()) {
-        return Err(format!("{}: not a directory", source.display()).into());
-    }
-    // Looking for disks, we would come to our own mount and wait for ourselves.
-    if mount_point != source && mount_point.starts_with(source) {
-        let (mount_point, source) = (mount_point.display(), source.display());
-        return Err(format!("{mount_point} lies below {source}: mount it elsewhere").into());
+    for directory in std::iter::once(source).chain(parent_dirs.iter().map(PathBuf::as_path)) {
+        let shown = directory.display();
+        if !fs::metadata(directory).is_ok_and(|found| found.is_dir()) {
+            return Err(format!("{shown}: not a directory").into());
+        }
+        // Looking for disks, we would come to our own mount and wait for ourselves.
+        if mount_point != directory && mount_point.starts_with(directory) {
+            let mount_point = mount_point.display();
+            return Err(format!("{mount_point} lies below {shown}: mount it elsewhere").into());
+        }
     }
     Ok(())
 }

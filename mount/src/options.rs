@@ -20,6 +20,8 @@ pub(crate) enum MountOption {
     PunchHoles(bool),
     /// `threads=N`.
     Threads(u16),
+    /// `parent-dir=DIR`.
+    ParentDir(PathBuf),
     /// `log-file=FILE`.
     LogFile(PathBuf),
     /// For others than us: mount(8) itself, systemd, or implied anyway.
@@ -83,6 +85,7 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
             Ok(threads @ 1..=256) => MountOption::Threads(threads),
             _ => return Err("threads is a number from 1 to 256".to_owned()),
         },
+        "parent-dir" => MountOption::ParentDir(needed()?.into()),
         "log-file" => MountOption::LogFile(needed()?.into()),
         // Set for every mount.
         "default-permissions" => MountOption::Ignored,
@@ -110,6 +113,15 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     count
         .checked_mul(1 << shift)
         .ok_or_else(|| format!("{text} is too large"))
+}
+
+/// Reads the size of a disk's sectors.
+pub(crate) fn sector_size(text: &str) -> Result<u32, String> {
+    match size(text)? {
+        512 => Ok(512),
+        4096 => Ok(4096),
+        _ => Err("sectors have 512 or 4096 bytes".to_owned()),
+    }
 }
 
 /// Reads a duration: `500ms`, `5s`, `2m`, `1h`; seconds without a unit.

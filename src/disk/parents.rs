@@ -117,6 +117,12 @@ impl Disk {
         self.image.parent()
     }
 
+    /// Bytes in a sector as the guest addresses them, and as it is advised to write them.
+    pub fn sector_sizes(&self) -> (u64, u64) {
+        let geometry = self.geometry();
+        (geometry.sector_size, geometry.physical_sector_size)
+    }
+
     /// How many images it consists of, itself included.
     pub fn chain_len(&self) -> usize {
         std::iter::successors(self.parent(), |disk| disk.parent()).count() + 1

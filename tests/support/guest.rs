@@ -167,11 +167,14 @@ impl Guest {
 
     /// What of `count` bytes lies on the disk, whose end may cut the last block.
     fn inside(&self, offset: u64, count: u64) -> u64 {
-        count.min(self.disk().len() - offset)
+        count.min(self.disk().len().saturating_sub(offset))
     }
 
     pub(crate) fn write(&self, offset: u64, count: u64) {
         let count = self.inside(offset, count);
+        if count == 0 {
+            return;
+        }
         let mut data = vec![0; size(count)];
         let tag = self.writes.fetch_add(1, Ordering::Relaxed);
         pattern(tag, offset / 512, &mut data);

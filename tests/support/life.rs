@@ -4,6 +4,7 @@ use vhdfs::storage::sim::{Random, SimStorage};
 
 use super::guest::Guest;
 use super::image::{Image, Style, pattern};
+use super::matrix::Spec;
 use super::oracle::Oracle;
 use super::size;
 
@@ -32,12 +33,17 @@ pub(crate) fn build(image: &Image) -> (SimStorage, Oracle) {
 /// What happens to a disk, drawn from a seed.
 pub(crate) struct Life {
     random: Random,
-    /// The disk at first.
-    pub(crate) image: Image,
+    kind: Kind,
+}
+
+/// The disk at first.
+enum Kind {
+    Vhd(Image),
+    Any(Spec),
 }
 
 impl Life {
-    /// The same for the same seed.
+    /// Of a dynamic VHD. The same for the same seed.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let styles = [Style::Packed, Style::Aligned, Style::Xen, Style::Gapped];
@@ -49,27 +55,52 @@ impl Life {
         blocks.truncate(size(random.below(7)));
         let mut image = Image::new(BLOCK, 8 * BLOCK, style, &blocks);
         image.exact = random.below(3) == 0;
-        Self { random, image }
+        let kind = Kind::Vhd(image);
+        Self { random, kind }
+    }
+
+    /// Of a disk of any kind.
+    pub(crate) fn on(spec: Spec) -> Self {
+        Self {
+            random: Random::new(spec.seed ^ 0x5eed),
+            kind: Kind::Any(spec),
+        }
+    }
+
+    /// The file and what it holds.
+    pub(crate) fn start(&self) -> (SimStorage, Oracle) {
+        match &self.kind {
+            Kind::Vhd(image) => build(image),
+            Kind::Any(spec) => {
+                let start = spec.start();
+                let oracle = start.oracle();
+                (start.storage, oracle)
+            }
+        }
     }
 
     /// Anything after anything else. Where operations may fail, whole sectors only, and the disk is
     /// not opened again.
     pub(crate) fn live(&self, guest: &mut Guest) {
         let mut random = self.random;
+        let block_size = match &self.kind {
+            Kind::Vhd(_) => BLOCK,
+            Kind::Any(spec) => spec.block_size,
+        };
         let unit = if guest.is_tolerant() { 512 } else { 1 };
         let mut work = guest.idle_work();
         for _ in 0..4 + random.below(16) {
-            let block = random.below(8) * BLOCK;
-            let within = random.below(BLOCK) / unit * unit;
-            let len = (1 + random.below(BLOCK - within)).next_multiple_of(unit);
+            let block = random.below(8) * block_size;
+            let within = random.below(block_size) / unit * unit;
+            let len = (1 + random.below(block_size - within)).next_multiple_of(unit);
             match random.below(16) {
                 0..4 => guest.write(block + within, len.min(3072)),
                 4 => guest.write(block + within, len),
                 5 => guest.write_zero_bytes(block + within, len),
-                6 => guest.write_zero_bytes(block, BLOCK),
-                7 | 8 => guest.discard(block, BLOCK),
+                6 => guest.write_zero_bytes(block, block_size),
+                7 | 8 => guest.discard(block, block_size),
                 9 => guest.discard(block + within, len),
-                10 => guest.write_zeroes(block, (2 * BLOCK).min(8 * BLOCK - block)),
+                10 => guest.write_zeroes(block, (2 * block_size).min(8 * block_size - block)),
                 11 | 12 => guest.flush(),
                 13 => guest.compact(),
                 14 => {

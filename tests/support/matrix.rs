@@ -135,7 +135,7 @@ impl Spec {
             files,
             &chain
                 .iter()
-                .map(|image| image as &dyn Model)
+                .map(|image| -> &dyn Model { image })
                 .collect::<Vec<_>>(),
         )
     }
@@ -176,7 +176,7 @@ impl Spec {
             files,
             &chain
                 .iter()
-                .map(|image| image as &dyn Model)
+                .map(|image| -> &dyn Model { image })
                 .collect::<Vec<_>>(),
         )
     }

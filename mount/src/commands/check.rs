@@ -5,9 +5,11 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhdfs::check::{CheckOptions, check};
+use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::error::OpenProblem;
 
 use super::{Report, for_each_file, name};
-use crate::cli::CheckArguments;
+use crate::cli::{CheckArguments, ParentArguments};
 use crate::{Failure, Outcome};
 
 #[derive(Serialize)]
@@ -27,12 +29,17 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
         dry_run: arguments.dry_run,
     };
     for_each_file(&arguments.files, arguments.json, |file| {
-        check_file(file, &options)
+        check_file(file, &options, &arguments.parents)
     })
 }
 
-fn check_file(file: &Path, options: &CheckOptions) -> Result<Checked, Failure> {
-    let report = check(file, options)?;
+fn check_file(
+    file: &Path,
+    options: &CheckOptions,
+    parents: &ParentArguments,
+) -> Result<Checked, Failure> {
+    let mut report = check(file, options)?;
+    report.errors.extend(missing_parent(file, parents));
     Ok(Checked {
         file: name(file),
         errors: report.errors,
@@ -40,6 +47,18 @@ fn check_file(file: &Path, options: &CheckOptions) -> Result<Checked, Failure> {
         repaired: report.repaired,
         dry_run: options.dry_run,
     })
+}
+
+/// What is wrong with the parents of a differencing disk.
+fn missing_parent(file: &Path, parents: &ParentArguments) -> Option<String> {
+    let look = OpenOptions {
+        read_only: true,
+        lock: false,
+        ..OpenOptions::default()
+    };
+    let error = Disk::open_with(file, &look, &parents.of(file)).err()?;
+    // Whatever else there is has been found already.
+    matches!(error.problem(), OpenProblem::Parent(_)).then(|| error.problem().to_string())
 }
 
 impl Report for Checked {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Disk, OpenOptions};
 
-use super::{Report, about, for_each_file, name};
+use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{CompactArguments, Switch};
 use crate::text::Bytes;
 use crate::{Failure, Outcome};
@@ -29,6 +29,7 @@ struct Compacted {
     blocks_dropped: u64,
     blocks_moved: u64,
     kept: Vec<Kept>,
+    children: Vec<String>,
     #[serde(skip)]
     dry_run: bool,
 }
@@ -83,10 +84,12 @@ fn compact_file(
         punch_holes,
         ..OpenOptions::default()
     };
-    let disk = Disk::open(file, &open)?;
+    let disk = Disk::open_with(file, &open, &arguments.parents.of(file))?;
+    let children = children_of(file, &disk).files;
     let options = CompactOptions {
         dry_run,
         punch_holes,
+        drop_identical: !arguments.keep_identical,
         ..CompactOptions::default()
     };
     let before = disk.info().map_err(|error| about(file, &error))?;
@@ -94,7 +97,10 @@ fn compact_file(
     // Also after a failure: what was done is to be durable, and the file clean.
     let closed = disk.close();
     match (result, closed) {
-        (Ok(report), Ok(())) => Ok(describe(file, report, dry_run)),
+        (Ok(report), Ok(())) => Ok(Compacted {
+            children: children.iter().map(|child| name(child)).collect(),
+            ..describe(file, report, dry_run)
+        }),
         (Ok(_), Err(error)) => Err(about(file, &error)),
         (Err(error), _) => {
             let length = std::fs::metadata(file).map_or(before.file_length, |found| found.len());
@@ -151,6 +157,7 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         blocks_dropped: report.blocks_dropped,
         blocks_moved: report.blocks_moved,
         kept: kept.collect(),
+        children: Vec::new(),
         dry_run,
     }
 }
@@ -171,6 +178,16 @@ impl Report for Compacted {
         writeln!(out, "  stored on host {would}{before} -> {after}")?;
         for kept in &self.kept {
             writeln!(out, "  kept {}: {}", Bytes(kept.bytes), kept.reason)?;
+        }
+        if !self.children.is_empty() {
+            let (count, names) = (
+                count_of_children(self.children.len()),
+                listed(&self.children),
+            );
+            writeln!(
+                out,
+                "  parent of {count}: {names}; what they read stays as it is"
+            )?;
         }
         Ok(())
     }

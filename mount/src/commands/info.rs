@@ -2,13 +2,17 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::error::OpenProblem;
 use vhdfs::format::DiskType;
+use vhdfs::image::{self, Image, ImageOptions};
+use vhdfs::storage::host::{HostFile, HostOptions};
 
-use super::{Report, about, for_each_file, name};
-use crate::cli::InfoArguments;
+use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
+use crate::cli::{InfoArguments, ParentArguments};
 use crate::text::Bytes;
 use crate::{Failure, Outcome};
 
@@ -24,23 +28,57 @@ struct Info {
     block_size: u64,
     blocks_total: u64,
     blocks_allocated: u64,
+    sector_size: u64,
+    physical_sector_size: u64,
     creator: String,
+    identity: String,
+    /// The parent, its parent, and so on.
+    parents: Vec<Ancestor>,
+    /// Why the next one is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_error: Option<String>,
+    children: Vec<String>,
+    /// There may be more children.
+    #[serde(skip)]
+    children_cut_off: bool,
+}
+
+#[derive(Serialize)]
+struct Ancestor {
+    file: String,
+    format: String,
+    #[serde(rename = "type")]
+    disk_type: &'static str,
+    virtual_size: u64,
+    identity: String,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &InfoArguments) -> Result<Outcome, Failure> {
-    for_each_file(&arguments.files, arguments.json, inspect)
+    for_each_file(&arguments.files, arguments.json, |file| {
+        inspect(file, &arguments.parents)
+    })
 }
 
-fn inspect(file: &Path) -> Result<Info, Failure> {
+fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
     // Without a lock: a disk that is in use can be looked at.
     let options = OpenOptions {
         read_only: true,
         lock: false,
         ..OpenOptions::default()
     };
-    let disk = Disk::open(file, &options)?;
+    let disk = match Disk::open_with(file, &options, &parents.of(file)) {
+        Ok(disk) => disk,
+        // The file itself can be told of all the same.
+        Err(error) => match error.problem() {
+            OpenProblem::Parent(problem) => return inspect_alone(file, problem.to_string()),
+            _ => return Err(error.into()),
+        },
+    };
     let info = disk.info().map_err(|error| about(file, &error))?;
+    let (sector_size, physical_sector_size) = disk.sector_sizes();
+    let children = children_of(file, &disk);
+    let ancestors = std::iter::successors(disk.parent(), |disk| disk.parent());
     Ok(Info {
         file: name(file),
         format: info.format.to_string(),
@@ -51,7 +89,62 @@ fn inspect(file: &Path) -> Result<Info, Failure> {
         block_size: info.block_size,
         blocks_total: info.blocks_total,
         blocks_allocated: info.blocks_allocated,
+        sector_size,
+        physical_sector_size,
         creator: info.creator,
+        identity: disk.identity().to_string(),
+        parents: ancestors.map(ancestor).collect::<Result<_, _>>()?,
+        parent_error: None,
+        children: children.files.iter().map(|child| name(child)).collect(),
+        children_cut_off: children.cut_off,
+    })
+}
+
+fn ancestor(disk: &Arc<Disk>) -> Result<Ancestor, Failure> {
+    let info = disk.info().map_err(|error| about(disk.path(), &error))?;
+    Ok(Ancestor {
+        file: name(disk.path()),
+        format: info.format.to_string(),
+        disk_type: type_name(info.disk_type),
+        virtual_size: info.virtual_size,
+        identity: disk.identity().to_string(),
+    })
+}
+
+/// What can be told of a differencing disk without its parent.
+fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
+    let options = HostOptions {
+        read_only: true,
+        lock: false,
+        no_follow: false,
+    };
+    let host = HostFile::open(file, &options)?;
+    let allocated = vhdfs::storage::Storage::allocated_bytes(&host);
+    let options = ImageOptions {
+        read_only: true,
+        punch_holes: false,
+    };
+    let opened = image::open(Arc::new(host), file, options);
+    let image: Box<dyn Image> = opened.map_err(|error| about(file, &error))?.image;
+    let geometry = image.geometry();
+    Ok(Info {
+        file: name(file),
+        format: geometry.format.to_string(),
+        disk_type: type_name(geometry.disk_type),
+        virtual_size: geometry.disk_len,
+        file_length: image.file_len(),
+        allocated_bytes: allocated.map_err(|error| about(file, &error))?,
+        block_size: geometry.block_size,
+        blocks_total: u64::from(image.map().len()),
+        blocks_allocated: image.map().present_count(),
+        sector_size: geometry.sector_size,
+        physical_sector_size: geometry.physical_sector_size,
+        creator: image.creator(),
+        identity: image.identity().to_string(),
+        parents: Vec::new(),
+        parent_error: Some(parent_error),
+        children: Vec::new(),
+        children_cut_off: false,
     })
 }
 
@@ -84,10 +177,41 @@ impl Report for Info {
                 Bytes(self.block_size)
             )?;
         }
-        writeln!(out, "  {:<15} {}", "creator", self.creator)
+        let mut sectors = format!("{} bytes", self.sector_size);
+        if self.physical_sector_size != self.sector_size {
+            sectors.push_str(&format!(", physically {}", self.physical_sector_size));
+        }
+        let mut facts = vec![
+            ("sectors", sectors),
+            ("creator", self.creator.clone()),
+            ("identity", self.identity.clone()),
+        ];
+        facts.extend(self.parents.iter().map(|parent| {
+            let (kind, format) = (parent.disk_type, &parent.format);
+            let (size, id) = (Bytes(parent.virtual_size), &parent.identity);
+            let text = format!("{}: {kind} {format}, {size}, identity {id}", parent.file);
+            ("parent", text)
+        }));
+        if let Some(error) = &self.parent_error {
+            facts.push(("parent", error.clone()));
+        }
+        if !self.children.is_empty() {
+            let count = count_of_children(self.children.len());
+            let at_least = if self.children_cut_off {
+                "at least "
+            } else {
+                ""
+            };
+            let text = format!("{at_least}{count} here: {}", listed(&self.children));
+            facts.push(("parent of", text));
+        }
+        for (what, text) in facts {
+            writeln!(out, "  {what:<15} {text}")?;
+        }
+        Ok(())
     }
 
     fn has_problems(&self) -> bool {
-        false
+        self.parent_error.is_some()
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
         lock: false,
         ..OpenOptions::default()
     };
-    let disk = Disk::open(file, &options)?;
+    let disk = Disk::open_with(file, &options, &arguments.parents.of(file))?;
     let info = disk.info().map_err(|error| about(file, &error))?;
     if !arguments.no_scan && info.disk_type != DiskType::Fixed {
         let look = CompactOptions {

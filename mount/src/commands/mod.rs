@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vhdfs::disk::{Children, Disk, children_below};
 use vhdfs::error::chain;
 
 use crate::{Failure, Outcome};
@@ -72,6 +73,35 @@ fn for_each_file<R: Report>(
         writeln!(out)?;
     }
     Ok(outcome)
+}
+
+/// The children of a disk in the directory of its file and below.
+fn children_of(file: &Path, disk: &Disk) -> Children {
+    children_below(directory_of(file), disk)
+}
+
+/// The directory that a file is in.
+fn directory_of(file: &Path) -> &Path {
+    let directory = file.parent().filter(|found| !found.as_os_str().is_empty());
+    directory.unwrap_or(Path::new("."))
+}
+
+/// `1 child`, `2 children`.
+fn count_of_children(number: usize) -> String {
+    match number {
+        1 => "1 child".to_owned(),
+        more => format!("{more} children"),
+    }
+}
+
+/// Some names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let mut text = names[..names.len().min(MOST)].join(", ");
+    if names.len() > MOST {
+        text.push_str(&format!(" and {} more", names.len() - MOST));
+    }
+    text
 }
 
 /// A file's name as it can stand in JSON.

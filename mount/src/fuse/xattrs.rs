@@ -18,6 +18,9 @@ const STATUS_ATTRIBUTE: &str = "user.vhdfs.status";
 /// How many disks the root's status lists: the kernel allows 64 KiB for a value.
 const MOST_DISKS: usize = 128;
 
+/// How many of its children a disk's status lists.
+const MOST_CHILDREN: usize = 64;
+
 #[derive(Serialize)]
 struct MountJson {
     pid: u32,
@@ -39,6 +42,11 @@ struct DiskJson {
     file_length: u64,
     allocated_bytes: u64,
     reclaimed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    children_count: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    children: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -66,6 +74,11 @@ impl From<DiskStatus> for DiskJson {
             file_length: status.length,
             allocated_bytes: status.allocated,
             reclaimed: status.reclaimed,
+            parent: status.parent.as_deref().map(shown),
+            children_count: status.children.len(),
+            children: (status.children.iter().take(MOST_CHILDREN))
+                .map(|path| shown(path))
+                .collect(),
         }
     }
 }
@@ -115,7 +128,11 @@ fn mount_status(library: &Library) -> MountJson {
         disks: disks
             .into_iter()
             .take(MOST_DISKS)
-            .map(DiskJson::from)
+            .map(|disk| DiskJson {
+                // Their number has to do: there is not room for all names.
+                children: Vec::new(),
+                ..DiskJson::from(disk)
+            })
             .collect(),
     }
 }

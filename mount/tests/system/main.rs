@@ -132,6 +132,8 @@ fn lives_over_its_parent(test: &str, maker: Maker) {
     write_files(&rig, 1);
     delete_files(&rig, 0);
     fio(&rig, "randwrite", &[]);
+    // What the guest's file system did not flush, it may forget.
+    run("sync", ["-f".as_ref(), rig.files().as_os_str()]);
     let sums = checksums(&rig);
     rig.crash();
 

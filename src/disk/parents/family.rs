@@ -1,6 +1,6 @@
 //! Which images of a directory tree are the parents of which.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::Hash;
@@ -181,21 +181,29 @@ pub fn children_below(directory: &Path, disk: &Disk) -> Children {
     let identity = disk.identity();
     let mut kin: Vec<Kin<(u64, u64), Arc<ParentLink>>> = Vec::new();
     let mut left = MAX_ENTRIES;
-    let mut directories = vec![directory];
-    while let Some(directory) = directories.pop() {
+    // The nearest first: that is where children mostly are.
+    let mut directories = VecDeque::from([directory]);
+    while let Some(directory) = directories.pop_front() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if left == 0 {
                 children.cut_off = true;
                 break;
             }
             left -= 1;
-            // Of a link, its own.
+            // Of a link, its own. Most need no more than that look.
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            let is_disk = kind.is_file() && is_disk_name(&entry.file_name());
+            if !is_disk && !kind.is_dir() {
+                continue;
+            }
             let Ok(found) = entry.metadata() else {
                 continue;
             };
             if found.is_dir() && found.dev() == file.dev() {
-                directories.push(entry.path());
-            } else if found.is_file() && is_disk_name(&entry.file_name()) {
+                directories.push_back(entry.path());
+            } else if found.is_file() {
                 let key = (found.dev(), found.ino());
                 kin.extend(look(&entry.path(), key, identity));
             }

@@ -39,7 +39,7 @@ impl<'a> Draft<'a> {
     /// Puts `bytes` at `at`.
     ///
     /// # Errors
-    /// Where the host cannot read a page.
+    /// Where the host cannot read a page, or has no room for it.
     pub(super) fn put(&mut self, at: FileOffset, bytes: &[u8]) -> io::Result<()> {
         let mut at = at;
         let mut rest = bytes;
@@ -51,7 +51,7 @@ impl<'a> Draft<'a> {
             let (page, is_changed) = match self.pages.entry(page_at) {
                 std::collections::btree_map::Entry::Occupied(page) => page.into_mut(),
                 std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert((self.file.read_page(page_at)?, false))
+                    place.insert((self.file.take_page(page_at)?, false))
                 }
             };
             let from = usize_from(within);

@@ -44,9 +44,6 @@ pub(crate) fn open(
             repaired: Vec::new(),
         });
     }
-    // What the file's last user left unsynced when it died must not be undone by a power cut any
-    // more once the file is written to: what it says is what is believed from here on.
-    storage.sync().map_err(failed("sync the file"))?;
     let mut layout = {
         let (view, header) = replayed_look(&*storage)?;
         Layout::read(&view, header)?
@@ -55,6 +52,8 @@ pub(crate) fn open(
     if let Some(error) = not_writable.or_else(|| not_updatable(&layout.header)) {
         return Err(OpenProblem::NotWritable(error));
     }
+    // This syncs first: what was read above, written by whoever died with the file open perhaps, must
+    // not be undone by a power cut any more once the file is written to.
     let (header, replayed) = replay(&*storage)?;
     layout.header = header;
     let mut repaired = Vec::from_iter(replayed);

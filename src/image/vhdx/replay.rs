@@ -207,7 +207,7 @@ pub(super) fn padded_view(storage: Arc<dyn Storage>, len: u64) -> io::Result<Arc
 }
 
 /// Leaves the file in `storage`, which is opened for writing, without a log to replay, durably; tells
-/// what it did, if anything.
+/// what it did, if anything. What was there before is durable in any case.
 ///
 /// # Errors
 /// Where the file cannot be used, or the host fails; then it is as good as before.
@@ -227,7 +227,10 @@ pub(crate) fn replay(
         LogState::Clean => return Ok((current, None)),
         LogState::EmptyOnly(sequence) => (sequence, "the mark of an open file removed".to_owned()),
         LogState::Dirty(sequence) => {
-            let done = format!("{} entries of the log replayed", sequence.entries.len());
+            let done = match sequence.entries.len() {
+                1 => "an entry of the log replayed".to_owned(),
+                count => format!("{count} entries of the log replayed"),
+            };
             (sequence, done)
         }
     };

@@ -152,6 +152,21 @@ impl OpenFile {
         Ok(Arc::new(bytes))
     }
 
+    /// As [`Self::read_page`], of a page that is to be changed. The host has stored room for it then,
+    /// so that a full host refuses the change, and not, later, to have it in its place. The writer is
+    /// held.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn take_page(&self, at: FileOffset) -> io::Result<Arc<Page>> {
+        let page = self.read_page(at)?;
+        // What is not all zeros is stored, and what the log has was taken before.
+        if page.iter().all(|byte| *byte == 0) && self.log.pending(at).is_none() {
+            self.storage.write_all_at(&*page, at)?;
+        }
+        Ok(page)
+    }
+
     /// Announces a change that a guest can see: see [`crate::image::Image::begin_change`].
     pub(super) fn announce(&self) -> Result<(), DiskError> {
         self.durability.check()?;
@@ -178,8 +193,8 @@ impl OpenFile {
     /// # Errors
     /// Where the file takes no changes.
     pub(super) fn begin(&self) -> Result<Transaction<'_>, DiskError> {
-        self.durability.check()?;
         let mut writer = self.writer.lock();
+        self.durability.check()?;
         if !writer.is_live {
             self.start(&mut writer, &|_| {})?;
         }

@@ -1,0 +1,188 @@
+//! Sector bitmaps, and threads at one image.
+
+use super::*;
+
+#[test]
+fn a_childs_sectors_are_in_its_bitmap_block() {
+    let sim = Arc::new(empty(64, 4096, true));
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(3..21))]).unwrap();
+    assert_eq!(
+        image.map().get(block(5)),
+        BlockState::Present { slot, whole: false }
+    );
+    let [movable] = image.frame().movable[..] else {
+        panic!("one chunk")
+    };
+    let is_written = |sector| image.sector_bitmap(block(5)).unwrap().is_written(sector);
+    assert_eq!([2, 3, 20, 21].map(is_written), [false, true, true, false]);
+    let other = image.reserve().unwrap();
+    image.commit(&[place(6, other, None)]).unwrap();
+    assert_eq!(image.frame().movable, [movable]);
+    image.settle().unwrap();
+    // 256 sectors a block: 32 bytes.
+    let mut bits = [0; 32];
+    sim.read_exact_at(&mut bits, movable.start.plus(5 * 32))
+        .unwrap();
+    assert_eq!(
+        bits[..4],
+        [0xf8, 0xff, 0x1f, 0],
+        "the least significant bit first"
+    );
+    assert_eq!(entries::<2>(&sim, 5), [slot.get() | 7, other.get() | 6]);
+    assert_eq!(entries::<1>(&sim, 32768), [movable.start.get() | 6]);
+
+    image
+        .commit(&[MapEdit::Write {
+            block: block(5),
+            sectors: 0..3,
+        }])
+        .unwrap();
+    image
+        .commit(&[MapEdit::Write {
+            block: block(5),
+            sectors: 200..256,
+        }])
+        .unwrap();
+    let reopened = open(Arc::new(sim.fork()), READ_ONLY).unwrap().image;
+    let bitmap = reopened.sector_bitmap(block(5)).unwrap();
+    assert_eq!((bitmap.run_end(0, 256), bitmap.run_end(21, 256)), (21, 200));
+    image
+        .commit(&[MapEdit::Write {
+            block: block(5),
+            sectors: 20..201,
+        }])
+        .unwrap();
+    assert_eq!(
+        image.map().get(block(5)),
+        BlockState::Present { slot, whole: true }
+    );
+    image.settle().unwrap();
+    assert_eq!(entries::<1>(&sim, 5), [slot.get() | 6]);
+
+    // Of a block that reads as zeros, the rest does too: it has all its sectors at once.
+    let drop_to = |reads| {
+        [MapEdit::Drop {
+            block: block(5),
+            reads,
+        }]
+    };
+    image.commit(&drop_to(Reads::Zeros)).unwrap();
+    assert_eq!(image.map().get(block(5)), BlockState::Zero);
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(0..1))]).unwrap();
+    assert_eq!(
+        image.map().get(block(5)),
+        BlockState::Present { slot, whole: true }
+    );
+    image.commit(&drop_to(Reads::Parent)).unwrap();
+    image
+        .commit(&[MapEdit::Drop {
+            block: block(7),
+            reads: Reads::Zeros,
+        }])
+        .unwrap();
+    image.settle().unwrap();
+    assert_eq!(entries::<3>(&sim, 5), [0, other.get() | 6, 2]);
+    // Old bits mean nothing to a new block.
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(7..8))]).unwrap();
+    let bitmap = image.sector_bitmap(block(5)).unwrap();
+    assert_eq!((bitmap.run_end(0, 256), bitmap.run_end(8, 256)), (7, 256));
+}
+
+#[test]
+fn a_bitmap_block_moves() {
+    let sim = Arc::new(empty(64, 4096, true));
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(3..21))]).unwrap();
+    let [from] = image.frame().movable[..] else {
+        panic!("one chunk")
+    };
+    let to = from.start.plus(3 * MIB);
+    assert!(!image.move_metadata(FileRange::new(slot, MIB), to).unwrap());
+    assert!(!image.move_metadata(from, slot).unwrap(), "not free");
+    assert!(image.move_metadata(from, to).unwrap());
+    assert_eq!(sim.unsynced_len(), 0, "durable on return");
+    assert_eq!(image.frame().movable, [FileRange::new(to, MIB)]);
+    assert!(
+        !image.move_metadata(from, to).unwrap(),
+        "it is there no more"
+    );
+    image
+        .commit(&[MapEdit::Write {
+            block: block(5),
+            sectors: 100..101,
+        }])
+        .unwrap();
+    // What the old place is used for now, no replay touches.
+    assert!(image.reserve_at(from.start).is_some());
+    sim.write_all_at(&[9; 4096], from.start).unwrap();
+    let after = Arc::new(sim.kill());
+    let image = open_shared(&after, OPTIONS);
+    let bitmap = image.sector_bitmap(block(5)).unwrap();
+    assert!([3, 20, 100].iter().all(|sector| bitmap.is_written(*sector)));
+    let mut bytes = [0; 4096];
+    after.read_exact_at(&mut bytes, from.start).unwrap();
+    assert_eq!(bytes, [9; 4096]);
+}
+
+#[test]
+fn threads_share_the_log() {
+    let sim = Arc::new(empty(1200, 4096, true));
+    let image = open_shared(&sim, OPTIONS);
+    let work = |thread: u32| {
+        for n in 0..150_u32 {
+            let number = thread * 300 + n;
+            image.begin_change().unwrap();
+            let slot = image.reserve().unwrap();
+            let part = (n % 3 > 0).then_some(0..u64::from(n % 200) + 1);
+            image.commit(&[place(number, slot, part)]).unwrap();
+            match n % 5 {
+                0 => image.sync().unwrap(),
+                1 => {
+                    let reads = Reads::Zeros;
+                    let edit = MapEdit::Drop {
+                        block: block(number),
+                        reads,
+                    };
+                    image.commit(&[edit]).unwrap();
+                }
+                2 => assert!(image.sector_bitmap(block(number)).unwrap().is_written(0)),
+                3 if thread == 0 => {
+                    let free = image.free_runs();
+                    let movable = image.frame().movable;
+                    if let (Some(to), Some(from)) = (free.first(), movable.first()) {
+                        image.move_metadata(*from, to.start).unwrap();
+                    }
+                }
+                4 if n % 50 == 4 => image.shrink().unwrap(),
+                _ => {}
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || work(thread));
+        }
+    });
+    image.sync().unwrap();
+    let states = |image: &dyn Image| -> Vec<(BlockState, Option<u64>)> {
+        let map = image.map();
+        let bits = |block| image.sector_bitmap(block).unwrap().run_end(0, 256);
+        (map.blocks())
+            .map(|block| (map.get(block), map.get(block).slot().map(|_| bits(block))))
+            .collect()
+    };
+    let now = states(&*image);
+    let crashed = sim.crash(&mut crate::storage::sim::Choice::AllLost);
+    let after = open(Arc::new(crashed), OPTIONS).unwrap().image;
+    assert!(states(&*after) == now);
+    image.shrink().unwrap();
+    image.settle().unwrap();
+    assert!(states(&*open_shared(&sim, READ_ONLY)) == now);
+}
