@@ -5,11 +5,8 @@
 
 mod support;
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::io::{Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use support::image::Style;
@@ -20,6 +17,7 @@ use support::second::build::model::{Model, compare, save};
 use support::second::build::vhd::VhdImage;
 use support::second::build::vhdx::{Layout, Order, Slot, VhdxImage};
 use support::second::{Chain, State, read};
+use support::tools::{Mounted, converted, installed, raw_content, reader, replayed_by_qemu, tool};
 use vhdfs::storage::Storage;
 use vhdfs::storage::sim::SimStorage;
 use vhdfs::units::FileOffset;
@@ -27,71 +25,11 @@ use vhdfs::units::FileOffset;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = MIB;
 
-/// Runs a program; `None`, and it is said, where there is none.
-fn run(program: &str, arguments: &[&OsStr]) -> Option<Output> {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output();
-    match output {
-        Ok(output) => Some(output),
-        Err(error) => {
-            println!("skipped: {program}: {error}");
-            None
-        }
-    }
-}
-
-/// Runs `qemu-img`; it must succeed.
-fn qemu_img(arguments: &[&OsStr]) -> Option<()> {
-    let output = run("qemu-img", arguments)?;
-    assert!(
-        output.status.success(),
-        "qemu-img {arguments:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Some(())
-}
-
-/// What the raw disk at `path` holds, without zeros: offset and bytes of each `piece`.
-fn raw_content(path: &Path, piece: usize) -> Vec<(u64, Vec<u8>)> {
-    let raw = SimStorage::from_file(path).unwrap();
-    let end = FileOffset::new(raw.len().unwrap());
-    let mut found = Vec::new();
-    let mut at = FileOffset::new(0);
-    while let Some(data) = raw.next_data(at, end).unwrap() {
-        let piece = u64::try_from(piece).unwrap();
-        let start = data.start.get() / piece * piece;
-        let mut bytes = vec![0; usize::try_from(piece.min(end.get() - start)).unwrap()];
-        raw.read_exact_at(&mut bytes, FileOffset::new(start))
-            .unwrap();
-        if bytes.iter().any(|&byte| byte != 0) {
-            found.push((start, bytes));
-        }
-        at = FileOffset::new(start + piece);
-    }
-    found
-}
-
-/// What QEMU makes of the file at `path`, as a raw disk beside it.
-fn converted(path: &Path, format: &str) -> Option<PathBuf> {
-    let raw = path.with_extension("raw");
-    let words = ["convert", "-f", format, "-O", "raw"].map(OsStr::new);
-    qemu_img(&[&words[..], &[path.as_os_str(), raw.as_os_str()]].concat())?;
-    Some(raw)
-}
-
-fn reader(path: &Path) -> impl Fn(&mut [u8], u64) {
-    let file = File::open(path).unwrap();
-    move |buf: &mut [u8], offset: u64| {
-        (&file).seek(SeekFrom::Start(offset)).unwrap();
-        (&file).read_exact(buf).unwrap();
-    }
-}
-
 #[test]
 fn qemu_reads_what_is_built() {
+    if !installed(&["qemu-img"]) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let dynamic = |layout, order| {
         let disk_len = 21 * MIB + 512;
@@ -113,11 +51,8 @@ fn qemu_reads_what_is_built() {
     for (n, image) in images.iter().enumerate() {
         let path = folder.path().join(format!("{n}.vhdx"));
         save(&image.build().sim, &path);
-        let check = ["check", "-f", "vhdx"].map(OsStr::new);
-        let Some(()) = qemu_img(&[&check[..], &[path.as_os_str()]].concat()) else {
-            return;
-        };
-        let raw = converted(&path, "vhdx").unwrap();
+        tool("qemu-img", &["check", "-f", "vhdx"], &[&path]);
+        let raw = converted(&path, "vhdx");
         compare(&[image], &reader(&raw)).unwrap_or_else(|error| panic!("file {n}: {error}"));
         fs::remove_file(raw).unwrap();
     }
@@ -126,14 +61,16 @@ fn qemu_reads_what_is_built() {
         let image = VhdImage::dynamic(small, 12 * small - 1024, style, &[3, 0, 11, 7, 5]);
         let path = folder.path().join("disk.vhd");
         save(&image.build(), &path);
-        let raw = converted(&path, "vpc").unwrap();
+        let raw = converted(&path, "vpc");
         compare(&[&image], &reader(&raw)).unwrap();
     }
 }
 
 #[test]
 fn qemu_and_we_read_the_same_samples() {
-    let Some(samples) = samples() else { return };
+    let Some(samples) = samples().filter(|_| installed(&["qemu-img"])) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     for (name, format) in [
         ("ext2.vhd", "vpc"),
@@ -144,9 +81,7 @@ fn qemu_and_we_read_the_same_samples() {
     ] {
         let path = unpack(&samples, folder.path(), name);
         let sim: Arc<dyn Storage> = Arc::new(SimStorage::from_file(&path).unwrap());
-        let Some(raw) = converted(&path, format) else {
-            return;
-        };
+        let raw = converted(&path, format);
         let chain = Chain::open([sim]).unwrap();
         assert!(chain.content(65536) == raw_content(&raw, 65536), "{name}");
         fs::remove_file(path).unwrap();
@@ -156,16 +91,15 @@ fn qemu_and_we_read_the_same_samples() {
 
 #[test]
 fn qemu_replays_the_sample_log_to_the_same() {
-    let Some(samples) = samples() else { return };
+    let Some(samples) = samples().filter(|_| installed(&["qemu-img"])) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = unpack(&samples, folder.path(), "iotest-dirtylog-10G-4M.vhdx");
     let before: Arc<dyn Storage> = Arc::new(SimStorage::from_file(&path).unwrap());
     let chain = Chain::open([before.clone()]).unwrap();
-    let repair = ["check", "-q", "-f", "vhdx", "-r", "all"].map(OsStr::new);
-    let Some(()) = qemu_img(&[&repair[..], &[path.as_os_str()]].concat()) else {
-        return;
-    };
-    let raw = converted(&path, "vhdx").unwrap();
+    replayed_by_qemu(&path);
+    let raw = converted(&path, "vhdx");
     let content = chain.content(65536);
     assert!(content.len() > 10 && content == raw_content(&raw, 65536));
     let replayed = read(&SimStorage::from_file(&path).unwrap()).unwrap();
@@ -184,6 +118,9 @@ fn qemu_replays_the_sample_log_to_the_same() {
 
 #[test]
 fn qemu_replays_built_logs_to_the_same() {
+    if !installed(&["qemu-img"]) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let after = VhdxImage::dynamic(2 * BLOCK, 20 * MIB, Layout::Packed, &[5, 0, 3]);
     let mut before = after.clone();
@@ -198,49 +135,9 @@ fn qemu_replays_built_logs_to_the_same() {
         built.write_log(&log);
         let path = folder.path().join("log.vhdx");
         save(&built.sim, &path);
-        let repair = ["check", "-q", "-f", "vhdx", "-r", "all"].map(OsStr::new);
-        let Some(()) = qemu_img(&[&repair[..], &[path.as_os_str()]].concat()) else {
-            return;
-        };
-        let raw = converted(&path, "vhdx").unwrap();
+        replayed_by_qemu(&path);
+        let raw = converted(&path, "vhdx");
         compare(&[&after], &reader(&raw)).unwrap();
-    }
-}
-
-/// A directory that libvhdi mounted.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// The file's disk; `None`, and it is said, where nothing can be mounted.
-    fn new(path: &Path) -> Option<Self> {
-        if !Path::new("/dev/fuse").exists() {
-            println!("skipped: no /dev/fuse");
-            return None;
-        }
-        let mountpoint = path.with_extension("mount");
-        fs::create_dir_all(&mountpoint).unwrap();
-        let output = run("vhdimount", &[path.as_os_str(), mountpoint.as_os_str()])?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() && said.contains("fuse") {
-            println!("skipped: vhdimount: {said}");
-            return None;
-        }
-        assert!(output.status.success(), "vhdimount: {said}");
-        Some(Self(mountpoint))
-    }
-
-    /// The disk, of a chain the child's.
-    fn disk(&self) -> PathBuf {
-        let disks = (1..).map(|n| self.0.join(format!("vhdi{n}")));
-        let last = disks.take_while(|disk| disk.exists()).last();
-        last.expect("a disk")
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        run("fusermount", &[OsStr::new("-u"), self.0.as_os_str()])
-            .or_else(|| run("umount", &[self.0.as_os_str()]));
     }
 }
 
@@ -327,7 +224,9 @@ fn libvhdi_reads_children_of_vhd() {
 #[test]
 #[ignore = "hashes 10 GiB, which takes a minute"]
 fn the_sample_log_gives_the_known_sum() {
-    let Some(samples) = samples() else { return };
+    let Some(samples) = samples().filter(|_| installed(&["sha256sum"])) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = unpack(&samples, folder.path(), "iotest-dirtylog-10G-4M.vhdx");
     let sim: Arc<dyn Storage> = Arc::new(SimStorage::from_file(&path).unwrap());
@@ -339,9 +238,6 @@ fn the_sample_log_gives_the_known_sum() {
         file.seek(SeekFrom::Start(at)).unwrap();
         file.write_all(&bytes).unwrap();
     }
-    let Some(output) = run("sha256sum", &[raw.as_os_str()]) else {
-        return;
-    };
-    let sum = String::from_utf8(output.stdout).unwrap();
+    let sum = tool("sha256sum", &[], &[&raw]);
     assert!(sum.starts_with("179cefe8b0587f12"), "{sum}");
 }

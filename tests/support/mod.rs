@@ -11,6 +11,7 @@ pub(crate) mod samples;
 pub(crate) mod scenarios;
 pub(crate) mod second;
 pub(crate) mod sweep;
+pub(crate) mod tools;
 
 use vhdfs::units::{u64_from, usize_from};
 
