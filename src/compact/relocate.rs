@@ -48,23 +48,25 @@ pub(super) fn copy_and_commit(
         return Err(error.into());
     }
     let mut moved = 0;
+    let mut refused = None;
     for (at, (step, watch)) in batch.iter().enumerate() {
         debug_assert_eq!(watch.block(), step.block);
         let _gate = disk.gates.exclusive(step.block);
         let in_place = disk.image.map().get(step.block).slot() == Some(step.from);
-        if at < copied && in_place && !watch.is_touched() {
-            disk.image.commit(&[MapEdit::Move {
-                block: step.block,
-                to: step.to,
-            }])?;
-            moved += 1;
+        if at < copied && in_place && !watch.is_touched() && refused.is_none() {
+            let (block, to) = (step.block, step.to);
+            match disk.image.commit(&[MapEdit::Move { block, to }]) {
+                Ok(()) => moved += 1,
+                // It has given the target back itself.
+                Err(error) => refused = Some(error),
+            }
         } else {
             disk.image.give_back(step.to);
         }
     }
     // Only now, that the table is durable, are the old slots free.
     disk.image.sync()?;
-    failure.map_or(Ok(moved), |error| Err(error.into()))
+    (refused.or(failure)).map_or(Ok(moved), |error| Err(error.into()))
 }
 
 /// Copies one slot; says whether it is complete, or the guest or the caller wants it stopped.

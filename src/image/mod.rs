@@ -221,7 +221,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// durable before, and what is durable when.
     ///
     /// # Errors
-    /// Any failure poisons the image.
+    /// [`DiskError::NoSpace`], or a failure to read metadata: edits that were not made have changed
+    /// nothing, and the slots that they name are free again. Any other failure poisons the image.
     fn commit(&self, edits: &[MapEdit]) -> Result<(), DiskError>;
 
     /// Announces a change of what a guest reads; called before each. Costs nothing but for the first
