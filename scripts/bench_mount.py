@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import time
 from typing import NamedTuple
@@ -197,7 +198,10 @@ def make_images(place, size):
             raw.write(os.urandom(MIB))
     run("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "subformat=dynamic,force_size=on", images["raw"], images["vhd"])
     run("qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", f"subformat=dynamic,block_size={2 * MIB}", images["raw"], images["vhdx"])
-    images["child"] = place / "vhdx/child.vhdx"
+    # A disk with children is read-only: theirs is one of its own.
+    images["child"] = place / "child/child.vhdx"
+    images["child"].parent.mkdir()
+    shutil.copy(images["vhdx"], images["child"].parent / "disk.vhdx")
     return images
 
 
