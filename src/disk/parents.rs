@@ -11,6 +11,7 @@ mod adopt;
 #[cfg(test)]
 pub(crate) mod builder;
 mod family;
+mod hunt;
 #[cfg(test)]
 mod tests;
 
@@ -29,15 +30,11 @@ use crate::error::{OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::Storage;
-use crate::storage::host::{
-    Candidate, FileKey, Found, HostFile, HostOptions, Listings, Miss, Scope,
-};
+use crate::storage::host::{FileKey, HostFile, HostOptions, Scope};
+use hunt::Hunt;
 
 /// The most images that a disk may consist of, itself included.
 pub const MAX_CHAIN_LEN: usize = 128;
-
-/// How many places an error lists.
-const LISTED: usize = 16;
 
 /// Where parents are found.
 pub trait ParentSource: Send + Sync + fmt::Debug {
@@ -324,187 +321,6 @@ impl ParentSource for HostParents {
         let mut open = self.open.lock();
         open.retain(|_, disk| disk.strong_count() > 0);
         open.insert(key, Arc::downgrade(disk));
-    }
-}
-
-/// One search for a parent.
-struct Hunt<'a> {
-    parents: &'a HostParents,
-    scope: &'a Scope,
-    link: &'a ParentLink,
-    lock: bool,
-    listings: Listings,
-    /// Files that have been looked into.
-    seen: Vec<FileKey>,
-    /// The first disk found, in a place that the child names, that has another identity.
-    mismatch: Option<(PathBuf, Identity)>,
-    tried: Vec<String>,
-}
-
-impl<'a> Hunt<'a> {
-    fn new(parents: &'a HostParents, scope: &'a Scope, link: &'a ParentLink, lock: bool) -> Self {
-        Self {
-            parents,
-            scope,
-            link,
-            lock,
-            listings: Listings::default(),
-            seen: Vec::new(),
-            mismatch: None,
-            tried: Vec::new(),
-        }
-    }
-
-    /// Finds the parent of the image at `child`, which is where it really is.
-    fn run(&mut self, child: &Path) -> Result<FoundParent, ParentProblem> {
-        let link = self.link;
-        for text in link.paths.iter().map(|path| &path.text) {
-            let named = self.scope.named(child, text);
-            for place in &named.inside {
-                if let Some(found) = self.look(place, true)? {
-                    return Ok(found);
-                }
-            }
-            match &named.outside {
-                Some(outside) => self.note_outside(text, outside),
-                None if named.inside.is_empty() => {
-                    let directories = self.directories();
-                    self.note(format!("{text}: nothing of that name below {directories}"));
-                }
-                None => {}
-            }
-        }
-        // Only then by what is left of the paths when the files have been moved.
-        for text in link.paths.iter().map(|path| &path.text) {
-            for place in &self.scope.guesses(child, text) {
-                if let Some(found) = self.look(place, false)? {
-                    return Ok(found);
-                }
-            }
-        }
-        Err(match self.mismatch.take() {
-            Some((path, found)) => ParentProblem::Mismatch {
-                path,
-                found: found.to_string(),
-                expected: expected(self.link),
-            },
-            None => ParentProblem::Missing {
-                tried: self.finish_tried(),
-            },
-        })
-    }
-
-    /// The parent, if it is at `place`. A place that was only guessed is not worth a word.
-    fn look(
-        &mut self,
-        place: &Candidate,
-        named: bool,
-    ) -> Result<Option<FoundParent>, ParentProblem> {
-        let files = match self.scope.look(place, &mut self.listings) {
-            Ok(files) => files,
-            Err(Miss::Missing) if !named => return Ok(None),
-            Err(miss) => {
-                let place = self.scope.shown(place);
-                self.note(format!("{}: {miss}", place.display()));
-                return Ok(None);
-            }
-        };
-        for file in files {
-            if self.seen.contains(&file.key) {
-                continue;
-            }
-            self.seen.push(file.key);
-            if let Some(found) = self.examine(&file, named)? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    /// `file`, if it is the parent.
-    fn examine(&mut self, file: &Found, named: bool) -> Result<Option<FoundParent>, ParentProblem> {
-        if let Some(disk) = self.parents.shared(file.key)
-            && self.link.identities.contains(&disk.identity())
-        {
-            return Ok(Some(FoundParent::Open(disk)));
-        }
-        let mut holder = None;
-        let opened = file.open(self.lock).or_else(|error| match error.problem() {
-            // Whether that is bad depends on which disk it is.
-            OpenProblem::InUse(who) => {
-                holder = Some(who.clone());
-                file.open(false)
-            }
-            _ => Err(error),
-        });
-        let opened = opened.map_err(OpenError::into_problem).and_then(|storage| {
-            let found = image::identify(&storage, &file.path)?;
-            Ok((storage, found.identity))
-        });
-        match opened {
-            Err(problem) => {
-                self.note(format!("{}: {problem}", file.path.display()));
-                Ok(None)
-            }
-            Ok((_, identity)) if !self.link.identities.contains(&identity) => {
-                if named {
-                    self.mismatch.get_or_insert((file.path.clone(), identity));
-                } else {
-                    // Only its name is the same.
-                    let path = file.path.display();
-                    self.note(format!("{path}: another disk, {identity}"));
-                }
-                Ok(None)
-            }
-            Ok((storage, _)) => match holder {
-                None => Ok(Some(FoundParent::Closed {
-                    path: file.path.clone(),
-                    storage: Arc::new(storage),
-                    key: file.key,
-                })),
-                Some(holder) => Err(ParentProblem::InUse {
-                    path: file.path.clone(),
-                    holder,
-                }),
-            },
-        }
-    }
-
-    fn note(&mut self, text: String) {
-        // Paths out of an image may hold anything, and this goes to a terminal.
-        let text: String = (text.chars())
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect();
-        if !self.tried.contains(&text) {
-            self.tried.push(text);
-        }
-    }
-
-    fn note_outside(&mut self, text: &str, outside: &Path) {
-        let directories = self.directories();
-        let needed = outside.parent().unwrap_or(outside).display();
-        self.note(format!(
-            "{text} leads outside of {directories}: --parent-dir {needed} allows that"
-        ));
-    }
-
-    fn directories(&self) -> String {
-        let names = self.scope.directories().map(|path| path.display());
-        let names: Vec<String> = names.map(|name| name.to_string()).collect();
-        names.join(", ")
-    }
-
-    fn finish_tried(&mut self) -> Vec<String> {
-        let mut tried = std::mem::take(&mut self.tried);
-        let more = tried.len().saturating_sub(LISTED);
-        tried.truncate(LISTED);
-        if more > 0 {
-            tried.push(format!("{more} more places"));
-        }
-        if !tried.is_empty() {
-            tried.push("if it is elsewhere, name its directory with --parent-dir DIR".to_owned());
-        }
-        tried
     }
 }
 

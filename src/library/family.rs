@@ -7,16 +7,25 @@
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::host_dir::{self, HostKind, Identity, Place, Stat};
+use super::host_dir::{self, HostKind, Identity, Pinned, Place, Stat};
+use super::probes::Lineage;
 use super::{Core, names};
 use crate::disk::{self, Kin};
 use crate::format::parent::ParentLink;
+
+/// How many files are looked into at a time, and how many each worker should have.
+const MAX_WORKERS: usize = 8;
+const FILES_PER_WORKER: usize = 16;
+
+type KinFile = Kin<Identity, Arc<ParentLink>>;
 
 /// Who is whose child; children by their path below the root.
 pub(super) type Family = disk::Family<Identity>;
@@ -105,8 +114,15 @@ impl Families {
 
 impl Core {
     fn survey(&self) -> Option<Survey> {
+        let files = self.disk_files()?;
+        let kin = self.kin(&files)?;
+        let family = Arc::new(Family::of(&kin, self.disks.parents()));
+        Some(Survey { files, family })
+    }
+
+    /// Every disk file below the root.
+    fn disk_files(&self) -> Option<Vec<(PathBuf, Stat)>> {
         let mut files = Vec::new();
-        let mut kin = Vec::new();
         let mut directories = vec![PathBuf::new()];
         while let Some(path) = directories.pop() {
             if self.bell.is_stopped() {
@@ -126,39 +142,75 @@ impl Core {
                 match kind {
                     HostKind::Directory => directories.push(path.join(&name)),
                     HostKind::File if names::is_disk(&name) => {
-                        let Ok(stat) = place.stat() else { continue };
-                        let file = path.join(&name);
-                        kin.extend(self.kin(&file, &stat, &place));
-                        files.push((file, stat));
+                        if let Ok(stat) = place.stat() {
+                            files.push((path.join(&name), stat));
+                        }
                     }
                     HostKind::File | HostKind::Other => {}
                 }
             }
         }
-        let family = Arc::new(Family::of(&kin, self.disks.parents()));
-        Some(Survey { files, family })
+        Some(files)
     }
 
-    fn kin(
-        &self,
-        path: &Path,
-        stat: &Stat,
-        place: &Place<'_>,
-    ) -> Option<Kin<Identity, Arc<ParentLink>>> {
-        let open = self.disks.get(&stat.identity);
-        let (identity, link) = match open.and_then(|open| open.disk()) {
-            Some(disk) => (disk.identity(), disk.parent_link().cloned().map(Arc::new)),
-            None => {
-                let found = self.probes.lineage(&stat.stamp(), path, || place.pin())?;
-                (found.identity, found.link)
+    /// Which disks they are. Files that nobody has looked into yet are mostly waited for, so several
+    /// are looked into at a time.
+    fn kin(&self, files: &[(PathBuf, Stat)]) -> Option<Vec<KinFile>> {
+        let mut kin = Vec::with_capacity(files.len());
+        let mut unknown = Vec::new();
+        for (path, stat) in files {
+            match self.known_lineage(stat) {
+                Some(lineage) => kin.extend(lineage.map(|found| kin_file(path, stat, found))),
+                None => unknown.push((path, stat)),
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(Vec::new());
+        let work = || {
+            while !self.bell.is_stopped()
+                && let Some((path, stat)) = unknown.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                let lineage = self.probes.lineage(&stat.stamp(), path, || self.pin(path));
+                if let Some(lineage) = lineage {
+                    found.lock().push(kin_file(path, stat, lineage));
+                }
             }
         };
-        Some(Kin {
-            key: stat.identity,
-            path: path.to_owned(),
-            identity,
-            link,
-        })
+        std::thread::scope(|scope| {
+            for _ in 1..(unknown.len() / FILES_PER_WORKER).min(MAX_WORKERS) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        kin.append(&mut found.into_inner());
+        (!self.bell.is_stopped()).then_some(kin)
+    }
+
+    /// `Some(None)` of a file that is known to be no disk.
+    fn known_lineage(&self, stat: &Stat) -> Option<Option<Lineage>> {
+        let open = self.disks.get(&stat.identity);
+        match open.and_then(|open| open.disk()) {
+            Some(disk) => Some(Some(Lineage {
+                identity: disk.identity(),
+                link: disk.parent_link().cloned().map(Arc::new),
+            })),
+            None => self.probes.known_lineage(&stat.stamp()),
+        }
+    }
+
+    fn pin(&self, path: &Path) -> io::Result<Pinned> {
+        let (directory, name) = self.host.parent(path)?;
+        let directory = directory.as_fd();
+        Place { directory, name }.pin()
+    }
+}
+
+fn kin_file(path: &Path, stat: &Stat, found: Lineage) -> KinFile {
+    Kin {
+        key: stat.identity,
+        path: path.to_owned(),
+        identity: found.identity,
+        link: found.link,
     }
 }
 

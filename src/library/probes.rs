@@ -160,11 +160,12 @@ impl Probes {
         path: &Path,
         pin: impl FnOnce() -> io::Result<Pinned>,
     ) -> Option<Lineage> {
-        if let Some(known) = self.lineages.lock().get(stamp) {
-            return known.clone();
+        if let Some(known) = self.known_lineage(stamp) {
+            return known;
         }
         // A host that fails may not the next time.
-        let file = open(path, pin).ok()?;
+        let pinned = pin().ok()?;
+        let file = open(&pinned).ok()?;
         let found = match image::identify(&file, path) {
             Ok(found) => Some(Lineage {
                 identity: found.identity,
@@ -173,8 +174,16 @@ impl Probes {
             Err(OpenProblem::Io { .. }) => return None,
             Err(_) => None,
         };
-        self.lineages.lock().put(*stamp, found.clone());
+        // Another file may have taken its place, or somebody be writing to it.
+        if pinned.stat().is_ok_and(|stat| stat.stamp() == *stamp) {
+            self.lineages.lock().put(*stamp, found.clone());
+        }
         found
+    }
+
+    /// What is known of it without looking; `Some(None)` where that is that nothing can be told.
+    pub(super) fn known_lineage(&self, stamp: &Stamp) -> Option<Option<Lineage>> {
+        self.lineages.lock().get(stamp).cloned()
     }
 
     /// Remembers that the disk can only be opened for reading.
@@ -229,15 +238,6 @@ impl Probes {
 
 /// Looks at the file that `pin` gives.
 fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownDisk, OpenError> {
-    let file = open(path, pin)?;
-    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
-    Ok(KnownDisk {
-        size: probe.virtual_size,
-        frozen: probe.not_writable.is_some(),
-    })
-}
-
-fn open(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<HostFile, OpenError> {
     let pinned = pin().map_err(|source| {
         OpenError::new(
             path,
@@ -247,6 +247,15 @@ fn open(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<HostFil
             },
         )
     })?;
+    let file = open(&pinned)?;
+    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
+    Ok(KnownDisk {
+        size: probe.virtual_size,
+        frozen: probe.not_writable.is_some(),
+    })
+}
+
+fn open(pinned: &Pinned) -> Result<HostFile, OpenError> {
     let options = HostOptions {
         read_only: true,
         lock: false,
