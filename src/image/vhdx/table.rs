@@ -10,7 +10,9 @@ use crate::format::vhdx::{
 };
 use crate::map::{BlockMap, BlockState};
 use crate::storage::Storage;
-use crate::units::{BlockIndex, FileOffset, FileRange, u64_from, u64_from_u32, usize_from};
+use crate::units::{
+    BlockIndex, FileOffset, FileRange, round_down, u64_from, u64_from_u32, usize_from,
+};
 
 /// Bytes of the table that are read at once.
 const PIECE: u64 = 512 << 10;
@@ -57,6 +59,11 @@ impl TablePlace {
         let mut buf = Vec::new();
         let mut done = 0_u64;
         while done < range.len {
+            // Most of a table is often a hole in the file: entries of blocks that were never there.
+            let Some(data) = storage.next_data(range.start.plus(done), range.end())? else {
+                break;
+            };
+            done = round_down(data.start.since(range.start), BAT_ENTRY_LEN).max(done);
             buf.resize(usize_from(PIECE.min(range.len.saturating_sub(done))), 0);
             let at = range.start.plus(done);
             storage.read_exact_at(&mut buf, at)?;
