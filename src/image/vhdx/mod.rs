@@ -7,7 +7,7 @@
 //! ```
 //! All metadata but the headers is changed through the log: the block table, sector bitmaps, region
 //! tables. An entry is atomic, so that what one edit changes (a block's entry, its chunk's, its bits)
-//! appears as a whole or not at all. See [`log`] for the ring and its invariants, [`session`] for
+//! appears as a whole or not at all. See [`log`] for its invariants, [`session`] for
 //! the headers and for cutting the file, [`replay`] for what happens to a log that was left behind.
 //!
 //! # What a sync covers
