@@ -1,4 +1,4 @@
-//! The log as this program writes it: a ring of entries between "written" and "in its place".
+//! The log as this program writes it: entries between "written" and "in its place".
 //!
 //! ```text
 //!              written to the log                sync               written in place             sync
@@ -11,18 +11,26 @@
 //! 2. An entry's tail is the oldest entry that is not retired when it is written, or itself. So
 //!    whichever entry is the last to survive a power cut, all that replaying needs is in its
 //!    sequence.
-//! 3. Sectors from the tail of the newest durable entry on are not overwritten. The tail of a newer
-//!    one frees nothing before it is durable.
-//! 4. Numbers and positions only grow, in all sessions of an open file.
+//! 3. Entries lie one behind the other. The log begins again at its start only once all of them are
+//!    retired and an entry behind them, its own tail, is durable: what is overwritten nobody needs.
+//! 4. Numbers only grow, in all sessions of an open file.
 //!
 //! Nothing is synced here. Whoever syncs the file takes a [`Mark`] before, and hands it in after.
 //!
-//! # How often the ring has to be drained
+//! # Readers that do not look at tails
+//! By \[MS-VHDX\] 2.3.2 a sequence is replayed from its last entry's tail on. QEMU (10.0) replays all
+//! of a sequence, from its first entry on; does not open a file that is shorter than one of its
+//! entries says; of several sequences takes the one with the highest *first* number, also where one
+//! that goes round the end of the log ends with a higher one; and takes any entry for a sequence's
+//! second. Therefore entries that need each other are never on both sides of the log's end, and an
+//! entry from which replaying is to begin anew is written *apart*: the sectors before and behind it
+//! are no entries.
+//!
+//! # How often all entries have to be retired
 //! A log of 1 MiB has 256 sectors. An entry of one page takes two, three with a sector bitmap's page.
-//! Pages are written in place when a sync finds a quarter of the ring durable but not applied; two
-//! syncs later its sectors are free again, so that a guest that flushes at least every 30 changes of
-//! the block table never waits for the ring. One that never flushes fills it with 126 changes;
-//! then it is drained, with three syncs.
+//! So the log is full after at most 127 changes of the block table; then four syncs are due. Pages
+//! are written in place also when a sync finds a quarter of the log durable but not applied, so that
+//! there is never much to replay.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -36,7 +44,7 @@ use crate::format::vhdx::{MIB, PAGE};
 use crate::storage::Storage;
 use crate::units::{FileOffset, FileRange, round_down, round_up, u64_from, usize_from};
 
-/// The most bytes of a log that are in use at a time, and so about the most memory.
+/// The most bytes of a log that are used, and so about the most memory.
 const MAX_IN_USE: u64 = 16 << 20;
 /// The most pages in one entry: its descriptors fit one sector, the entry fits every log.
 pub(super) const MAX_PAGES: usize = 126;
@@ -49,7 +57,7 @@ pub(super) type LoggedPage = (FileOffset, Arc<Page>);
 pub(super) struct Log {
     storage: Arc<dyn Storage>,
     range: FileRange,
-    /// Bytes of it that may be in use at a time.
+    /// Bytes of it that are used.
     capacity: u64,
     /// Held across the write of an entry.
     state: Mutex<State>,
@@ -59,7 +67,7 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct State {
-    ring: Option<Ring>,
+    entries: Option<Entries>,
     next_number: u64,
     /// The latest content of each page that is logged but not in its place, with its entry's number.
     pending: BTreeMap<FileOffset, (Arc<Page>, u64)>,
@@ -75,17 +83,14 @@ pub(super) struct Lengths {
     pub(super) needed: u64,
 }
 
-/// The entries of a session. A position counts the bytes since the session began; it is a place in
-/// the log modulo the log's length.
+/// The entries of a session.
 #[derive(Debug)]
-struct Ring {
+struct Entries {
     guid: Uuid,
-    /// Where the next entry goes.
+    /// Where in the log the next one goes.
     head: u64,
-    /// From here on nothing is overwritten.
-    protected_from: u64,
     /// Those that are not retired, oldest first.
-    entries: VecDeque<Entry>,
+    unretired: VecDeque<Entry>,
     /// The number of the newest durable entry.
     durable: u64,
     /// The number of the newest entry whose pages are in their places.
@@ -95,10 +100,21 @@ struct Ring {
 #[derive(Debug)]
 struct Entry {
     number: u64,
+    /// Where in the log it lies.
     at: u64,
-    tail: u64,
     /// Until they are in their places.
     pages: Vec<LoggedPage>,
+}
+
+/// Where an empty entry, its own tail, is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TailPlace {
+    /// Behind the newest entry. There is always room.
+    Next,
+    /// Behind it, too, but apart; see [`Log::has_room_apart`].
+    Apart,
+    /// Apart, at the start of the log. The newest entry is durable and its own tail.
+    Start,
 }
 
 /// What had been done when a sync began.
@@ -116,7 +132,7 @@ impl Log {
             range,
             capacity: range.len.min(MAX_IN_USE),
             state: Mutex::new(State {
-                ring: None,
+                entries: None,
                 next_number: 1,
                 pending: BTreeMap::new(),
                 lengths: Lengths {
@@ -139,19 +155,19 @@ impl Log {
     /// The host's; the log is then not in use.
     pub(super) fn start(&self, guid: Uuid) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.ring = Some(Ring {
+        state.entries = Some(Entries {
             guid,
             head: 0,
-            protected_from: 0,
-            entries: VecDeque::new(),
+            unretired: VecDeque::new(),
             durable: 0,
             applied: 0,
         });
-        let written = self.write(&mut state, Vec::new(), 0);
+        // All else that is there is of other logs.
+        let written = self.write(&mut state, Vec::new(), 0, 0);
         if written.is_err() {
-            state.ring = None;
+            state.entries = None;
         }
-        written.map(drop)
+        written
     }
 
     /// Ends the session. Everything is in its place, and no header names the log any more.
@@ -164,7 +180,7 @@ impl Log {
             state.pending.is_empty(),
             "the log has changes that are nowhere else"
         );
-        state.ring = None;
+        state.entries = None;
     }
 
     /// Writes an entry that replaces `pages`, at most [`MAX_PAGES`]. Says whether there was room.
@@ -172,40 +188,71 @@ impl Log {
     /// # Errors
     /// The host's; what is in the log is then unknown.
     pub(super) fn append(&self, pages: Vec<LoggedPage>) -> io::Result<bool> {
-        // One sector stays for the entry that a full ring is drained with.
-        self.write(&mut self.state.lock(), pages, PAGE)
+        let mut state = self.state.lock();
+        let len = entry_len(u64_from(pages.len()), 0);
+        // A sector stays for the entry behind all others.
+        if !self.has_room(&state, len.saturating_add(PAGE)) {
+            return Ok(false);
+        }
+        self.write(&mut state, pages, 0, 0).map(|()| true)
     }
 
-    /// Writes an empty entry: a tail, durable with the next sync. There is always room for one.
+    /// Writes an empty entry. Everything before it is retired; once it is durable, nothing before it
+    /// is needed.
     ///
     /// # Errors
     /// The host's; what is in the log is then unknown.
-    pub(super) fn append_tail(&self) -> io::Result<()> {
-        let has_room = self.write(&mut self.state.lock(), Vec::new(), 0)?;
-        assert!(has_room, "the ring has no room for a tail");
-        Ok(())
+    ///
+    /// # Panics
+    /// Where something is not in its place, or there is no room.
+    pub(super) fn append_tail(&self, place: TailPlace) -> io::Result<()> {
+        let mut state = self.state.lock();
+        assert!(state.pending.is_empty(), "the log has what is nowhere else");
+        if let Some(entries) = &mut state.entries {
+            entries.unretired.clear();
+            if place == TailPlace::Start {
+                entries.head = 0;
+            }
+        }
+        let (before, behind) = match place {
+            TailPlace::Next => (0, 0),
+            TailPlace::Apart => (PAGE, PAGE),
+            TailPlace::Start => (0, PAGE),
+        };
+        let len = PAGE.saturating_add(before).saturating_add(behind);
+        assert!(self.has_room(&state, len), "the log has no room for a tail");
+        self.write(&mut state, Vec::new(), before, behind)
     }
 
-    /// Writes an entry where it leaves `keep` bytes of the ring, and a sector so that the head does
-    /// not meet the tail.
-    fn write(&self, state: &mut State, pages: Vec<LoggedPage>, keep: u64) -> io::Result<bool> {
+    /// Whether there is room for a [`TailPlace::Apart`].
+    pub(super) fn has_room_apart(&self) -> bool {
+        // The fourth is for the entry behind all others.
+        self.has_room(&self.state.lock(), PAGE.saturating_mul(4))
+    }
+
+    fn has_room(&self, state: &State, len: u64) -> bool {
+        let head = state.entries.as_ref().map_or(0, |entries| entries.head);
+        head.saturating_add(len) <= self.capacity
+    }
+
+    /// Writes an entry, with so many bytes of zeros before and behind it. There is room.
+    fn write(
+        &self,
+        state: &mut State,
+        pages: Vec<LoggedPage>,
+        before: u64,
+        behind: u64,
+    ) -> io::Result<()> {
         let State {
-            ring,
+            entries,
             next_number,
             pending,
             lengths,
         } = state;
-        let Some(ring) = ring else {
+        let Some(entries) = entries else {
             return Err(io::Error::other("the log is not in use"));
         };
-        let len = entry_len(u64_from(pages.len()), 0);
-        let at = ring.head;
-        let head = at.saturating_add(len);
-        let needed = head.saturating_add(keep).saturating_add(PAGE);
-        if needed.saturating_sub(ring.protected_from) > self.capacity {
-            return Ok(false);
-        }
-        let tail = ring.entries.front().map_or(at, |entry| entry.at);
+        let at = entries.head.saturating_add(before);
         let flushed = round_down(lengths.durable, MIB);
         let number = *next_number;
         let change = |(at, bytes): &LoggedPage| Change::Page {
@@ -214,75 +261,56 @@ impl Log {
         };
         let entry = LogEntry {
             sequence_number: number,
-            tail: self.place(tail),
-            log_guid: ring.guid,
+            tail: entries.unretired.front().map_or(at, |entry| entry.at),
+            log_guid: entries.guid,
             flushed_file_offset: flushed,
             last_file_offset: round_up(lengths.needed, MIB).max(flushed),
             changes: pages.iter().map(change).collect(),
         };
-        self.write_around(&entry.encode(), self.place(at))?;
+        let entry = entry.encode();
+        let zeros = |count| vec![0; usize_from(count)];
+        let bytes = [zeros(before), entry, zeros(behind)].concat();
+        let place = self.range.start.plus(entries.head);
+        self.storage.write_all_at(&bytes, place)?;
         for (at, bytes) in &pages {
             pending.insert(*at, (Arc::clone(bytes), number));
         }
-        ring.head = head;
-        ring.entries.push_back(Entry {
-            number,
-            at,
-            tail,
-            pages,
-        });
+        let len = entry_len(u64_from(pages.len()), 0);
+        entries.head = at.saturating_add(len);
+        entries.unretired.push_back(Entry { number, at, pages });
         *next_number = number.saturating_add(1);
-        Ok(true)
-    }
-
-    /// The place in the log of `position`.
-    fn place(&self, position: u64) -> u64 {
-        position.checked_rem(self.range.len).unwrap_or(0)
-    }
-
-    fn write_around(&self, bytes: &[u8], place: u64) -> io::Result<()> {
-        let before_end = usize_from(self.range.len.saturating_sub(place)).min(bytes.len());
-        let (first, rest) = bytes.split_at(before_end);
-        self.storage
-            .write_all_at(first, self.range.start.plus(place))?;
-        if rest.is_empty() {
-            return Ok(());
-        }
-        self.storage.write_all_at(rest, self.range.start)
+        Ok(())
     }
 
     /// What a sync that now begins covers.
     pub(super) fn mark(&self) -> Mark {
         let state = self.state.lock();
         let issued = state.next_number.saturating_sub(1);
-        state.ring.as_ref().map_or_else(Mark::default, |ring| Mark {
+        (state.entries.as_ref()).map_or_else(Mark::default, |entries| Mark {
             issued,
-            applied: ring.applied,
+            applied: entries.applied,
         })
     }
 
-    /// Notes that a sync that began at `mark` is done. Says whether the ring fills up with entries
+    /// Notes that a sync that began at `mark` is done. Says whether the log fills up with entries
     /// that should be applied.
     pub(super) fn synced(&self, mark: Mark) -> bool {
         let mut state = self.state.lock();
-        let Some(ring) = &mut state.ring else {
+        let Some(entries) = &mut state.entries else {
             return false;
         };
         // Of an earlier session's mark, no entry here is old enough.
-        let newest = (ring.entries.iter().rev()).find(|entry| entry.number <= mark.issued);
-        if let Some(entry) = newest
-            && entry.number > ring.durable
-        {
-            ring.durable = entry.number;
-            ring.protected_from = entry.tail;
+        let newest = (entries.unretired.iter().rev()).find(|entry| entry.number <= mark.issued);
+        if let Some(entry) = newest {
+            entries.durable = entries.durable.max(entry.number);
         }
-        while let Some(entry) = ring.entries.front()
+        while let Some(entry) = entries.unretired.front()
             && entry.number <= mark.applied
         {
-            ring.entries.pop_front();
+            entries.unretired.pop_front();
         }
-        let oldest = (ring.entries.iter()).find(|entry| entry.number > ring.applied);
-        let waiting = oldest.map_or(0, |entry| ring.head.saturating_sub(entry.at));
+        let oldest = (entries.unretired.iter()).find(|entry| entry.number > entries.applied);
+        let waiting = oldest.map_or(0, |entry| entries.head.saturating_sub(entry.at));
         waiting > self.capacity / 4
     }
 
@@ -296,26 +324,28 @@ impl Log {
         let mut pages: BTreeMap<FileOffset, Arc<Page>> = BTreeMap::new();
         let upto = {
             let state = self.state.lock();
-            let Some(ring) = &state.ring else {
+            let Some(entries) = &state.entries else {
                 return Ok(());
             };
-            for entry in ring
-                .entries
+            for entry in entries
+                .unretired
                 .iter()
-                .filter(|entry| entry.number <= ring.durable)
+                .filter(|entry| entry.number <= entries.durable)
             {
                 pages.extend(entry.pages.iter().cloned());
             }
-            ring.durable
+            entries.durable
         };
         for (at, bytes) in &pages {
             self.storage.write_all_at(&**bytes, *at)?;
         }
         let mut state = self.state.lock();
-        let State { ring, pending, .. } = &mut *state;
-        if let Some(ring) = ring {
-            ring.applied = ring.applied.max(upto);
-            for entry in &mut ring.entries {
+        let State {
+            entries, pending, ..
+        } = &mut *state;
+        if let Some(entries) = entries {
+            entries.applied = entries.applied.max(upto);
+            for entry in &mut entries.unretired {
                 if entry.number <= upto {
                     entry.pages = Vec::new();
                 }
@@ -332,16 +362,16 @@ impl Log {
     /// Whether an entry is issued that no sync covers yet.
     pub(super) fn has_undurable(&self) -> bool {
         let state = self.state.lock();
-        let ring = state.ring.as_ref();
-        ring.is_some_and(|ring| {
-            (ring.entries.back()).is_some_and(|entry| entry.number > ring.durable)
+        let entries = state.entries.as_ref();
+        entries.is_some_and(|entries| {
+            (entries.unretired.back()).is_some_and(|entry| entry.number > entries.durable)
         })
     }
 
     /// Whether replaying would need any entry but an empty one.
     pub(super) fn has_unretired(&self) -> bool {
         let state = self.state.lock();
-        (state.ring.as_ref()).is_some_and(|ring| !ring.entries.is_empty())
+        (state.entries.as_ref()).is_some_and(|entries| !entries.unretired.is_empty())
     }
 
     /// The page at `at`, if the file does not have its latest content.

@@ -7,8 +7,8 @@
 //! ```
 //! All metadata but the headers is changed through the log: the block table, sector bitmaps, region
 //! tables. An entry is atomic, so that what one edit changes (a block's entry, its chunk's, its bits)
-//! appears as a whole or not at all. See [`log`] for the ring and its invariants, [`session`] for
-//! the headers and for cutting the file, [`replay`] for what happens to a log that was left behind.
+//! appears as a whole or not at all. See `log.rs` for its invariants, `session.rs` for
+//! the headers and for cutting the file, `replay.rs` for what happens to a log that was left behind.
 //!
 //! # What a sync covers
 //! A commit is an unsynced write to the log. A guest's flush is one sync of the file, whatever was

@@ -14,8 +14,8 @@
 //!
 //! # Cutting the file
 //! The log must not claim a longer file than there is, not even in an older entry: all pages go to
-//! their places, an entry that is its own tail states the new length, and once that is durable the
-//! file is cut.
+//! their places, an entry that is its own tail, apart from older ones, states the new length, and once
+//! that is durable the file is cut.
 //!
 //! # Locks
 //! In this order: the length lock of [`Space`]; the writer; the sync lock of [`Durability`]; those
@@ -29,7 +29,7 @@ use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::headers::write_next;
-use super::log::{Log, LoggedPage, MAX_PAGES};
+use super::log::{Log, LoggedPage, MAX_PAGES, TailPlace};
 use crate::error::DiskError;
 use crate::format::vhdx::log::Page;
 use crate::format::vhdx::{CurrentHeader, Header};
@@ -258,10 +258,16 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Frees all of the ring but one sector, durably. The writer is held, everything is retired.
-    fn move_tail(&self) -> Result<(), DiskError> {
+    /// Begins the log anew, at its start, durably. The writer is held, everything is retired.
+    fn restart_log(&self) -> Result<(), DiskError> {
+        // The start may be what the newest entry needs, but for this one.
+        self.move_tail(TailPlace::Next)?;
+        self.move_tail(TailPlace::Start)
+    }
+
+    fn move_tail(&self, place: TailPlace) -> Result<(), DiskError> {
         self.log
-            .append_tail()
+            .append_tail(place)
             .map_err(|error| self.durability.poison("write the log", error))?;
         self.sync_log()
     }
@@ -300,7 +306,12 @@ impl OpenFile {
         });
         let cut = || {
             if writer.is_live {
-                self.move_tail()?;
+                // For readers to whom older entries still count.
+                if self.log.has_room_apart() {
+                    self.move_tail(TailPlace::Apart)?;
+                } else {
+                    self.restart_log()?;
+                }
             }
             self.storage.set_len(len).map_err(|error| {
                 // A host may cut and fail nevertheless: what is behind its end is not ours.
@@ -372,6 +383,6 @@ impl Transaction<'_> {
     /// [`DiskError::NoSpace`] where the host has no room for the pages; any other poisons.
     pub(super) fn drain(&mut self) -> Result<(), DiskError> {
         self.file.retire_all()?;
-        self.file.move_tail()
+        self.file.restart_log()
     }
 }
