@@ -45,10 +45,6 @@ pub fn check_storage(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
 
 fn check_as(storage: &dyn Storage, name: &Path, options: &CheckOptions) -> io::Result<CheckReport> {
     match detect(storage, name) {
-        // A file that is neither is what its name says.
-        Ok(Format::Vhd) if is_named_vhdx(name) && !vhd::ends_with_footer(storage)? => {
-            vhdx::verify::verify(storage, options)
-        }
         Ok(Format::Vhd) => vhd::verify::verify(storage, options),
         Ok(Format::Vhdx) => vhdx::verify::verify(storage, options),
         Err(OpenProblem::Io { source, .. }) => Err(source),
@@ -57,10 +53,4 @@ fn check_as(storage: &dyn Storage, name: &Path, options: &CheckOptions) -> io::R
             ..CheckReport::default()
         }),
     }
-}
-
-fn is_named_vhdx(name: &Path) -> bool {
-    name.extension().is_some_and(|extension| {
-        extension.eq_ignore_ascii_case("vhdx") || extension.eq_ignore_ascii_case("avhdx")
-    })
 }

@@ -361,6 +361,15 @@ pub enum CompactError {
     /// Cancelled by the caller.
     #[error("cancelled; what was done so far stays, and a further run goes on from there")]
     Cancelled,
+    /// The host is full. What needed no further space was done.
+    #[error(
+        "the host has no room for one more block, so that {blocks} blocks could not be moved; free \
+         some space there and run it again"
+    )]
+    NoRoom {
+        /// How many blocks stay where they are.
+        blocks: u64,
+    },
     /// The disk failed underneath.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -372,6 +381,7 @@ impl CompactError {
         match self {
             Self::Fixed => ErrorKind::NotCompactable,
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Disk(error) => error.kind(),
         }
     }

@@ -62,6 +62,8 @@ pub(crate) struct Compactor {
     total: u64,
     /// How far the host's lack of room has gone.
     room: Room,
+    /// Blocks that could not be moved for that.
+    without_room: u64,
     /// Whether something was left alone because the guest was at it.
     skipped: bool,
     report: CompactReport,
@@ -93,6 +95,7 @@ impl Compactor {
             moved_since_plan: false,
             total: 0,
             room: Room::Enough,
+            without_room: 0,
             skipped: false,
             report: CompactReport {
                 length_before,
@@ -137,6 +140,11 @@ impl Compactor {
     /// Whether another run may find more though the disk has not changed.
     pub(crate) fn has_skipped(&self) -> bool {
         self.skipped
+    }
+
+    /// Blocks that could not be moved because the host is full.
+    pub(crate) fn without_room(&self) -> u64 {
+        self.without_room
     }
 
     /// Does a bounded piece of work. `go_on` is asked between its parts; where it says no, the step
@@ -373,8 +381,11 @@ impl Compactor {
             if self.moved_since_plan {
                 return self.plan_moves();
             }
-            // Every move of the plan was in a guest's way: not now.
+            // Every move of the plan was in a guest's way, or needed space: not now.
             self.skipped = true;
+            if self.room == Room::None {
+                self.without_room = u64_from(self.plan().moves.len());
+            }
             self.disk.image.shrink()?;
             self.enter(Phase::Punch, VecDeque::new());
             return Ok(());

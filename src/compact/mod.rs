@@ -176,7 +176,7 @@ impl Operation {
     /// Waits until it ends. Everything it did is durable then.
     ///
     /// # Errors
-    /// [`CompactError::Fixed`], [`CompactError::Cancelled`], or the disk's failure. The disk is
+    /// [`CompactError::Fixed`], [`CompactError::Cancelled`], [`CompactError::NoRoom`], or the disk's failure. The disk is
     /// sound after each.
     pub fn wait(self) -> Result<CompactReport, CompactError> {
         match self.thread.join() {
@@ -201,7 +201,10 @@ fn run(
         }
         if compactor.step(&go_on)? == Step::Done {
             shared.publish(compactor.progress());
-            return Ok(compactor.into_report()?);
+            return match compactor.without_room() {
+                0 => Ok(compactor.into_report()?),
+                blocks => Err(CompactError::NoRoom { blocks }),
+            };
         }
     }
 }

@@ -53,7 +53,7 @@ impl Disk {
     /// [`DiskError::Poisoned`], [`DiskError::Io`].
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), DiskError> {
         let range = self.range(offset, u64_from(buf.len()))?;
-        self.image.begin_change()?;
+        self.image.check_writable()?;
         self.note_change();
         if self.geometry().is_flat {
             return self.write_file(buf, FileOffset::new(offset));
@@ -90,7 +90,7 @@ impl Disk {
     /// As [`Self::write_at`].
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let range = self.range(offset, len)?;
-        self.image.begin_change()?;
+        self.image.check_writable()?;
         self.note_change();
         if self.geometry().is_flat {
             self.zero_file(FileRange::new(FileOffset::new(offset), len))?;
@@ -150,13 +150,22 @@ impl Disk {
         self.read_block(buf, piece.block, piece.within)
     }
 
+    /// Announces that `block` is about to change, to whoever watches it and to the image. Not called
+    /// for what changes nothing: a disk that was only trimmed where it had nothing stays what its
+    /// children know it as.
+    fn begin_change(&self, block: BlockIndex) -> Result<(), DiskError> {
+        self.image.begin_change()?;
+        self.gates.touch(block);
+        Ok(())
+    }
+
     fn write_piece(&self, data: &[u8], piece: Piece) -> Result<(), DiskError> {
         let zeros = zero::has_zero_granule(data, piece.within);
         if (!zeros || zero::is_zero(data)) && self.write_in_place(data, piece, zeros)? {
             return Ok(());
         }
         let _gate = self.gates.exclusive(piece.block);
-        self.gates.touch(piece.block);
+        self.begin_change(piece.block)?;
         match self.image.map().get(piece.block) {
             BlockState::NotPresent if self.is_backed(piece.block) => {
                 self.place_over_parent(Source::Data(data), piece)
@@ -192,7 +201,7 @@ impl Disk {
             }
             _ => return Ok(false),
         };
-        self.gates.touch(piece.block);
+        self.begin_change(piece.block)?;
         self.overwrite(data, piece, slot).map(|()| true)
     }
 
@@ -287,14 +296,14 @@ impl Disk {
             BlockState::Zero => Ok(()),
             BlockState::NotPresent if self.parent_is_hole(range) => Ok(()),
             BlockState::NotPresent => {
-                self.gates.touch(piece.block);
+                self.begin_change(piece.block)?;
                 match self.reads_when_dropped(piece.block) {
                     Some(reads) if piece.whole => self.drop_block(piece.block, reads),
                     _ => self.place_over_parent(Source::Zeros, piece),
                 }
             }
             BlockState::Present { slot, whole } => {
-                self.gates.touch(piece.block);
+                self.begin_change(piece.block)?;
                 self.zero_present(piece, slot, whole)
             }
         }

@@ -187,6 +187,11 @@ impl Disk {
             range,
             kind: RegionKind::Hole,
         }));
+        // Entries of a damaged table may lie behind the end: those take nothing of the file.
+        used.retain(|region| region.range.start < end);
+        for region in &mut used {
+            region.range = FileRange::between(region.range.start, region.range.end().min(end));
+        }
         used.sort_unstable_by_key(|region| region.range);
         let mut regions: Vec<Region> = Vec::new();
         let mut push = |region: Region| match regions.last_mut() {

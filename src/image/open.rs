@@ -65,10 +65,11 @@ pub struct Opened {
 /// The format of the image in `storage`, which people call `name`.
 ///
 /// A VHDX announces itself in its first bytes, a VHD at its end. What lies at the other end of each
-/// may be a guest's bytes, so that a file with both is what its name's extension says.
+/// may be a guest's bytes, so that a name with an extension is believed before those: a fixed VHD
+/// whose footer is damaged does not become what its guest wrote to its first sector.
 ///
 /// # Errors
-/// Where the host cannot read, or the file has both and the extension of neither.
+/// Where the host cannot read, or name and content leave it open.
 pub fn detect(storage: &dyn Storage, name: &Path) -> Result<Format, OpenProblem> {
     let look = || -> io::Result<(bool, bool)> {
         let mut start = [0; 8];
@@ -76,22 +77,35 @@ pub fn detect(storage: &dyn Storage, name: &Path) -> Result<Format, OpenProblem>
             return Ok((false, false));
         }
         storage.read_exact_at(&mut start, FileOffset::new(0))?;
-        let is_vhdx = start == *b"vhdxfile";
-        Ok((is_vhdx, is_vhdx && vhd::ends_with_footer(storage)?))
+        Ok((start == *b"vhdxfile", vhd::ends_with_footer(storage)?))
     };
-    let found = look().map_err(|source| OpenProblem::Io {
+    let (starts_as_vhdx, ends_as_vhd) = look().map_err(|source| OpenProblem::Io {
         action: "read the file",
         source,
     })?;
-    let extension = name.extension().map(std::ffi::OsStr::to_ascii_lowercase);
-    let extension = extension.as_deref().and_then(std::ffi::OsStr::to_str);
-    match (found, extension) {
-        ((false, _), _) | ((true, true), Some("vhd" | "avhd")) => Ok(Format::Vhd),
-        ((true, false), _) | (_, Some("vhdx" | "avhdx")) => Ok(Format::Vhdx),
-        _ => Err(OpenProblem::Format(FormatError::incompatible(
-            "a file that starts as a VHDX and ends as a VHD",
-            "give it the extension .vhdx or .vhd, whichever it is",
-        ))),
+    let unclear = |found: &str| {
+        let advice = "give it the extension .vhdx or .vhd, whichever it is";
+        OpenProblem::Format(FormatError::incompatible(found, advice))
+    };
+    match (named_format(name), starts_as_vhdx, ends_as_vhd) {
+        (Some(Format::Vhd), true, false) => {
+            Err(unclear("a file named as a VHD that starts as a VHDX"))
+        }
+        (None, true, true) => Err(unclear("a file that starts as a VHDX and ends as a VHD")),
+        (Some(Format::Vhd), ..) | (_, false, true) => Ok(Format::Vhd),
+        (Some(Format::Vhdx), ..) | (None, true, false) => Ok(Format::Vhdx),
+        // Neither; what is missing of a VHD may be put right.
+        (None, false, false) => Ok(Format::Vhd),
+    }
+}
+
+/// The format that the extension of `name` stands for.
+fn named_format(name: &Path) -> Option<Format> {
+    let extension = name.extension()?.to_ascii_lowercase();
+    match extension.to_str()? {
+        "vhd" | "avhd" => Some(Format::Vhd),
+        "vhdx" | "avhdx" => Some(Format::Vhdx),
+        _ => None,
     }
 }
 

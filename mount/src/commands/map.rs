@@ -87,7 +87,8 @@ fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
     let mut picture = String::new();
     let mut first = 0;
     for cell in 0..end.div_ceil(cell_size) {
-        let (start, cell_end) = (cell * cell_size, end.min((cell + 1) * cell_size));
+        let start = cell * cell_size;
+        let cell_end = end.min(start.saturating_add(cell_size));
         while regions
             .get(first)
             .is_some_and(|region| region.range.end().get() <= start)

@@ -36,6 +36,8 @@ pub(crate) struct Tail {
     pub(crate) short: bool,
     /// What is there.
     pub(crate) footer: Result<Footer, FooterFault>,
+    /// Whether what is there, good or bad, looks like the footer of a fixed disk.
+    says_fixed: bool,
 }
 
 /// A VHD's metadata.
@@ -51,6 +53,8 @@ pub(crate) struct Layout {
     pub(crate) dynamic: Option<DynamicLayout>,
     /// Why the disk may be read but not written.
     pub(crate) not_writable: Option<FormatError>,
+    /// Whether the file may well be something else: it is not to be repaired either.
+    pub(crate) is_doubtful: bool,
 }
 
 /// The parts that a dynamic disk has beside its footer.
@@ -111,6 +115,7 @@ impl Layout {
             tail,
             dynamic: None,
             not_writable: None,
+            is_doubtful: false,
         };
         if footer.has_saved_state() {
             layout.not_writable = Some(FormatError::incompatible(
@@ -147,11 +152,48 @@ impl Layout {
                 if let Some(error) = dynamic.1 {
                     layout.not_writable.get_or_insert(error);
                 }
+                if let Some(error) =
+                    stranger_behind(storage, &layout, dynamic.0.end, dynamic.0.slot)?
+                {
+                    layout.is_doubtful = true;
+                    layout.not_writable.get_or_insert(error);
+                }
                 layout.dynamic = Some(dynamic.0);
             }
         }
         Ok(layout)
     }
+}
+
+/// Without a footer at the end, the copy at offset 0 may be what the guest of a fixed disk wrote there.
+/// A file that was growing when it was cut off ends in zeros; one that ends in data is not touched, for
+/// all behind the last block that the copy leads to would be lost.
+fn stranger_behind(
+    storage: &dyn Storage,
+    layout: &Layout,
+    end: FileOffset,
+    slot: SlotShape,
+) -> io::Result<Option<FormatError>> {
+    const LOOK: u64 = 64 << 10;
+    let file_end = FileOffset::new(layout.file_len);
+    if layout.tail.footer.is_ok() || file_end.since(end) < slot.len {
+        return Ok(None);
+    }
+    // What was a footer may be part of it.
+    let mut last = vec![0; usize_from(LOOK.min(file_end.since(end)))];
+    let at = FileOffset::new(layout.file_len.saturating_sub(LOOK).max(end.get()));
+    storage.read_exact_at(&mut last, at)?;
+    let has_data = last.iter().any(|byte| *byte != 0);
+    Ok(has_data.then(|| {
+        FormatError::corrupt(
+            "VHD",
+            format!(
+                "no valid footer at its end, and data there, {} bytes behind the last block",
+                file_end.since(end)
+            ),
+            "a footer; if it was a fixed disk, its footer has to be restored first",
+        )
+    }))
 }
 
 /// Whether the file ends with a footer that is valid.
@@ -171,6 +213,7 @@ pub(super) fn read_tail(storage: &dyn Storage, file_len: u64) -> io::Result<Tail
         at,
         short,
         footer: Footer::parse(&bytes),
+        says_fixed: bytes.starts_with(b"conectix") && bytes[60..64] == 2_u32.to_be_bytes(),
     })
 }
 
@@ -183,6 +226,10 @@ pub(super) fn choose_footer(
     match (&tail.footer, copy) {
         (Ok(footer), _) => Ok(*footer),
         (Err(FooterFault::Poisoned), _) => Err(FooterFault::Poisoned.into_error("at the end")),
+        // A damaged footer of a fixed disk: what lies at offset 0 is its guest's.
+        (Err(fault), Ok(_)) if tail.says_fixed => Err(fault
+            .clone()
+            .into_error(&format!("at file offset {}", tail.at))),
         (Err(_), Ok(copy)) if copy.disk_type() != DiskType::Fixed => Ok(*copy),
         (Err(FooterFault::NoFooter), Err(FooterFault::NoFooter) | Ok(_)) => {
             Err(FormatError::NotVhd)

@@ -387,3 +387,42 @@ fn new_slots_are_aligned_and_the_file_ends_with_a_footer() {
     assert!(!table.as_chunks::<4>().0.contains(&BAT_UNUSED.to_be_bytes()));
     assert_eq!(HEADER_LEN + FOOTER_LEN, TABLE);
 }
+
+/// The guest of a fixed disk wrote a whole dynamic VHD to its start; then the footer is damaged.
+#[test]
+fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
+    let damages: [fn(&SimStorage); 4] = [
+        |sim| {
+            sim.write_all_at(b"zzz", at(sim.len().unwrap() - 512 + 70))
+                .unwrap()
+        },
+        |sim| {
+            sim.write_all_at(b"zzz", at(sim.len().unwrap() - 512))
+                .unwrap()
+        },
+        |sim| sim.set_len(sim.len().unwrap() - 512).unwrap(),
+        |sim| sim.write_all_at(&[1; 512], at(sim.len().unwrap())).unwrap(),
+    ];
+    for damage in damages {
+        let sim = SimStorage::new();
+        create(&sim, DiskType::Fixed, 4 * BLOCK, 512 << 10).unwrap();
+        let planted = empty().to_bytes();
+        sim.write_all_at(&planted, at(0)).unwrap();
+        sim.write_all_at(&[0x77; 1 << 20], at(2 * BLOCK)).unwrap();
+        damage(&sim);
+        let before = sim.to_bytes();
+        assert!(open(&sim, OPTIONS).is_err());
+        let storage = Arc::new(sim);
+        assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS).is_err());
+        let repair = crate::image::CheckOptions {
+            repair: true,
+            dry_run: false,
+        };
+        let report = verify::verify(&*storage, &repair).unwrap();
+        assert!(
+            !report.is_clean() && report.repaired.is_empty(),
+            "{report:?}"
+        );
+        assert!(storage.to_bytes() == before);
+    }
+}

@@ -30,19 +30,25 @@ pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
         }
     };
     let open_elsewhere = matches!(layout.tail.footer, Err(FooterFault::InUseByTapdisk));
-    let overlaps = match &layout.dynamic {
+    let mut is_unsafe = match &layout.dynamic {
         Some(dynamic) => check_blocks(dynamic, &layout, &mut report),
         None => false,
     };
+    if layout.is_doubtful {
+        report
+            .errors
+            .extend(layout.not_writable.take().map(|error| error.to_string()));
+        is_unsafe = true;
+    }
     if let Some(error) = layout.not_writable.take()
-        && !overlaps
+        && !is_unsafe
         && !open_elsewhere
     {
         report.warnings.push(error.to_string());
     }
     check_geometry(&layout, &mut report);
     let findings = repairs(&layout);
-    if options.repair && !overlaps {
+    if options.repair && !is_unsafe {
         report.repaired = if options.dry_run {
             findings.into_iter().map(|finding| finding.repair).collect()
         } else {

@@ -178,6 +178,17 @@ impl Layout {
         }
     }
 
+    /// The file's length, or where its last block ends if QEMU cut that at the disk's end. What lies
+    /// further behind the end is damage, and no reason to believe in a longer file.
+    pub(super) fn padded_len(&self) -> u64 {
+        let beyond = self.end.get().saturating_sub(self.file_len);
+        if beyond < self.block_size {
+            self.file_len.saturating_add(beyond)
+        } else {
+            self.file_len
+        }
+    }
+
     /// The block table with its surroundings.
     pub(super) fn table_place(&self) -> TablePlace {
         TablePlace {

@@ -107,7 +107,7 @@ impl Vhdx {
             align: MIB,
             strict: true,
         };
-        let file_len = layout.file_len.max(layout.end.get());
+        let file_len = layout.padded_len();
         let claims = layout.claims();
         let used = claims.iter().map(|(range, _)| range);
         let free = FreeSpace::new(slot, start, FileOffset::new(file_len), used);

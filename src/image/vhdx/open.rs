@@ -38,7 +38,7 @@ pub(crate) fn open(
     if options.read_only {
         let (view, header) = replayed_view(storage)?;
         let layout = Layout::read(&*view, header)?;
-        let view = padded_view(view, layout.end.get()).map_err(failed("read the file"))?;
+        let view = padded_view(view, layout.padded_len()).map_err(failed("read the file"))?;
         return Ok(Opened {
             image: Box::new(Vhdx::from_layout(view, layout, options, false)),
             repaired: Vec::new(),
