@@ -162,24 +162,21 @@ impl Mirrored {
         }
     }
 
-    /// Another mirror of what this one has, for a child at `path` of blocks of `block_size`.
-    pub(crate) fn child(&self, path: &Path, block_size: u64) -> Self {
-        let seed = self.writes + 1;
-        let child = Self::with_shape(path, self.disk_len, block_size, seed);
-        for (at, bytes) in raw_content(&self.raw, PIECE) {
-            child.mirror.write_all_at(&bytes, at).unwrap();
-        }
-        child
-    }
-
     /// Notes that the disk holds `bytes` at `at`.
     pub(crate) fn holds(&self, bytes: &[u8], at: u64) {
         self.mirror.write_all_at(bytes, at).unwrap();
     }
 
     fn holds_zeros(&self, range: Range<u64>) {
-        for (at, count) in pieces(range) {
-            self.holds(&vec![0; size(count)], at);
+        let mut old = vec![0; 64 << 10];
+        for at in range.clone().step_by(64 << 10) {
+            let old = &mut old[..size((range.end - at).min(64 << 10))];
+            self.mirror.read_exact_at(old, at).unwrap();
+            // What is a hole stays one, which QEMU compares at once.
+            if old.iter().any(|&byte| byte != 0) {
+                old.fill(0);
+                self.holds(old, at);
+            }
         }
     }
 
@@ -211,6 +208,12 @@ impl Mirrored {
         self.holds(&bytes, range.start);
     }
 
+    /// Discards `range` of `disk`.
+    pub(crate) fn discard(&mut self, disk: &Disk, range: Range<u64>) {
+        disk.discard(range.start, range.end - range.start).unwrap();
+        self.holds_zeros(range);
+    }
+
     /// Does anything that a guest or a user may do to `disk`.
     pub(crate) fn act(&mut self, disk: &Arc<Disk>) {
         let what = self.random.below(16);
@@ -225,7 +228,7 @@ impl Mirrored {
             0..=5 => return self.write(disk, place),
             6 => disk.write_at(&vec![0; size(count)], place.start).unwrap(),
             7 | 8 => disk.write_zeroes(place.start, count).unwrap(),
-            9..=11 => disk.discard(place.start, count).unwrap(),
+            9..=11 => return self.discard(disk, place),
             12 | 13 => return disk.flush().unwrap(),
             _ => return compact(disk, what == 14),
         }
