@@ -89,7 +89,7 @@ fn by_turns(maker: Maker) {
             disk.our_turn(4);
             disk.agree();
         }
-        disk.second_agrees(&[&disk.path]);
+        disk.second_agrees(std::slice::from_ref(&disk.path));
     }
 }
 

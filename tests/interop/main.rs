@@ -9,5 +9,6 @@ mod handover;
 mod live_log;
 mod mirror;
 mod qemu;
+mod readers;
 #[path = "../support/mod.rs"]
 mod support;

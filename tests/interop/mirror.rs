@@ -30,8 +30,9 @@ pub(crate) struct Mirrored {
     pub(crate) disk_len: u64,
     /// Bytes in a block.
     pub(crate) block_size: u64,
-    /// Where every discarded or zeroed range starts and ends on a multiple of this.
-    pub(crate) zeroing_unit: u64,
+    /// Where every discarded or zeroed range starts and ends on a multiple of this; `None`: nothing is
+    /// discarded or zeroed.
+    pub(crate) zeroing_unit: Option<u64>,
     mirror: File,
     random: Random,
     writes: u64,
@@ -155,11 +156,21 @@ impl Mirrored {
             raw,
             disk_len,
             block_size,
-            zeroing_unit: 1,
+            zeroing_unit: Some(1),
             mirror,
             random: Random::new(seed),
             writes: seed << 16,
         }
+    }
+
+    /// Another mirror of what this one has, for a child at `path` of blocks of `block_size`.
+    pub(crate) fn child(&self, path: &Path, block_size: u64) -> Self {
+        let seed = self.writes + 1;
+        let child = Self::with_shape(path, self.disk_len, block_size, seed);
+        for (at, bytes) in raw_content(&self.raw, PIECE) {
+            child.mirror.write_all_at(&bytes, at).unwrap();
+        }
+        child
     }
 
     /// Notes that the disk holds `bytes` at `at`.
@@ -216,10 +227,13 @@ impl Mirrored {
 
     /// Does anything that a guest or a user may do to `disk`.
     pub(crate) fn act(&mut self, disk: &Arc<Disk>) {
-        let what = self.random.below(16);
-        let place = match what {
-            0..=5 => self.any_place(1),
-            _ => self.any_place(self.zeroing_unit),
+        let what = match (self.random.below(16), self.zeroing_unit) {
+            (6..=11, None) => 0,
+            (what, _) => what,
+        };
+        let place = match (what, self.zeroing_unit) {
+            (6..=11, Some(unit)) => self.any_place(unit),
+            _ => self.any_place(1),
         };
         let count = place.end - place.start;
         // The harness shows it where a test fails.
@@ -269,7 +283,7 @@ impl Mirrored {
     }
 
     /// The second reading finds in `files`, the child first, what the disk must hold.
-    pub(crate) fn second_agrees(&self, files: &[&Path]) {
+    pub(crate) fn second_agrees(&self, files: &[PathBuf]) {
         let chain = Chain::open(files.iter().map(|path| host_file(path))).unwrap();
         chain.check().unwrap();
         assert_eq!(chain.disk_len(), self.disk_len);
