@@ -112,7 +112,7 @@ fn live(maker: Maker, turns: u64) {
         last.close().unwrap();
         drop(last);
         disk.agree();
-        disk.second_agrees(&[&disk.path]);
+        disk.second_agrees(std::slice::from_ref(&disk.path));
         let file = host_file(&disk.path);
         let image = second::read_checked(&*file).unwrap();
         image.check_closed().unwrap();

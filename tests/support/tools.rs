@@ -57,6 +57,34 @@ pub(crate) fn converted(path: &Path, format: &str) -> PathBuf {
     raw
 }
 
+/// The disk of the file at `path` as 7-Zip reads it, as a raw disk beside it; `None`, and it is said,
+/// where there is no 7-Zip.
+pub(crate) fn extracted(path: &Path) -> Option<PathBuf> {
+    let names = ["7z", "7zz"];
+    let program = names.into_iter().find(|program| installed(&[program]))?;
+    if !tool(program, &["i"], &[]).contains(" VHDX ") {
+        println!("skipped: {program} does not know VHDX: older than 21.07");
+        return None;
+    }
+    // Of the disk itself, not of partitions that it may hold.
+    let as_type = match path.extension().is_some_and(|name| name == "vhdx") {
+        true => "-tvhdx",
+        false => "-tvhd",
+    };
+    let listed = tool(program, &["l", "-ba", as_type], &[path]);
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    let raw = path.with_extension("7z");
+    let output = Command::new(program)
+        .args(["x", "-so", as_type])
+        .arg(path)
+        .stdout(File::create(&raw).expect("a new file"))
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {said}");
+    Some(raw)
+}
+
 /// Has QEMU replay the log of the VHDX at `path`.
 pub(crate) fn replayed_by_qemu(path: &Path) {
     tool(
