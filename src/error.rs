@@ -256,9 +256,9 @@ pub enum ParentProblem {
         holder: String,
     },
     /// Its own parents: a chain that ends nowhere.
-    #[error("its parents are {len} disks and more; at most {most} are supported")]
+    #[error("with its parents it is {len} disks or more; at most {most} are supported")]
     TooLong {
-        /// How many were found.
+        /// How many were found, itself included.
         len: usize,
         /// How many may be.
         most: usize,

@@ -5,10 +5,12 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod chains;
 mod handover;
 mod live_log;
 mod mirror;
 mod qemu;
 mod readers;
+mod sizes;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,6 @@
 //! A disk file, and a raw file beside it of what it must hold.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -8,7 +9,10 @@ use std::sync::Arc;
 
 use vhdfs::check::{CheckOptions, check};
 use vhdfs::compact::{CompactError, CompactOptions};
-use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::create::{CreateOptions, create};
+use vhdfs::disk::{Disk, ExtentKind, OpenOptions};
+use vhdfs::format::parent::NewParent;
+use vhdfs::image;
 use vhdfs::storage::Storage;
 use vhdfs::storage::host::{HostFile, HostOptions};
 use vhdfs::storage::sim::Random;
@@ -62,6 +66,33 @@ pub(crate) fn open(path: &Path) -> Arc<Disk> {
     Disk::open(path, &OpenOptions::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Creates a child at `path`, in blocks of `block_size`, of the disk at `parent`, which is beside it
+/// and has sectors of `sector_size`.
+pub(crate) fn create_child(
+    parent: &Path,
+    path: &Path,
+    block_size: u64,
+    sector_size: u64,
+) -> PathBuf {
+    let probe = image::probe(&*host_file(parent), parent).unwrap();
+    let name = parent.file_name().unwrap().to_str().unwrap();
+    let options = CreateOptions::differencing(NewParent {
+        identity: probe.identity,
+        disk_len: probe.virtual_size,
+        sector_size,
+        mtime: parent.metadata().unwrap().modified().unwrap(),
+        relative: format!(".\\{name}"),
+        // libvhdi takes the name out of it, and looks beside the child.
+        absolute: format!("C:\\disks\\{name}"),
+    });
+    let options = CreateOptions {
+        block_size: Some(u32::try_from(block_size).unwrap()),
+        ..options
+    };
+    create(path, &options).unwrap();
+    path.to_owned()
+}
+
 /// What QEMU calls the format of the file at `path`.
 pub(crate) fn qemu_format(path: &Path) -> &'static str {
     match path.extension().is_some_and(|name| name == "vhdx") {
@@ -89,18 +120,28 @@ pub(crate) fn is_sound(path: &Path) {
     second::read_checked(&*host_file(path)).unwrap();
 }
 
+/// What `disk` holds, without zeros: offset and bytes of each MiB, of those that may hold anything.
+pub(crate) fn content(disk: &Disk) -> Vec<(u64, Vec<u8>)> {
+    let stored = (disk.extents(0)).filter(|extent| extent.kind == ExtentKind::Data);
+    let all: BTreeSet<u64> = stored
+        .flat_map(|extent| extent.offset / PIECE..(extent.offset + extent.len).div_ceil(PIECE))
+        .collect();
+    let read = all.into_iter().map(|number| {
+        let at = number * PIECE;
+        let mut bytes = vec![0; size(PIECE.min(disk.len() - at))];
+        disk.read_at(&mut bytes, at).unwrap();
+        (at, bytes)
+    });
+    read.filter(|(_, bytes)| bytes.iter().any(|&byte| byte != 0))
+        .collect()
+}
+
 /// Writes what `disk` reads as to a raw file at `raw`.
 pub(crate) fn export(disk: &Disk, raw: &Path) {
     let file = File::create(raw).unwrap();
     file.set_len(disk.len()).unwrap();
-    for extent in disk.extents(0) {
-        for (at, count) in pieces(extent.offset..extent.offset + extent.len) {
-            let mut bytes = vec![0; size(count)];
-            disk.read_at(&mut bytes, at).unwrap();
-            if bytes.iter().any(|&byte| byte != 0) {
-                file.write_all_at(&bytes, at).unwrap();
-            }
-        }
+    for (at, bytes) in content(disk) {
+        file.write_all_at(&bytes, at).unwrap();
     }
 }
 
@@ -268,6 +309,13 @@ impl Mirrored {
     /// We read from the file what it must hold.
     pub(crate) fn we_agree(&self) {
         self.we_read_from(&self.path);
+    }
+
+    /// The same of a large disk: what is said to be a hole is not looked at.
+    pub(crate) fn we_agree_on_content(&self) {
+        let disk = open_read_only(&self.path);
+        assert_eq!(disk.len(), self.disk_len);
+        assert!(content(&disk) == raw_content(&self.raw, PIECE));
     }
 
     /// We read from the file at `path` what ours must hold.

@@ -1,7 +1,7 @@
 //! QEMU agrees with us after everything that we do to a disk.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{DiskType, Format};
@@ -54,6 +54,11 @@ impl Maker {
 
     /// Makes the disk in `folder`, with its mirror.
     pub(crate) fn make(&self, folder: &Path, seed: u64) -> Mirrored {
+        Mirrored::new(&self.create(folder), seed)
+    }
+
+    /// Makes the disk in `folder`.
+    pub(crate) fn create(&self, folder: &Path) -> PathBuf {
         let path = folder.join("disk").with_extension(self.extension);
         if let Some(options) = self.qemu {
             let subformat = if self.fixed { "fixed" } else { "dynamic" };
@@ -86,7 +91,7 @@ impl Maker {
             };
             create(&path, &options).unwrap();
         }
-        Mirrored::new(&path, seed)
+        path
     }
 }
 

@@ -1,11 +1,6 @@
 //! libvhdi and 7-Zip read what we write. Both know children, which QEMU does not.
 
-use std::path::Path;
-
-use vhdfs::create::{CreateOptions, create};
-use vhdfs::format::parent::NewParent;
-
-use crate::mirror::{Mirrored, open_read_only, same_bytes};
+use crate::mirror::{Mirrored, create_child, same_bytes};
 use crate::qemu::Maker;
 use crate::support::tools::{Mounted, extracted, installed, tool};
 
@@ -50,27 +45,6 @@ fn dynamic_disks_are_read_by_others() {
     }
 }
 
-/// A child at `path` of `parent`, which is beside it, with blocks of `block_size`.
-fn child_of(parent: &Mirrored, path: &Path, block_size: u64) -> Mirrored {
-    let disk = open_read_only(&parent.path);
-    let name = parent.path.file_name().unwrap().to_str().unwrap();
-    let options = CreateOptions::differencing(NewParent {
-        identity: disk.identity(),
-        disk_len: disk.len(),
-        sector_size: 512,
-        mtime: std::fs::metadata(&parent.path).unwrap().modified().unwrap(),
-        relative: format!(".\\{name}"),
-        // libvhdi takes the name out of it, and looks beside the child.
-        absolute: format!("C:\\disks\\{name}"),
-    });
-    let options = CreateOptions {
-        block_size: Some(u32::try_from(block_size).unwrap()),
-        ..options
-    };
-    create(path, &options).unwrap();
-    parent.child(path, block_size)
-}
-
 /// A child, then a child of that: all of `readers` read what they must hold.
 fn children(maker: Maker, zeroing_unit: Option<u64>, readers: &[fn(&Mirrored)]) {
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +53,8 @@ fn children(maker: Maker, zeroing_unit: Option<u64>, readers: &[fn(&Mirrored)]) 
     parent.our_turn(12);
     let mut files = vec![parent.path.clone()];
     for name in ["child", "grandchild"] {
-        let mut child = child_of(&parent, &path(name), 2 * MIB);
+        let child = create_child(&parent.path, &path(name), 2 * MIB, 512);
+        let mut child = parent.child(&child, 2 * MIB);
         child.zeroing_unit = zeroing_unit;
         files.insert(0, child.path.clone());
         for _ in 0..4 {
