@@ -83,15 +83,17 @@ pub fn detect(storage: &dyn Storage, name: &Path) -> Result<Format, OpenProblem>
         action: "read the file",
         source,
     })?;
-    let unclear = |found: &str| {
-        let advice = "give it the extension .vhdx or .vhd, whichever it is";
-        OpenProblem::Format(FormatError::incompatible(found, advice))
-    };
+    let unclear =
+        |found: &str, advice: &str| OpenProblem::Format(FormatError::incompatible(found, advice));
     match (named_format(name), starts_as_vhdx, ends_as_vhd) {
-        (Some(Format::Vhd), true, false) => {
-            Err(unclear("a file named as a VHD that starts as a VHDX"))
-        }
-        (None, true, true) => Err(unclear("a file that starts as a VHDX and ends as a VHD")),
+        (Some(Format::Vhd), true, false) => Err(unclear(
+            "a file named as a VHD that starts as a VHDX and has no valid footer",
+            "only if it never was a VHD, name it .vhdx; a fixed VHD's guest may have written that",
+        )),
+        (None, true, true) => Err(unclear(
+            "a file that starts as a VHDX and ends as a VHD",
+            "give it the extension .vhdx or .vhd, whichever it is",
+        )),
         (Some(Format::Vhd), ..) | (_, false, true) => Ok(Format::Vhd),
         (Some(Format::Vhdx), ..) | (None, true, false) => Ok(Format::Vhdx),
         // Neither; what is missing of a VHD may be put right.
