@@ -44,6 +44,16 @@ impl From<LayoutError> for OpenProblem {
     }
 }
 
+/// Reads `N` bytes at `at`.
+pub(crate) fn read_array<const N: usize>(
+    storage: &dyn Storage,
+    at: FileOffset,
+) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    storage.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
 /// How to open an image.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageOptions {

@@ -131,13 +131,7 @@ impl Spec {
             chain.push(image);
         }
         let files = chain.iter().map(VhdImage::build).collect();
-        start(
-            files,
-            &chain
-                .iter()
-                .map(|image| -> &dyn Model { image })
-                .collect::<Vec<_>>(),
-        )
+        start(files, &chain)
     }
 
     fn vhdx(&self, disk_len: u64, sector: u64, random: &mut Random) -> Start {
@@ -172,13 +166,7 @@ impl Spec {
             chain.push(image);
         }
         let files = chain.iter().map(|image| image.build().sim).collect();
-        start(
-            files,
-            &chain
-                .iter()
-                .map(|image| -> &dyn Model { image })
-                .collect::<Vec<_>>(),
-        )
+        start(files, &chain)
     }
 
     fn vhdx_slots(&self, blocks: u64, child: bool, random: &mut Random) -> Vec<Slot> {
@@ -223,8 +211,9 @@ fn some_blocks(count: u64, random: &mut Random) -> Vec<u64> {
 }
 
 /// Of files and what each holds, the oldest first.
-fn start(files: Vec<SimStorage>, models: &[&dyn Model]) -> Start {
-    let youngest_first: Vec<&dyn Model> = models.iter().rev().copied().collect();
+fn start<M: Model>(files: Vec<SimStorage>, models: &[M]) -> Start {
+    let models = models.iter().rev();
+    let youngest_first: Vec<&dyn Model> = models.map(|model| -> &dyn Model { model }).collect();
     let child = youngest_first[0];
     let mut bytes = vec![0; size(child.disk_len())];
     expect(&youngest_first, &mut bytes, 0);

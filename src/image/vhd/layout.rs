@@ -14,7 +14,7 @@ use crate::format::vhd::{
     self, BAT_ENTRY_LEN, DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN,
 };
 use crate::format::xen::BatmapHeader;
-use crate::image::LayoutError;
+use crate::image::{LayoutError, read_array};
 use crate::map::{BlockMap, BlockState, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
@@ -79,16 +79,6 @@ pub(crate) struct DynamicLayout {
     pub(crate) start: FileOffset,
     /// The end of the last thing in use, the footer excepted.
     pub(crate) end: FileOffset,
-}
-
-/// Reads `N` bytes at `at`.
-pub(super) fn read_array<const N: usize>(
-    storage: &dyn Storage,
-    at: FileOffset,
-) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    storage.read_exact_at(&mut bytes, at)?;
-    Ok(bytes)
 }
 
 impl Layout {

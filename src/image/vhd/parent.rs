@@ -1,11 +1,11 @@
 //! What a differencing VHD says of its parent.
 
-use super::layout::{choose_footer, read_array, read_tail};
+use super::layout::{choose_footer, read_tail};
 use crate::error::{FormatError, OpenProblem};
 use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
 use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_LOCATOR_LEN};
 use crate::format::{DiskType, Format};
-use crate::image::{Identified, LayoutError};
+use crate::image::{Identified, LayoutError, read_array};
 use crate::storage::Storage;
 use crate::units::{FileOffset, SECTOR_SIZE, usize_from};
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
-use crate::image::LayoutError;
+use crate::image::{LayoutError, read_array};
 use crate::storage::sim::SimStorage;
 use crate::units::{low_u32, round_up};
 
@@ -53,7 +53,7 @@ fn with_slots(places: &[u64]) -> SimStorage {
 }
 
 fn footer_of(sim: &SimStorage) -> Footer {
-    Footer::parse(&layout::read_array(sim, at(0)).unwrap()).unwrap()
+    Footer::parse(&read_array(sim, at(0)).unwrap()).unwrap()
 }
 
 fn set_entry(sim: &SimStorage, entry: u64, sector: u32) {
@@ -85,7 +85,7 @@ fn not_writable(sim: &SimStorage) -> FormatError {
 
 fn end_footer(sim: &SimStorage) -> Footer {
     let len = sim.len().unwrap();
-    Footer::parse(&layout::read_array(sim, at(len - 512)).unwrap()).unwrap()
+    Footer::parse(&read_array(sim, at(len - 512)).unwrap()).unwrap()
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn xens_batmap_is_emptied_before_a_block_is_dropped() {
         }])
         .unwrap();
     assert!(fits(), "the checksum follows");
-    let map: [u8; 512] = layout::read_array(&*storage, at(FLOOR + 512)).unwrap();
+    let map: [u8; 512] = read_array(&*storage, at(FLOOR + 512)).unwrap();
     assert_eq!(map, [0; 512]);
     image.sync().unwrap();
     image.shrink().unwrap();
@@ -383,7 +383,7 @@ fn new_slots_are_aligned_and_the_file_ends_with_a_footer() {
     image.sync().unwrap();
     image.shrink().unwrap();
     assert_eq!(storage.len().unwrap(), slots[15] + SLOT + 512);
-    let table: [u8; 64] = layout::read_array(&*storage, at(TABLE)).unwrap();
+    let table: [u8; 64] = read_array(&*storage, at(TABLE)).unwrap();
     assert!(!table.as_chunks::<4>().0.contains(&BAT_UNUSED.to_be_bytes()));
     assert_eq!(HEADER_LEN + FOOTER_LEN, TABLE);
 }

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::layout::{DynamicLayout, Layout, problems, read_array, sorted_slots};
+use super::layout::{DynamicLayout, Layout, problems, sorted_slots};
 use super::recover::{recover, repairs};
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN};
-use crate::image::{CheckOptions, CheckReport, LayoutError};
+use crate::image::{CheckOptions, CheckReport, LayoutError, read_array};
 use crate::storage::Storage;
 use crate::units::{FileOffset, u64_from};
 

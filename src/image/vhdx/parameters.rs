@@ -13,9 +13,9 @@ use crate::format::vhdx::{
     BatGeometry, IDENTIFIER, ParentLocator, REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN,
     RegionTable,
 };
-use crate::image::LayoutError;
+use crate::image::{LayoutError, read_array};
 use crate::storage::Storage;
-use crate::units::{FileOffset, FileRange, u64_from_u32, usize_from};
+use crate::units::{FileRange, u64_from_u32, usize_from};
 
 /// The two copies of the region table.
 #[derive(Debug)]
@@ -26,16 +26,6 @@ pub(crate) struct RegionCopies {
     pub(crate) faults: [Option<FormatError>; 2],
     /// Whether both are good, but not the same.
     pub(crate) differ: bool,
-}
-
-/// Reads `N` bytes at `at`.
-pub(super) fn read_array<const N: usize>(
-    storage: &dyn Storage,
-    at: FileOffset,
-) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    storage.read_exact_at(&mut bytes, at)?;
-    Ok(bytes)
 }
 
 pub(super) fn cut(what: &str, at: u64, file_len: u64) -> FormatError {
