@@ -147,10 +147,32 @@ fn guest(disk: &Disk, number: u64, model: &mut [u8], stop: &AtomicBool) {
             _ => {
                 let mut found = vec![0; mine.len()];
                 disk.read_at(&mut found, at).expect("read");
-                assert!(found == mine, "guest {number} at {at}, {len} bytes");
+                assert!(
+                    found == mine,
+                    "guest {number} at {at}, {len} bytes: {}",
+                    difference(&found, mine, at)
+                );
             }
         }
     }
+}
+
+/// The runs of bytes that are not as `wanted`, with the disk offset, and the value of each.
+fn difference(found: &[u8], wanted: &[u8], at: u64) -> String {
+    let mut runs: Vec<(u64, u64, u8, u8)> = Vec::new();
+    for (place, (found, wanted)) in (at..).zip(found.iter().zip(wanted)) {
+        match runs.last_mut() {
+            Some((start, len, a, b)) if *start + *len == place && (*a, *b) == (*found, *wanted) => {
+                *len += 1;
+            }
+            _ if found != wanted => runs.push((place, 1, *found, *wanted)),
+            _ => {}
+        }
+    }
+    let told = runs.iter().map(|(start, len, found, wanted)| {
+        format!("{len} bytes at {start} are {found:#04x}, not {wanted:#04x}")
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Sometimes all of a large range goes, so that there are holes to fill and tails to cut.

@@ -4,7 +4,9 @@ use crate::disk::{Disk, zero};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
-use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, u64_from, usize_from};
+use crate::units::{
+    BlockIndex, FileOffset, FileRange, GRANULE_SIZE, round_down, u64_from, usize_from,
+};
 
 /// Bytes of a block that are looked at first: where they hold data, the block lives, and the rest
 /// matters only for holes inside it.
@@ -62,9 +64,9 @@ impl Scanner {
         };
         let start = run.start * GRANULE_SIZE;
         let first_look = !self.whole_blocks && start == 0;
-        let limit = limit
-            .min(if first_look { FIRST_LOOK } else { u64::MAX })
-            .max(GRANULE_SIZE);
+        let limit = limit.min(if first_look { FIRST_LOOK } else { u64::MAX });
+        // Whole granules only: of a part of one, nothing can be said.
+        let limit = round_down(limit, GRANULE_SIZE).max(GRANULE_SIZE);
         let len = ((run.end - run.start) * GRANULE_SIZE).min(limit);
         let len = len.min(disk.geometry().block_size - start);
         let stored = self.load(disk, block, slot, start, len)?;
