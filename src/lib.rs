@@ -52,6 +52,7 @@ pub mod create;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod guest;
 pub mod image;
 #[cfg(unix)]
 pub mod library;

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["map"],
     &["image"],
     &["check", "create"],
-    &["disk", "compact"],
+    &["disk", "guest", "compact"],
     &["library"],
 ];
 /// What the layers above must know nothing of, and who may.
