@@ -75,6 +75,9 @@ pub(crate) struct Volume {
     /// Bytes that the filesystem's own tools call free. Equal to the sum of `free`, unless some of it
     /// must be kept all the same (XFS's free lists).
     pub(crate) reported_free: u64,
+    /// The filesystem's own marks say that nobody has it mounted. Otherwise it is only consistent: a
+    /// machine that was suspended may have more of it in memory.
+    pub(crate) unmounted: bool,
 }
 
 /// The most free runs that are taken from one part: more is no filesystem that compaction helps, and
@@ -112,8 +115,11 @@ pub enum Outcome {
     Read {
         /// Bytes that the filesystem's own tools call free.
         reported_free: u64,
-        /// Bytes of them that may go.
-        free: u64,
+        /// Disk ranges that may go.
+        free: RangeSet<u64>,
+        /// Whether the filesystem was unmounted, by its own marks; if not, it is consistent, but a
+        /// suspended machine may have more of it in memory.
+        unmounted: bool,
     },
     /// All of it counts as in use.
     Skipped {
@@ -127,10 +133,8 @@ pub enum Outcome {
 pub struct Part {
     /// What to call it: `partition 2`, `volume vg0/root`, `the disk`.
     pub name: String,
-    /// Where its first byte lies on the disk.
-    pub start: u64,
-    /// Its bytes.
-    pub size: u64,
+    /// Where it lies on the disk: disjoint ranges, in the order of its bytes.
+    pub ranges: Vec<Range<u64>>,
     /// What it holds, if that is known: `ext4`, `NTFS`, `LUKS`.
     pub content: Option<&'static str>,
     /// What became of it.
@@ -140,10 +144,8 @@ pub struct Part {
 /// What may be freed on a disk, by its guest's filesystems.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every part, in the order of the partition table.
+    /// Every part, in the order of the partition table. No two share a free byte.
     pub parts: Vec<Part>,
-    /// Disk ranges that hold nothing that the guest may want.
-    pub free: RangeSet<u64>,
     /// What all this rests on.
     pub evidence: Evidence,
 }
