@@ -18,6 +18,8 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod survey;
+mod table;
 mod view;
 
 use std::io;
@@ -25,6 +27,7 @@ use std::ops::Range;
 
 use rangemap::RangeSet;
 
+pub use survey::survey;
 pub use view::{Evidence, Source};
 
 /// Why a reader gives up a part.
