@@ -249,8 +249,7 @@ impl Compactor {
         }
         // All of it is free: what the parent has there is as good as anything.
         let covered = |freed: &Freed| freed.covers(&self.disk, block).then_some(Reads::Parent);
-        (self.disk.reads_when_dropped(block))
-            .or_else(|| self.freed.as_ref().and_then(covered))
+        (self.disk.reads_when_dropped(block)).or_else(|| self.freed.as_ref().and_then(covered))
     }
 
     /// What is left to do now, as known.
@@ -463,7 +462,8 @@ impl Compactor {
 
     /// What was done, with the sizes as they are now; of a dry run, as they would be.
     pub(crate) fn into_report(mut self) -> Result<CompactReport, DiskError> {
-        let disk = &*self.disk;
+        let disk = Arc::clone(&self.disk);
+        let disk = &*disk;
         let dead: HashSet<BlockIndex> = self.dead().collect();
         let live = without(&self.slots(), &dead);
         let planned = self.plan();

@@ -89,7 +89,7 @@ impl Freed {
         let at = disk.io_count();
         let options = SurveyOptions { swap };
         let mut survey = survey(&GuestView { disk, go_on }, &options).map_err(read_error)?;
-        let mut free = RangeSet::new();
+        let mut free = std::mem::take(&mut survey.free);
         for part in &mut survey.parts {
             match &part.outcome {
                 Outcome::Read {
@@ -100,9 +100,11 @@ impl Freed {
                     part.outcome = Outcome::Skipped {
                         reason: reason.to_owned(),
                     };
+                    part.ranges
+                        .iter()
+                        .for_each(|range| free.remove(range.clone()));
                 }
-                Outcome::Read { free: ranges, .. } => free.extend(ranges.iter().cloned()),
-                Outcome::Skipped { .. } => {}
+                Outcome::Read { .. } | Outcome::Skipped { .. } => {}
             }
         }
         let tracker = disk.tracker.snapshot();
@@ -138,9 +140,7 @@ impl Freed {
     pub(super) fn covers(&self, disk: &Disk, block: BlockIndex) -> bool {
         let start = disk.offset_of(block);
         let end = disk.len().min(start + disk.geometry().block_size);
-        self.free
-            .get(&start)
-            .is_some_and(|free| free.end >= end)
+        self.free.get(&start).is_some_and(|free| free.end >= end)
     }
 
     /// Counts what is free of the blocks that are present as zero.
@@ -164,8 +164,7 @@ impl Freed {
                 let range = FileRange::new(at, free.end - free.start);
                 let stored = disk.image.storage().next_data(range.start, range.end());
                 let stored = stored.map_or(true, |data| data.is_some());
-                self.tracker
-                    .note_zero(block, free.start, range.len, stored);
+                self.tracker.note_zero(block, free.start, range.len, stored);
             }
             // The disk may end inside its last block: what is behind, nobody can read.
             let end = disk.len().saturating_sub(disk.offset_of(block));

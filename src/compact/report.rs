@@ -54,7 +54,7 @@ pub(super) fn part_reports(survey: &Survey) -> Vec<PartReport> {
     let parts = survey.parts.iter().map(|part| PartReport {
         name: part.name.clone(),
         content: part.content,
-        size: part.ranges.iter().map(|range| range.end - range.start).sum(),
+        size: part.size,
         free: match &part.outcome {
             Outcome::Read { reported_free, .. } => *reported_free,
             Outcome::Skipped { .. } => 0,

@@ -118,8 +118,8 @@ pub enum Outcome {
     Read {
         /// Bytes that the filesystem's own tools call free.
         reported_free: u64,
-        /// Disk ranges that may go.
-        free: RangeSet<u64>,
+        /// Bytes of them that may go.
+        free: u64,
         /// Whether the filesystem was unmounted, by its own marks; if not, it is consistent, but a
         /// suspended machine may have more of it in memory.
         unmounted: bool,
@@ -136,7 +136,11 @@ pub enum Outcome {
 pub struct Part {
     /// What to call it: `partition 2`, `volume vg0/root`, `the disk`.
     pub name: String,
-    /// Where it lies on the disk: disjoint ranges, in the order of its bytes.
+    /// Where its first byte lies on the disk.
+    pub start: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// Where all of it lies: disjoint disk ranges, in the order of its bytes.
     pub ranges: Vec<Range<u64>>,
     /// What it holds, if that is known: `ext4`, `NTFS`, `LUKS`.
     pub content: Option<&'static str>,
@@ -149,6 +153,8 @@ pub struct Part {
 pub struct Survey {
     /// Every part, in the order of the partition table. No two share a free byte.
     pub parts: Vec<Part>,
+    /// Disk ranges that hold nothing that the guest may want.
+    pub free: RangeSet<u64>,
     /// What all this rests on.
     pub evidence: Evidence,
 }

@@ -36,6 +36,7 @@ pub fn survey(source: &dyn Source, _options: &SurveyOptions) -> io::Result<Surve
             name,
             start: range.start,
             size: range.end - range.start,
+            ranges: view.on_disk(0..view.len()),
             content,
             outcome,
         });
@@ -65,6 +66,7 @@ fn look(view: &View<'_>, free: &mut RangeSet<u64>) -> io::Result<(Option<&'stati
             Outcome::Read {
                 reported_free: volume.reported_free,
                 free: free_here,
+                unmounted: volume.unmounted,
             }
         }
         Err(Trouble::Skip { reason, .. }) => Outcome::Skipped { reason },

@@ -1,7 +1,9 @@
 //! Takes dead blocks out of the block table.
 
+use std::sync::Arc;
+
 use super::Compactor;
-use crate::compact::{CompactError, Phase};
+use crate::compact::CompactError;
 use crate::disk::Content;
 use crate::image::MapEdit;
 use crate::map::BlockState;
@@ -21,7 +23,7 @@ impl Compactor {
         if !self.freed_still_holds(go_on)? {
             return Ok(());
         }
-        let disk = std::sync::Arc::clone(&self.disk);
+        let disk = Arc::clone(&self.disk);
         let alone = self.freed.as_ref().map(|_| disk.writers.keep_out());
         if alone.as_ref().is_some_and(Option::is_none) {
             self.disbelieve("somebody opened the disk for writing");
