@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::{CompactError, Phase};
@@ -60,6 +61,9 @@ impl Compactor {
         if (self.freed.as_ref()).is_some_and(|freed| !freed.is_untouched(&disk)) {
             self.disbelieve("the disk was written to meanwhile");
             return Ok(());
+        }
+        if self.freed.is_some() {
+            disk.gave_up_free.store(true, Ordering::Release);
         }
         let data = disk.image.geometry().data_range(slot);
         for run in self.known().punchable_runs(block) {
