@@ -66,7 +66,7 @@ fn look(view: &View<'_>, free: &mut RangeSet<u64>) -> io::Result<(Option<&'stati
             Outcome::Read {
                 reported_free: volume.reported_free,
                 free: free_here,
-                unmounted: volume.unmounted,
+                rest: volume.rest,
             }
         }
         Err(Trouble::Skip { reason, .. }) => Outcome::Skipped { reason },
