@@ -63,7 +63,7 @@ impl Made {
         let options = |disk_type| CreateOptions {
             block_size: Some(match kind.format {
                 Format::Vhd => 64 << 10,
-                Format::Vhdx => 1 << 20,
+                _ => 1 << 20,
             }),
             ..CreateOptions::new(kind.format, disk_type, DISK)
         };
