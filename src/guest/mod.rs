@@ -18,7 +18,10 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod container;
+mod lvm;
 mod survey;
+mod swap;
 mod table;
 mod view;
 
