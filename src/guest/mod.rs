@@ -20,6 +20,7 @@
 mod bits;
 mod container;
 mod lvm;
+mod ntfs;
 mod survey;
 mod swap;
 mod table;
