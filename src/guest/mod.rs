@@ -18,6 +18,7 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod ext;
 mod survey;
 mod table;
 mod view;
