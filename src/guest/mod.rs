@@ -19,6 +19,7 @@
 
 mod bits;
 mod container;
+mod ext;
 mod lvm;
 mod ntfs;
 mod survey;
