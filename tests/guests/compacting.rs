@@ -120,7 +120,7 @@ impl Made {
         });
         let disk = made.path("raw");
         blank(&disk, START + kind.size + START);
-        let sectors = (kind.size / 512 - 1).to_string();
+        let sectors = (kind.size / 512).to_string();
         tool("sgdisk", &["-n", &format!("1:2048:+{sectors}")], &[&disk]);
         copy(&part, &disk, 0, START, kind.size);
         Some(made)
