@@ -18,6 +18,9 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod clusters;
+mod exfat;
+mod fat;
 mod survey;
 mod table;
 mod view;
