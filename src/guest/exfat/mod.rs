@@ -24,7 +24,7 @@ mod tests;
 
 use super::clusters::Claims;
 use super::view::View;
-use super::{Trouble, Volume};
+use super::{Rest, Trouble, Volume};
 use boot::Boot;
 
 /// Whether exFAT begins here.
@@ -53,5 +53,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         free: claims.free(heap)?,
         size: boot.size,
         reported_free,
+        // The mark stands while anything is to be written.
+        rest: Rest::Unmounted,
     })
 }

@@ -22,8 +22,8 @@ mod tree;
 mod tests;
 
 use super::view::View;
-use super::{Trouble, Volume};
-use boot::{BOOT_LEN, Boot};
+use super::{Rest, Trouble, Volume};
+use boot::{BOOT_LEN, Boot, Kind};
 
 /// Which FAT begins here, if one does.
 ///
@@ -50,6 +50,12 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         free,
         size: boot.size,
         reported_free,
+        rest: match boot.kind {
+            // Its table has no room for a mark; Linux and Windows put one elsewhere, others none.
+            Kind::Fat12 => Rest::Unmarked,
+            // The mark stands while anything is to be written.
+            Kind::Fat16 | Kind::Fat32 => Rest::Unmounted,
+        },
     })
 }
 
