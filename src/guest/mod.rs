@@ -18,8 +18,11 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod clusters;
 mod container;
+mod exfat;
 mod ext;
+mod fat;
 mod lvm;
 mod ntfs;
 mod survey;
