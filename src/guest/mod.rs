@@ -18,9 +18,12 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod btrfs;
+mod raw;
 mod survey;
 mod table;
 mod view;
+mod xfs;
 
 use std::io;
 use std::ops::Range;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rangemap::RangeSet;
 
 use super::view::{Source, View};
-use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, table};
+use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, table, xfs};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -17,7 +17,12 @@ struct Reader {
 }
 
 /// All filesystems that can be read.
-const READERS: &[Reader] = &[];
+const READERS: &[Reader] = &[
+    Reader {
+        is_here: xfs::is_here,
+        read: xfs::read,
+    },
+];
 
 /// Says what the guest's filesystems call free.
 ///

@@ -7,3 +7,4 @@
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod xfs;
