@@ -13,7 +13,7 @@ use super::lvm::{self, Group};
 use super::table::{self, Slot};
 use super::view::{Source, View};
 use super::{
-    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs, swap,
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs, swap, xfs,
 };
 
 /// A filesystem that can be read.
@@ -41,6 +41,10 @@ const READERS: &[Reader] = &[
     Reader {
         is_here: ntfs::is_here,
         read: ntfs::read,
+    },
+    Reader {
+        is_here: xfs::is_here,
+        read: xfs::read,
     },
 ];
 
