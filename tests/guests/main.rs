@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod compacting;
+mod exfat;
+mod fat;
 mod ntfs;
 mod rig;
 #[path = "../support/mod.rs"]
