@@ -23,6 +23,8 @@ mod lvm;
 mod survey;
 mod swap;
 mod table;
+#[cfg(test)]
+mod testing;
 mod view;
 
 use std::io;
