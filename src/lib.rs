@@ -34,8 +34,10 @@
 //! Each imports only what stands left of it; `tests/tidy.rs` fails otherwise.
 //!
 //! ```text
-//! units, error < format, storage < map < image < disk < compact < library
-//!                (bytes) (host file)     (one file, its metadata)  (a directory of disks)
+//! units, error < format, storage < map < image < disk, guest < compact < library
+//!                (bytes) (host file)     |        |     (what filesystems call free)
+//!                                        |        (what a guest sees)   (a directory of disks)
+//!                                        (one file, its metadata)
 //! ```
 //!
 //! [`create`] and [`check`] stand beside `disk`. The binary crate `vhdfs-mount` serves a

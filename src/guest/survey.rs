@@ -4,6 +4,7 @@
 //! lies in a part that was read; where any part says that the guest sleeps, nothing is.
 
 use std::io;
+use std::ops::Range;
 
 use rangemap::RangeSet;
 
@@ -11,7 +12,9 @@ use super::container::{self, LVM2, Meaning};
 use super::lvm::{self, Group};
 use super::table::{self, Slot};
 use super::view::{Source, View};
-use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, swap};
+use super::{
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs, swap,
+};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -22,7 +25,24 @@ struct Reader {
 }
 
 /// All filesystems that can be read.
-const READERS: &[Reader] = &[];
+const READERS: &[Reader] = &[
+    Reader {
+        is_here: exfat::is_here,
+        read: exfat::read,
+    },
+    Reader {
+        is_here: ext::is_here,
+        read: ext::read,
+    },
+    Reader {
+        is_here: fat::is_here,
+        read: fat::read,
+    },
+    Reader {
+        is_here: ntfs::is_here,
+        read: ntfs::read,
+    },
+];
 
 /// Says what the guest's filesystems call free.
 ///
@@ -93,8 +113,8 @@ struct Skip {
 struct Found<'a> {
     name: String,
     view: View<'a>,
-    start: u64,
-    size: u64,
+    /// Where it lies on the disk, in the order of its bytes.
+    ranges: Vec<Range<u64>>,
     content: Option<&'static str>,
     result: Result<Volume, Skip>,
 }
@@ -102,12 +122,10 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     /// A part that is all of `view`, of which nothing is known yet.
     fn new(name: String, view: &View<'a>) -> Self {
-        let place = view.on_disk(0..view.len());
         Self {
             name,
             view: view.clone(),
-            start: place.first().map_or(0, |piece| piece.start),
-            size: view.len(),
+            ranges: view.on_disk(0..view.len()),
             content: None,
             result: Err(Skip {
                 reason: "was not looked at".to_owned(),
@@ -124,6 +142,7 @@ impl<'a> Found<'a> {
                 Outcome::Read {
                     reported_free: volume.reported_free,
                     free: total(&volume.free),
+                    rest: volume.rest,
                 }
             }
             Err(skip) => Outcome::Skipped {
@@ -132,8 +151,13 @@ impl<'a> Found<'a> {
         };
         Part {
             name: self.name,
-            start: self.start,
-            size: self.size,
+            start: self.ranges.first().map_or(0, |range| range.start),
+            size: self
+                .ranges
+                .iter()
+                .map(|range| range.end - range.start)
+                .sum(),
+            ranges: self.ranges,
             content: self.content,
             outcome,
         }
@@ -271,13 +295,13 @@ impl Surveyor<'_> {
             found.push(Found {
                 name: format!("unused space of {}", group.name),
                 view: disk.clone(),
-                start: place.first().map_or(0, |range| range.start),
-                size,
+                ranges: place.iter().cloned().collect(),
                 content: Some(LVM2),
                 result: Ok(Volume {
                     size: disk.len(),
                     reported_free: size,
                     free: group.unused,
+                    rest: Rest::Unmounted,
                 }),
             });
         }

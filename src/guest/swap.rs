@@ -6,7 +6,7 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::view::View;
-use super::{Trouble, Volume, add_run};
+use super::{Rest, Trouble, Volume, add_run};
 use crate::units::u64_from;
 
 /// Pages that machines have. The signature ends the first one.
@@ -135,6 +135,7 @@ pub(super) fn read(part: &View<'_>) -> Result<Volume, Trouble> {
     }
     let reported_free = free.iter().map(|run| run.end - run.start).sum();
     Ok(Volume {
+        rest: Rest::Unmarked,
         free,
         size,
         reported_free,
