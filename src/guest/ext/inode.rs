@@ -221,10 +221,12 @@ fn read(
     let block = blocks.read(group.inode_table + at / geometry.block_size)?;
     let at = usize_from(at % geometry.block_size);
     let bytes = &block[at..at + usize_from(geometry.inode_size)];
-    let (inode, rest) = RawInode::read_from_prefix(bytes)
-        .map_err(|_| bad(number, "is too short"))?;
+    let (inode, rest) =
+        RawInode::read_from_prefix(bytes).map_err(|_| bad(number, "is too short"))?;
     let checksums = geometry.checksums.of_inode(number, inode.generation.get());
-    let extra = rest.first_chunk().map_or(0, |size| u16::from_le_bytes(*size));
+    let extra = rest
+        .first_chunk()
+        .map_or(0, |size| u16::from_le_bytes(*size));
     let wide = extra >= EXTRA_WITH_CHECKSUM;
     let mut sum = u32::from(inode.checksum_lo.get());
     let mut blank = without(bytes, CHECKSUM_LO_AT, 2);
@@ -287,7 +289,10 @@ impl Walk<'_> {
         let number = self.number;
         let damaged = || bad(number, "has a damaged tree of extents");
         let (header, body) = RawExtentHeader::read_from_prefix(node).map_err(|_| damaged())?;
-        let (entries, max) = (usize::from(header.entries.get()), usize::from(header.max.get()));
+        let (entries, max) = (
+            usize::from(header.entries.get()),
+            usize::from(header.max.get()),
+        );
         let found = header.depth.get();
         if header.magic.get() != EXTENT_MAGIC
             || depth.is_some_and(|depth| depth != found)

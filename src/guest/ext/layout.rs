@@ -23,9 +23,7 @@ impl Geometry {
 
     /// Whether all of `range` lies in the groups.
     pub(super) fn has_blocks(&self, range: &Range<u64>) -> bool {
-        self.first_data_block <= range.start
-            && range.start < range.end
-            && range.end <= self.blocks
+        self.first_data_block <= range.start && range.start < range.end && range.end <= self.blocks
     }
 
     /// Blocks of an inode table.

@@ -49,7 +49,9 @@ pub(super) fn check(blocks: &Blocks<'_>, geometry: &Geometry, at: u64) -> Result
     let block = blocks.read(at)?;
     let (raw, _) = RawMmp::read_from_prefix(&block).map_err(|_| damaged())?;
     let covered = &raw.as_bytes()[..size_of::<RawMmp>() - size_of::<U32>()];
-    let right = geometry.checksums.is_right(covered, raw.checksum.get(), true);
+    let right = geometry
+        .checksums
+        .is_right(covered, raw.checksum.get(), true);
     if raw.magic.get() != MAGIC || !right {
         return Err(damaged());
     }

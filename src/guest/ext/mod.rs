@@ -164,7 +164,9 @@ fn check_state(
         )));
     }
     if superblock.state & STATE_ERRORS != 0 {
-        return Err(Trouble::skip("is marked as having errors: let its own system check it"));
+        return Err(Trouble::skip(
+            "is marked as having errors: let its own system check it",
+        ));
     }
     if superblock.state != STATE_VALID {
         return Err(Trouble::skip(

@@ -232,7 +232,9 @@ impl RawSuperblock {
         }
         match self.rev_level.get() {
             0 if features.compat | features.incompat | features.ro_compat != 0 => {
-                return Err(Trouble::skip("has features that its revision 0 cannot have"));
+                return Err(Trouble::skip(
+                    "has features that its revision 0 cannot have",
+                ));
             }
             0 | 1 => {}
             other => return Err(Trouble::skip(format!("has the unknown revision {other}"))),
@@ -319,7 +321,9 @@ impl RawSuperblock {
         if self.rev_level.get() != 0 && self.block_group_nr.get() != 0 {
             return Err(Trouble::skip("begins with a copy of its superblock"));
         }
-        let groups = blocks.saturating_sub(first_data_block).div_ceil(blocks_per_group);
+        let groups = blocks
+            .saturating_sub(first_data_block)
+            .div_ceil(blocks_per_group);
         if groups == 0 || groups > MAX_GROUPS {
             return Err(wrong("number of blocks"));
         }
@@ -356,7 +360,11 @@ impl RawSuperblock {
 
     fn cluster_blocks(&self, clustered: bool) -> Result<u64, Trouble> {
         let (cluster, block) = (self.log_cluster_size.get(), self.log_block_size.get());
-        let most = if clustered { MAX_LOG_CLUSTER_SIZE } else { block };
+        let most = if clustered {
+            MAX_LOG_CLUSTER_SIZE
+        } else {
+            block
+        };
         match cluster.checked_sub(block) {
             Some(more) if cluster <= most => Ok(1 << more),
             _ => Err(wrong("cluster size")),

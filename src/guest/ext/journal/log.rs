@@ -7,8 +7,9 @@ use zerocopy::FromBytes;
 use super::super::blocks::{Blocks, Copy, JOURNAL_MAGIC};
 use super::super::checksum::crc32c;
 use super::{
-    COMMIT, DESCRIPTOR, INCOMPAT_64BIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT,
-    Journal, REVOKE, RawHeader, RawTag, RawTag3, bad, commit_is_right, is_before, tail_is_right,
+    COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2,
+    INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT, Journal, REVOKE, RawHeader, RawTag, RawTag3, bad,
+    commit_is_right, is_before, tail_is_right,
 };
 use crate::guest::Trouble;
 use crate::units::usize_from_u32;
@@ -92,6 +93,11 @@ impl Journal {
         blocks: &Blocks<'_>,
         end: u64,
     ) -> Result<HashMap<u64, Copy>, Trouble> {
+        if self.has(INCOMPAT_ASYNC_COMMIT) || self.compat & COMPAT_CHECKSUM != 0 {
+            return Err(bad(
+                "was written with asynchronous commits or their checksums",
+            ));
+        }
         let mut committed = HashMap::new();
         let mut sequence = self.sequence;
         if !self.is_empty() {
@@ -241,7 +247,11 @@ impl Journal {
         let list = block.get(start..used).unwrap_or_default();
         pending.revoked.extend(list.chunks_exact(len).map(|entry| {
             let low = u64::from(word(&entry[len - 4..]));
-            if len == 8 { u64::from(word(entry)) << 32 | low } else { low }
+            if len == 8 {
+                u64::from(word(entry)) << 32 | low
+            } else {
+                low
+            }
         }));
         match pending.revoked.len() > MAX_REVOKED {
             true => Err(bad("revokes more than can be")),
@@ -261,7 +271,11 @@ impl Journal {
         for found in committed.values() {
             let seed = crc32c(self.seed, &found.sequence.to_be_bytes());
             let sum = crc32c(seed, &blocks.read(found.copy.at)?);
-            let sum = if self.has(INCOMPAT_CSUM_V3) { sum } else { sum & 0xffff };
+            let sum = if self.has(INCOMPAT_CSUM_V3) {
+                sum
+            } else {
+                sum & 0xffff
+            };
             if sum != found.checksum {
                 return Err(bad("has a wrong checksum: its own system should check it"));
             }
