@@ -6,6 +6,7 @@
 
 mod compacting;
 mod exfat;
+mod ext;
 mod fat;
 mod ntfs;
 mod rig;
