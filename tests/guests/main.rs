@@ -6,6 +6,8 @@
 
 mod compacting;
 mod ntfs;
+mod parts;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
