@@ -9,7 +9,9 @@ mod exfat;
 mod ext;
 mod fat;
 mod ntfs;
+mod parts;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 mod xfs;
