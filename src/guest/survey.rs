@@ -17,12 +17,10 @@ struct Reader {
 }
 
 /// All filesystems that can be read.
-const READERS: &[Reader] = &[
-    Reader {
-        is_here: xfs::is_here,
-        read: xfs::read,
-    },
-];
+const READERS: &[Reader] = &[Reader {
+    is_here: xfs::is_here,
+    read: xfs::read,
+}];
 
 /// Says what the guest's filesystems call free.
 ///

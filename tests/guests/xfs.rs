@@ -33,7 +33,11 @@ impl Bench {
     /// Makes the filesystem; `false` where this mkfs.xfs will not.
     fn make(&self, words: &[&str]) -> bool {
         rig::blank(&self.image(), 320 * MIB);
-        let output = run("mkfs.xfs", &[&["-q", "-f"], words].concat(), &[&self.image()]);
+        let output = run(
+            "mkfs.xfs",
+            &[&["-q", "-f"], words].concat(),
+            &[&self.image()],
+        );
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             println!("skipped: mkfs.xfs {words:?}: {said}");
@@ -84,11 +88,16 @@ fn skipped(path: &Path) -> String {
 
 /// A number that xfs_db prints behind `name`.
 fn number(path: &Path, commands: &[&str], name: &str) -> u64 {
-    let words: Vec<_> = commands.iter().flat_map(|command| ["-c", command]).collect();
+    let words: Vec<_> = commands
+        .iter()
+        .flat_map(|command| ["-c", command])
+        .collect();
     let said = tool("xfs_db", &[&["-r"], &words[..]].concat(), &[path]);
     let line = said.lines().find_map(|line| line.strip_prefix(name));
     let word = line.unwrap_or_else(|| panic!("no {name} in {said}"));
-    word.trim_start_matches([' ', '=']).parse().expect("a number")
+    word.trim_start_matches([' ', '='])
+        .parse()
+        .expect("a number")
 }
 
 /// Bytes that are free, as xfs_db lists them, and those of them that are in no free list.
@@ -160,7 +169,10 @@ fn version_4() {
 
 #[test]
 fn deep_btrees_in_small_groups() {
-    works(&["-b", "size=1024", "-d", "agcount=16", "-m", "rmapbt=1"], 4000);
+    works(
+        &["-b", "size=1024", "-d", "agcount=16", "-m", "rmapbt=1"],
+        4000,
+    );
 }
 
 #[test]

@@ -170,9 +170,7 @@ pub(super) fn read(view: &View<'_>, fs: &Superblock, index: u32) -> Result<Group
     })?;
     // Both have each run once, so that as many are the same ones.
     let sum: u64 = free.iter().map(|run| u64::from(run.count)).sum();
-    if met != free.len()
-        || sum != u64::from(agf.free_blocks.get())
-        || longest != agf.longest.get()
+    if met != free.len() || sum != u64::from(agf.free_blocks.get()) || longest != agf.longest.get()
     {
         return Err(disagree(index));
     }

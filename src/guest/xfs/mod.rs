@@ -55,7 +55,10 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         let group = group::read(view, &fs, index)?;
         for run in &group.free {
             let start = fs.offset(index, run.start);
-            add_run(&mut free, start..start + u64::from(run.count) * fs.block_size)?;
+            add_run(
+                &mut free,
+                start..start + u64::from(run.count) * fs.block_size,
+            )?;
             in_runs += u64::from(run.count);
         }
         at_hand += group.at_hand;
