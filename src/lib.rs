@@ -34,8 +34,8 @@
 //! Each imports only what stands left of it; `tests/tidy.rs` fails otherwise.
 //!
 //! ```text
-//! units, error < format, storage < map < image < disk < compact < library
-//!                (bytes) (host file)     (one file, its metadata)  (a directory of disks)
+//! units, error < format, storage < map < image < disk < compact < library, virtdisk
+//!                (bytes) (host file)     (one file, its metadata)  (a directory of disks; Windows' functions)
 //! ```
 //!
 //! [`create`] and [`check`] stand beside `disk`. The binary crate `vhdfs-mount` serves a
@@ -59,3 +59,4 @@ pub mod library;
 pub mod map;
 pub mod storage;
 pub mod units;
+pub mod virtdisk;
