@@ -193,6 +193,10 @@ pub(crate) struct CompactArguments {
     /// Count Linux swap space as free
     #[arg(long, conflicts_with = "no_fs_aware")]
     pub(crate) free_swap: bool,
+    /// Believe an ext3 or ext4 file system that was not unmounted cleanly, too, where its journal says
+    /// what is free. For a machine that crashed, never for one that was suspended or saved
+    #[arg(long, conflicts_with = "no_fs_aware")]
+    pub(crate) replay_journal: bool,
     /// Give zeroed and free parts of the blocks that stay back to the host. That makes the file
     /// sparse, and Windows does not attach a copy that is still sparse
     #[arg(long, value_name = "on|off", default_value = "off")]

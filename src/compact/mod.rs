@@ -76,6 +76,9 @@ pub struct CompactOptions {
     pub fs_aware: bool,
     /// With `fs_aware`: count the pages of Linux swap space as free.
     pub free_swap: bool,
+    /// With `fs_aware`: also believe a filesystem that was not unmounted cleanly, if it tells what is
+    /// free once its journal is replayed, which is done in memory. For a machine that has crashed.
+    pub replay_journal: bool,
 }
 
 impl Default for CompactOptions {
@@ -88,6 +91,7 @@ impl Default for CompactOptions {
             drop_identical: true,
             fs_aware: false,
             free_swap: false,
+            replay_journal: false,
         }
     }
 }

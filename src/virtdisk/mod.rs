@@ -71,6 +71,8 @@ mod info;
 mod job;
 mod platform;
 mod rights;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -4,6 +4,8 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod compacting;
+mod ntfs;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;

@@ -115,6 +115,7 @@ fn compact_file(
         // Other disks read what is free here, too.
         fs_aware: fs_aware && children.is_empty(),
         free_swap: arguments.free_swap,
+        replay_journal: arguments.replay_journal,
         ..CompactOptions::default()
     };
     let before = disk.info().map_err(|error| about(file, &error))?;
