@@ -14,8 +14,6 @@ mod answer;
 mod handles;
 #[cfg(not(windows))]
 mod kernel32;
-#[cfg(test)]
-mod tests;
 mod types;
 #[cfg(windows)]
 mod windows;
