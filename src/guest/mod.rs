@@ -18,13 +18,20 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod btrfs;
+mod clusters;
 mod container;
+mod exfat;
+mod ext;
+mod fat;
 mod lvm;
 mod ntfs;
+mod raw;
 mod survey;
 mod swap;
 mod table;
 mod view;
+mod xfs;
 
 use std::io;
 use std::ops::Range;

@@ -12,7 +12,9 @@ use super::container::{self, LVM2, Meaning};
 use super::lvm::{self, Group};
 use super::table::{self, Slot};
 use super::view::{Source, View};
-use super::{Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, ntfs, swap};
+use super::{
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs, swap, xfs,
+};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -23,10 +25,28 @@ struct Reader {
 }
 
 /// All filesystems that can be read.
-const READERS: &[Reader] = &[Reader {
-    is_here: ntfs::is_here,
-    read: ntfs::read,
-}];
+const READERS: &[Reader] = &[
+    Reader {
+        is_here: exfat::is_here,
+        read: exfat::read,
+    },
+    Reader {
+        is_here: ext::is_here,
+        read: ext::read,
+    },
+    Reader {
+        is_here: fat::is_here,
+        read: fat::read,
+    },
+    Reader {
+        is_here: ntfs::is_here,
+        read: ntfs::read,
+    },
+    Reader {
+        is_here: xfs::is_here,
+        read: xfs::read,
+    },
+];
 
 /// Says what the guest's filesystems call free.
 ///

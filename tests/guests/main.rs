@@ -9,3 +9,4 @@ mod ntfs;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod xfs;
