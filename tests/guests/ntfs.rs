@@ -1,22 +1,3 @@
-use crate::rig::RawDisk;
-use vhdfs::guest::{SurveyOptions, survey};
-#[test]
-fn look() {
-    for path in std::env::var("LOOK").unwrap().split(':') {
-        let t = std::time::Instant::now();
-        let s = survey(
-            &RawDisk::open(std::path::Path::new(path), 512),
-            &SurveyOptions::default(),
-        )
-        .unwrap();
-        println!(
-            "{path}: {:?} {:?} runs {} evidence {} {:?}",
-            s.parts[0].content,
-            s.parts[0].outcome,
-            s.free.len(),
-            s.evidence.bytes(),
-            t.elapsed()
-        );
 //! NTFS, made by mkntfs and filled by ntfs-3g. What the two and ntfsresize, which accounts for every
 //! cluster, make of a volume whose free bytes are gone is what counts.
 
@@ -28,12 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
+
 use rustix::fs::{FlockOperation, fcntl_lock};
 use tempfile::TempDir;
-use vhdfs::guest::{Outcome, Survey, SurveyOptions, survey};
+use vhdfs::guest::{Outcome, Rest, Survey, SurveyOptions, survey};
+
 use crate::rig::{Mounted, RawDisk, blank, contents, fill};
 use crate::support::tools::{installed, run, tool};
+
 const MIB: u64 = 1 << 20;
+
 fn ready() -> bool {
     let tools = [
         "mkntfs",
@@ -50,11 +35,14 @@ fn ready() -> bool {
     }
     fuse && installed(&tools)
 }
+
 /// A disk that is all NTFS.
 struct Disk {
     folder: TempDir,
     image: PathBuf,
     sector_size: u64,
+}
+
 impl Disk {
     fn new(len: u64, sector_size: u64, cluster_size: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -68,6 +56,8 @@ impl Disk {
             image,
             sector_size,
         }
+    }
+
     /// Does something in the root folder.
     fn mounted<T>(&self, options: &str, work: impl FnOnce(&Path) -> T) -> T {
         let at = self.folder.path().join("mount");
@@ -76,6 +66,8 @@ impl Disk {
         drop(mount);
         self.wait();
         done
+    }
+
     /// Waits for ntfs-3g to end, which it does after it was unmounted: it holds a lock as long.
     fn wait(&self) {
         for _ in 0..500 {
@@ -84,14 +76,21 @@ impl Disk {
                 return;
             }
             thread::sleep(Duration::from_millis(20));
+        }
         panic!("ntfs-3g does not end");
+    }
+
     fn raw(&self) -> RawDisk {
         RawDisk::open(&self.image, self.sector_size)
+    }
+
     fn survey(&self) -> Survey {
         let found = survey(&self.raw(), &SurveyOptions::default()).unwrap();
         assert_eq!(found.parts.len(), 1);
         assert_eq!(found.parts[0].content, Some("NTFS"));
         found
+    }
+
     /// Why it is left alone.
     fn refused(&self) -> String {
         let found = self.survey();
@@ -99,6 +98,9 @@ impl Disk {
         match &found.parts[0].outcome {
             Outcome::Skipped { reason } => reason.clone(),
             other => panic!("{other:?}"),
+        }
+    }
+
     /// What ntfsinfo tells, by `words`, behind the last `what`.
     fn told_by(&self, words: &[&str], what: &str) -> String {
         let text = tool("ntfsinfo", &[&["-f"], words].concat(), &[&self.image]);
@@ -109,17 +111,24 @@ impl Disk {
             .last()
             .unwrap_or_else(|| panic!("no {what} in {text}"));
         value.split_whitespace().next().unwrap().to_owned()
+    }
+
     /// A number that ntfsinfo tells of the volume.
     fn told(&self, what: &str) -> u64 {
         self.told_by(&["-m"], what).parse().unwrap()
+    }
+
     /// How many runs a file has, and whether it has an attribute list.
     fn runs(&self, file: &[&str]) -> (u64, bool) {
         let text = tool("ntfsinfo", &[&["-v"], file].concat(), &[&self.image]);
         let runs = text
+            .lines()
             .find_map(|line| line.strip_prefix("Total runs: "))
             .unwrap();
         let runs = runs.split_whitespace().next().unwrap().parse().unwrap();
         (runs, text.contains("Dumping attribute $ATTRIBUTE_LIST"))
+    }
+
     /// What the tools say of it.
     fn assert_sound(&self) {
         let text = tool("ntfsfix", &["-n"], &[&self.image]);
@@ -128,37 +137,48 @@ impl Disk {
             "ntfsresize",
             &["--info", "--force", "--no-progress-bar"],
             &[&self.image],
+        );
+    }
+
     /// Frees what the survey calls free, which must be what ntfsinfo calls free.
     fn spoil_free(&self) {
+        let found = self.survey();
         let expected = self.told("Free Clusters:") * self.told("Cluster Size:");
-        let unmounted = false;
         let outcome = Outcome::Read {
             reported_free: expected,
             free: expected,
-            unmounted,
+            rest: Rest::Unmarked,
         };
         assert_eq!(found.parts[0].outcome, outcome);
         let sum: u64 = found.free.iter().map(|run| run.end - run.start).sum();
         assert_eq!(sum, expected);
         let disk = self.raw();
+        found
             .free
             .iter()
             .for_each(|run| disk.spoil(run.start, run.end));
         assert!(
             found.evidence.still_holds(&disk).unwrap(),
             "no metadata among it"
+        );
+    }
+
     /// All that must hold of a volume that was left clean.
     fn check(&self, options: &str, extra: impl Fn(&Path) -> Vec<u8>, write: impl Fn(&Path)) {
         self.assert_sound();
         let all = |folder: &Path| (contents(folder), extra(folder));
         let before = self.mounted(options, all);
         self.spoil_free();
+        self.assert_sound();
         let after = self.mounted(options, |folder| {
             let after = all(folder);
             write(folder);
             after
         });
         assert!(before == after, "files differ");
+        self.assert_sound();
+        self.spoil_free();
+        self.assert_sound();
     }
 }
 
@@ -460,7 +480,7 @@ fn state_of_the_log() {
                     matches!(
                         read,
                         Outcome::Read {
-                            unmounted: true,
+                            rest: Rest::Unmounted,
                             ..
                         }
                     ),
@@ -566,7 +586,7 @@ fn copied_while_mounted() {
                 println!("skipped: {reason}");
                 continue;
             }
-            Outcome::Read { unmounted, .. } => assert!(!unmounted, "ntfs-3g leaves no mark"),
+            Outcome::Read { rest, .. } => assert_eq!(*rest, Rest::Unmarked),
         }
         read += 1;
         let before = copy.mounted("ro", readable);

@@ -39,8 +39,6 @@ const INCOMPAT_ASYNC_COMMIT: u32 = 0x4;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
-const INCOMPAT_KNOWN: u32 =
-    INCOMPAT_REVOKE | INCOMPAT_64BIT | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3 | INCOMPAT_FAST_COMMIT;
 const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
     | INCOMPAT_64BIT
     | INCOMPAT_ASYNC_COMMIT
@@ -282,11 +280,6 @@ fn features(raw: &RawJournalSuperblock) -> Result<[u32; 2], Trouble> {
         SUPERBLOCK_V2 => {}
         _ => return Err(bad("has a damaged superblock")),
     }
-    let incompat = raw.feature_incompat.get();
-    if incompat & INCOMPAT_ASYNC_COMMIT != 0 || raw.feature_compat.get() == COMPAT_CHECKSUM {
-        return Err(bad(
-            "was written with asynchronous commits or old checksums",
-        ));
     let unknown = [
         raw.feature_compat.get() & !COMPAT_CHECKSUM,
         raw.feature_incompat.get() & !INCOMPAT_KNOWN,

@@ -30,7 +30,6 @@ const FAKE: Reader = Reader {
             size: u64::from(bytes[0]) * MIB,
             reported_free: range.end - range.start,
             free: RangeSet::from_iter([range]),
-            rest: crate::guest::Rest::Unmounted,
         })
     },
 };
