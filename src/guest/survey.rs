@@ -47,6 +47,10 @@ const READERS: &[Reader] = &[
         read: xfs::read,
     },
 ];
+const READERS: &[Reader] = &[Reader {
+    is_here: xfs::is_here,
+    read: xfs::read,
+}];
 
 /// Says what the guest's filesystems call free.
 ///
