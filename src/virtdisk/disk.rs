@@ -265,6 +265,7 @@ impl VirtualDisk {
     }
 
     /// Waits until no operation runs, for `timeout` at most; says whether none does.
+    #[cfg(any(test, not(windows)))]
     pub(super) fn wait(&self, timeout: Option<Duration>) -> bool {
         let job = self.shared.state.lock().job.clone();
         job.is_none_or(|job| job.wait(timeout))
