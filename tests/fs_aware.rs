@@ -75,9 +75,12 @@ impl Made {
             create(&path, &options(DiskType::Dynamic)).unwrap();
             let below = Disk::open(&path, &OpenOptions::default()).unwrap();
             for at in (0..DISK).step_by(3 << 20) {
-                below
-                    .write_at(&fat.bytes[size(at)..size(at) + (1 << 20)], at)
-                    .unwrap();
+                let mut piece = fat.bytes[size(at)..size(at) + (1 << 20)].to_vec();
+                if at == 12 << 20 {
+                    // Where the child has zeros, the parent has none.
+                    piece.fill(0x77);
+                }
+                below.write_at(&piece, at).unwrap();
             }
             below.close().unwrap();
             parent = Some(below);
