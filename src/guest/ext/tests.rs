@@ -2,6 +2,7 @@
 
 mod build;
 mod log;
+mod marks;
 
 use proptest::prelude::*;
 

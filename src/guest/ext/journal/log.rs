@@ -268,7 +268,10 @@ impl Journal {
         if !self.is_checked() {
             return Ok(());
         }
-        for found in committed.values() {
+        // In the order in which they lie there.
+        let mut all: Vec<&Found> = committed.values().collect();
+        all.sort_unstable_by_key(|found| found.copy.at);
+        for found in all {
             let seed = crc32c(self.seed, &found.sequence.to_be_bytes());
             let sum = crc32c(seed, &blocks.read(found.copy.at)?);
             let sum = if self.has(INCOMPAT_CSUM_V3) {
