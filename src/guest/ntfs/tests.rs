@@ -1,7 +1,8 @@
 //! A volume built by hand, and all that can be wrong with it.
 
-mod build;
+pub(super) mod build;
 mod damage;
+mod lies;
 
 use build::{
     BITMAP, CLUSTER, CLUSTERS, HIBERNATION, Image, LOG, LOST, OWNED, SPLIT, entry, index_entry,
@@ -217,7 +218,7 @@ fn with_file(name: &str, first: Option<&[u8]>, outside: bool) -> Image {
         image.add(5, 0, &[resident(0x90, 0, "$I30", &root), nodes]);
     }
     let data = match first {
-        None => resident(0x80, 0, "", b"hibr"),
+        None => resident(0x80, 0, "", b"wake"),
         Some(first) => {
             put(&mut image.bytes, usize_from(220 * CLUSTER), first);
             build::mapped(0x80, 0, "", 0, &[(220, 1)], [1, CLUSTER])
@@ -286,11 +287,10 @@ fn attribute_lists() {
     let [base, second, third] = SPLIT;
     let list_at = usize_from(build::LIST * CLUSTER);
     let lacks = "a file lacks a part";
-    // Of each entry: another kind, place, holder, sequence number, attribute.
-    for at in [0, 8, 16, 22, 24]
-        .iter()
-        .flat_map(|at| [*at, at + 32, at + 64])
-    {
+    // Of each entry: another kind, place, holder, sequence number. Of the first: another attribute,
+    // which may be any in the others.
+    let all = [0, 8, 16, 22].map(|at| [at, at + 32, at + 64]);
+    for at in all.into_iter().flatten().chain([24]) {
         let mut image = Image::new();
         image.bytes[list_at + at] ^= 1;
         assert_refused(&image, lacks);
@@ -321,21 +321,34 @@ fn attribute_lists() {
 #[test]
 fn fragmented_table() {
     // The part of $MFT that its first record does not map.
-    for at in [0x16, 0x20, 0x26, 0x38 + 16] {
+    for at in [0x10, 0x16, 0x20, 0x26] {
         let mut image = Image::new();
         image.edit(15, |bytes| bytes[at] ^= 1);
-        let (reason, _) = refused(&image);
-        assert!(reason.contains("damaged"), "{at:#x}: {reason}");
+        assert_refused(&image, "record 15 is not the part of a file that it was");
     }
-    // A table whose second part would only be found through itself.
     let mut image = Image::new();
-    let list = [
-        entry(0x80, 0, 0, 1),
-        entry(0x80, 4, 20, 0),
-        entry(0xb0, 0, 0, 2),
-    ];
-    image.edit(0, |bytes| put(bytes, 0x38 + 24, &list.concat()));
-    assert_refused(&image, "ends too early");
+    image.edit(15, |bytes| bytes[0x38] ^= 0x10);
+    assert_refused(&image, "an attribute list names what is not there");
+    // A table whose second part would only be found through itself, whose parts stand in any order.
+    let [first, second, other] = [(0, 0, 1), (4, 15, 0), (0, 0, 2)];
+    let beyond = (4, 20, 0);
+    for (list, words) in [
+        ([first, beyond, other], Some("ends too early")),
+        ([beyond, first, other], Some("ends too early")),
+        ([other, second, first], None),
+        ([other, second, second], Some("does not hold itself")),
+    ] {
+        let mut image = Image::new();
+        let entries = list.map(|(from, holder, instance)| {
+            let kind = if instance == 2 { 0xb0 } else { 0x80 };
+            entry(kind, from, holder, instance)
+        });
+        image.edit(0, |bytes| put(bytes, 0x38 + 24, &entries.concat()));
+        match words {
+            Some(words) => assert_refused(&image, words),
+            None => assert_read(&image),
+        }
+    }
 }
 
 #[test]

@@ -46,8 +46,8 @@ pub(super) const OWNED: [Range<u64>; 12] = [
 
 /// The volume, as a disk of its own.
 #[derive(Clone)]
-pub(super) struct Image {
-    pub(super) bytes: Vec<u8>,
+pub(in super::super) struct Image {
+    pub(in super::super) bytes: Vec<u8>,
 }
 
 impl Source for Image {
@@ -363,6 +363,8 @@ impl Image {
             &[mapped(0x80, 3, "", 20, &[(160, 10)], [0, 0])],
         );
         let holes = [
+            // So long that the next head lies across two sectors, where the fixups are.
+            resident(0x100, 3, "", &[0x77; 424]),
             mapped(
                 0x80,
                 0,
