@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::slice;
 use std::sync::Arc;
 
 use vhdfs::disk::{Disk, OpenOptions};
@@ -311,7 +312,7 @@ fn a_gpt_its_backup_and_what_becomes_of_them() {
         };
         let expected = by_sgdisk();
         let range = expected[1].1..expected[1].1 + expected[1].2;
-        scatter(&ext, &disk, &[range.clone()]);
+        scatter(&ext, &disk, slice::from_ref(&range));
         let as_expected = |what: &str| {
             let survey = surveyed(&disk, sector, false);
             assert_eq!(places(&survey), expected, "{what}");

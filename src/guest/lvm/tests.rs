@@ -1,6 +1,5 @@
 use std::ops::Range;
 
-use super::text::{self, Node, Value};
 use super::{Group, label, read};
 use crate::guest::Trouble;
 use crate::guest::testing::{Disk, random};
@@ -273,7 +272,7 @@ fn damage_is_noticed() {
 #[test]
 fn labels_that_cannot_be() {
     let fresh = volume(&description(&[]));
-    for at in (20..180).step_by(4) {
+    for at in (20..176).step_by(4) {
         for value in [0, 1, 3, 500, u32::MAX - 511, u32::MAX] {
             let mut disk = fresh.clone();
             disk.put(512 + at, &value.to_le_bytes());
@@ -510,49 +509,6 @@ fn volumes_that_are_kept() {
     let group = found(&volume(&description(&raid))).unwrap();
     assert_eq!(lines(&group), [root()], "home has no extents of its own");
     assert_eq!(unused(&group), [0..10, 15..30, 50..200]);
-}
-
-#[test]
-fn texts() {
-    let parse = |text: &str| text::parse(text.as_bytes());
-    let all = parse("a=1 b = [ 'no' ]").err();
-    assert!(all.is_some(), "single quotes");
-    let all = parse("a=-1# c\nb{c=[\"x\",2 3.5,]}d = []\0rubbish {").unwrap();
-    assert_eq!(text::list(&all, "a"), Some(&[Value::Number(-1)][..]));
-    assert_eq!(text::number(&all, "a"), None);
-    let inner = text::section(&all, "b").unwrap();
-    let values = [
-        Value::Text("x".to_owned()),
-        Value::Number(2),
-        Value::Fraction,
-    ];
-    assert_eq!(inner.get("c"), Some(&Node::Values(values.to_vec())));
-    assert_eq!(text::texts(inner, "c"), None);
-    let escaped = parse(r#"a = "\"\\\n""#).unwrap();
-    assert_eq!(text::text(&escaped, "a"), Some("\"\\n"));
-    for wrong in [
-        "a",
-        "a {",
-        "a }",
-        "}",
-        "a = ",
-        "a = [",
-        "a = [1",
-        "a = \"x",
-        "a = \"x\\",
-        "a = 1 2",
-        "= 1",
-        "a = 99999999999999999999",
-        "a = 1-",
-        "a = x",
-        "a {} a {}",
-        "a = {}",
-        "[1]",
-    ] {
-        assert!(parse(wrong).is_err(), "{wrong}");
-    }
-    assert!(parse(&"a {".repeat(100_000)).is_err());
-    assert!(parse(&format!("{}{}", "a {".repeat(15), "}".repeat(15))).is_ok());
 }
 
 #[test]

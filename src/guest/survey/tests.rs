@@ -254,6 +254,14 @@ fn marks_outside_of_partitions() {
         assert!(line.starts_with("the disk - holds the marks of "), "{line}");
         assert!(line.contains("and of a partition table"), "{line}");
     }
+    // Two that cannot be read anyway.
+    let mut disk = Disk::new(8 * MIB, 512);
+    disk.put(32 << 10, b"\x01CD001");
+    disk.put(34 << 10, b"\0BEA01");
+    let both = "the disk ISO 9660 holds a filesystem that cannot be read here";
+    assert_eq!(lines(&surveyed(&disk)), [both]);
+    disk.put(512, b"LABELONE");
+    assert!(lines(&surveyed(&disk))[0].contains("the marks of "));
     // In a partition, it is the partition's.
     let mut disk = Disk::new(8 * MIB, 512);
     disk.mbr_entry(0, 0, 0x83, 2048, 4096);

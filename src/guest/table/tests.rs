@@ -83,7 +83,9 @@ fn no_table() {
     assert_eq!(ranges(&disk), Ok(None), "no signature");
     let mut disk = mbr(512);
     disk.put(446 + 32, &[0x12]);
-    assert_eq!(ranges(&disk), Ok(None), "a status that cannot be");
+    refused(&disk, "neither a partition table nor a boot sector");
+    disk.put(0, b"\xeb\x58\x90EXTLINUX\0\x02");
+    assert_eq!(ranges(&disk), Ok(None), "a boot sector's code");
     refused(&Disk::new(4096, 520), "sectors of 520 bytes");
 }
 
@@ -203,6 +205,9 @@ fn boot_sectors_are_no_tables() {
     // One that makes sense is taken for one, whatever stands before it.
     entry[..16].copy_from_slice(b"\0\0\0\0\x83\0\0\0\x10\0\0\0\x10\0\0\0");
     assert_eq!(ranges(&superfloppy(&entry)), list(&[(1, 16..32)]));
+    // Nor if only some of it does.
+    entry[16..32].copy_from_slice(b"\0\0\0\0\x83\0\0\0\0\0\x10\0\x10\0\0\0");
+    refused(&superfloppy(&entry), "too small");
     // Without a volume's sizes it is a table, and wrong.
     let mut disk = superfloppy(&[0; 64]);
     disk.put(11, &[0; 3]);
@@ -296,16 +301,16 @@ fn two_tables() {
     refused(&disk, "two partition tables, MBR and GPT, that disagree");
     let mut disk = gpt(512);
     disk.put(446, &[0; 66]);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(512, &[0; 92]);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(999 * 512, &[0; 92]);
     assert_eq!(ranges(&disk), Ok(None));
     // Of a GPT that was given up, something often stays.
     let mut disk = gpt(512);
     disk.put(446, &[0; 64]);
     disk.mbr_entry(0, 0, 0x83, 500, 100);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(512 + 20, &[1]);
     disk.put(999 * 512 + 20, &[1]);
     assert_eq!(ranges(&disk), list(&[(1, 500..600)]));
