@@ -7,9 +7,12 @@
 mod compacting;
 mod damage;
 mod exfat;
+mod ext;
 mod fat;
 mod ntfs;
+mod parts;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 mod xfs;
