@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod compacting;
+mod damage;
 mod exfat;
 mod ext;
 mod fat;
