@@ -6,7 +6,7 @@ use std::ops::Range;
 use rangemap::RangeSet;
 
 use super::view::{Source, View};
-use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, table, xfs};
+use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, btrfs, table, xfs};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -17,10 +17,16 @@ struct Reader {
 }
 
 /// All filesystems that can be read.
-const READERS: &[Reader] = &[Reader {
-    is_here: xfs::is_here,
-    read: xfs::read,
-}];
+const READERS: &[Reader] = &[
+    Reader {
+        is_here: btrfs::is_here,
+        read: btrfs::read,
+    },
+    Reader {
+        is_here: xfs::is_here,
+        read: xfs::read,
+    },
+];
 
 /// Says what the guest's filesystems call free.
 ///
