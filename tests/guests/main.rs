@@ -4,6 +4,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod btrfs;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;

@@ -236,6 +236,15 @@ impl Chunks {
         (range.start < range.end && range.end <= self.0[at].end()).then_some(at)
     }
 
+    /// Whether any chunk has a part of a range of logical addresses, or where that is empty, its place.
+    pub(super) fn touch(&self, range: &Range<u64>) -> bool {
+        let end = range.end.max(range.start.saturating_add(1));
+        let behind = self.0.partition_point(|chunk| chunk.start < end);
+        behind
+            .checked_sub(1)
+            .is_some_and(|at| self.0[at].end() > range.start)
+    }
+
     /// Where the device has a range of logical addresses: as often as there are copies.
     ///
     /// # Errors

@@ -167,16 +167,17 @@ impl<'a> Sweep<'a> {
         let end = key.object.checked_add(len).ok_or_else(wrong)?;
         let index = self.all.find(&(key.object..end)).ok_or_else(wrong)?;
         let chunk = self.chunks[index];
-        let is_node = key.kind == METADATA_ITEM || raw.flags.get() & FLAG_NODE != 0;
+        let of_its_kind = match raw.flags.get() & (FLAG_DATA | FLAG_NODE) {
+            FLAG_DATA => chunk.holds_data() && key.kind == EXTENT_ITEM,
+            FLAG_NODE => chunk.holds_nodes(),
+            _ => false,
+        };
         let sound = index >= self.chunk
             && (index > self.chunk || key.object >= self.at)
             && key.object.is_multiple_of(unit)
             && len.is_multiple_of(unit)
             && raw.references.get() > 0
-            && match is_node {
-                true => chunk.holds_nodes() && raw.flags.get() & FLAG_DATA == 0,
-                false => chunk.holds_data() && raw.flags.get() & FLAG_DATA != 0,
-            };
+            && of_its_kind;
         if !sound {
             return Err(wrong());
         }

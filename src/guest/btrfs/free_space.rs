@@ -107,22 +107,17 @@ impl List<'_> {
         }
     }
 
-    /// Notes a free range, which must lie in the block group that is being listed.
+    /// Notes a free range, which must lie in the block group that is being listed, or where none is.
     fn range(&mut self, key: Key, range: Range<u64>) -> Result<(), Trouble> {
         let wrong = || damaged(format_args!("the free space tree, with {key:?}"));
-        let Some(chunk) = &self.chunk else {
-            // A range that begins where no block group is, or in one that is gone.
-            return match self
-                .chunks
-                .find(&(range.start..range.start.saturating_add(1)))
-            {
-                None => Ok(()),
-                Some(_) => Err(wrong()),
+        let chunk = (self.chunk.as_ref())
+            .filter(|chunk| chunk.start <= range.start && range.end <= chunk.end);
+        let Some(chunk) = chunk.filter(|_| !range.is_empty()) else {
+            return match self.chunks.touch(&range) {
+                true => Err(wrong()),
+                false => Ok(()),
             };
         };
-        if range.start < chunk.start || range.end > chunk.end || range.is_empty() {
-            return Err(wrong());
-        }
         if self.free.len() >= MAX_RUNS {
             return Err(Trouble::skip("has too many pieces of free space"));
         }
