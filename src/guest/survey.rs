@@ -14,7 +14,7 @@ use super::container::LVM2;
 use super::lvm::Group;
 use super::table;
 use super::view::{Source, View};
-use super::{Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs, swap, xfs};
+use super::{Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs, swap, xfs};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -26,6 +26,10 @@ struct Reader {
 
 /// All filesystems that can be read.
 const READERS: &[Reader] = &[
+    Reader {
+        is_here: btrfs::is_here,
+        read: btrfs::read,
+    },
     Reader {
         is_here: exfat::is_here,
         read: exfat::read,
