@@ -14,7 +14,11 @@ use super::container::LVM2;
 use super::lvm::Group;
 use super::table;
 use super::view::{Source, View};
-use super::{Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs, swap, xfs};
+use super::{
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs, xfs,
+};
+
+use marks::Content;
 
 /// A filesystem that can be read.
 struct Reader {
