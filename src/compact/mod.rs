@@ -74,6 +74,9 @@ pub struct CompactOptions {
     /// what is free change; nothing else does. Not for a disk over which other disks are, nor while a
     /// suspended machine uses it.
     pub fs_aware: bool,
+    /// With `fs_aware`: give what is free inside live blocks back to the host, by punching holes in the
+    /// file, though `punch_holes` is off. Nothing more is read for it.
+    pub punch_free: bool,
     /// With `fs_aware`: count the pages of Linux swap space as free.
     pub free_swap: bool,
     /// With `fs_aware`: also believe a filesystem that was not unmounted cleanly, if it tells what is
@@ -90,6 +93,7 @@ impl Default for CompactOptions {
             punch_holes: false,
             drop_identical: true,
             fs_aware: false,
+            punch_free: false,
             free_swap: false,
             replay_journal: false,
         }

@@ -30,6 +30,8 @@ mod raw;
 mod survey;
 mod swap;
 mod table;
+#[cfg(test)]
+mod testing;
 mod view;
 mod xfs;
 

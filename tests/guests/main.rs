@@ -5,8 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod compacting;
+mod exfat;
+mod ext;
+mod fat;
 mod ntfs;
+mod parts;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 mod xfs;

@@ -112,7 +112,7 @@ const METADATA_VERSION: u32 = 1;
 const IGNORED: u32 = 1;
 
 /// The CRC-32 of LVM2: the usual polynomial, another start, and not inverted in the end.
-fn crc(bytes: &[u8]) -> u32 {
+pub(super) fn crc(bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(!INITIAL_CRC);
     hasher.update(bytes);
     !hasher.finalize()

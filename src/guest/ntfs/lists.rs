@@ -54,7 +54,7 @@ pub(super) fn read(
     let Some(attribute) = base.find(kind::ATTRIBUTE_LIST, &[])? else {
         return Ok(None);
     };
-    let stream = Stream::begin(&attribute, geometry)?;
+    let stream = Stream::begin(base.reference.record(), &attribute, geometry)?;
     if stream.is_sparse() {
         return Err(damaged("an attribute list has a hole"));
     }
