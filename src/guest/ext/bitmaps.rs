@@ -137,7 +137,7 @@ fn computed(geometry: &Geometry, own: &[Range<u64>], count: u64) -> Vec<u8> {
     for run in own
         .iter()
         .cloned()
-        .chain([count..geometry.clusters_per_group])
+        .chain(std::iter::once(count..geometry.clusters_per_group))
     {
         for bit in run {
             bitmap[usize_from(bit / 8)] |= low_u8(1 << (bit % 8));
