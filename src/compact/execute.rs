@@ -289,7 +289,7 @@ impl Compactor {
     pub(crate) fn reclaimable(&self) -> u64 {
         let planned = self.plan();
         let planned = planned.file_len(&self.disk.image.frame(&|_| false));
-        let inside = if self.options.punch_holes {
+        let inside = if self.punches() {
             self.known().punchable_bytes()
         } else {
             0
@@ -376,7 +376,7 @@ impl Compactor {
         if moves.is_empty() && self.metadata_moves.is_empty() {
             self.disk.image.sync()?;
             self.disk.image.shrink()?;
-            let queue = if self.options.punch_holes {
+            let queue = if self.punches() {
                 self.to_punch()
             } else {
                 VecDeque::new()

@@ -18,6 +18,7 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod btrfs;
 mod clusters;
 mod container;
 mod exfat;
@@ -25,12 +26,14 @@ mod ext;
 mod fat;
 mod lvm;
 mod ntfs;
+mod raw;
 mod survey;
 mod swap;
 mod table;
 #[cfg(test)]
 mod testing;
 mod view;
+mod xfs;
 
 use std::io;
 use std::ops::Range;

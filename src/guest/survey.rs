@@ -14,7 +14,9 @@ use super::container::LVM2;
 use super::lvm::Group;
 use super::table;
 use super::view::{Source, View};
-use super::{Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, exfat, ext, fat, ntfs};
+use super::{
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs, xfs,
+};
 
 use marks::Content;
 
@@ -28,6 +30,10 @@ struct Reader {
 
 /// All filesystems that can be read.
 const READERS: &[Reader] = &[
+    Reader {
+        is_here: btrfs::is_here,
+        read: btrfs::read,
+    },
     Reader {
         is_here: exfat::is_here,
         read: exfat::read,
@@ -43,6 +49,10 @@ const READERS: &[Reader] = &[
     Reader {
         is_here: ntfs::is_here,
         read: ntfs::read,
+    },
+    Reader {
+        is_here: xfs::is_here,
+        read: xfs::read,
     },
 ];
 

@@ -32,7 +32,7 @@ struct Kind {
 }
 
 enum Mount {
-    /// By the kernel, as this type.
+    /// By mount(8), as this type.
     Kernel(&'static str),
     /// By a program: its name, and words before image and folder.
     Fuse(&'static str, &'static [&'static str]),
@@ -78,7 +78,7 @@ const EXFAT: Kind = Kind {
     tools: &["mkfs.exfat", "mount.exfat-fuse", "fsck.exfat"],
     make: &["mkfs.exfat"],
     check: &["fsck.exfat", "-n"],
-    mount: Mount::Fuse("mount.exfat-fuse", &["-o", "nonempty"]),
+    mount: Mount::Kernel("exfat-fuse"),
 };
 const FAT32: Kind = Kind {
     name: "FAT32",

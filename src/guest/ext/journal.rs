@@ -30,16 +30,21 @@ const SUPERBLOCK_V1: u32 = 3;
 const SUPERBLOCK_V2: u32 = 4;
 const REVOKE: u32 = 5;
 
-/// Checksums of whole transactions, without a way to tell a torn one: no longer in use.
+/// Checksums of whole transactions: of no use but with asynchronous commits.
 const COMPAT_CHECKSUM: u32 = 0x1;
 const INCOMPAT_REVOKE: u32 = 0x1;
 const INCOMPAT_64BIT: u32 = 0x2;
+/// Commits may be on the disk before what they commit: a wrong checksum is then no damage.
 const INCOMPAT_ASYNC_COMMIT: u32 = 0x4;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
-const INCOMPAT_KNOWN: u32 =
-    INCOMPAT_REVOKE | INCOMPAT_64BIT | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3 | INCOMPAT_FAST_COMMIT;
+const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
+    | INCOMPAT_64BIT
+    | INCOMPAT_ASYNC_COMMIT
+    | INCOMPAT_CSUM_V2
+    | INCOMPAT_CSUM_V3
+    | INCOMPAT_FAST_COMMIT;
 const CHECKSUM_CRC32C: u8 = 4;
 
 /// Where in the superblock its checksum is, of all its 1024 bytes.
@@ -171,6 +176,7 @@ pub(super) struct Journal {
     start: u64,
     /// The feature bits that say how to read it.
     incompat: u32,
+    compat: u32,
     /// What every checksum begins with.
     seed: u32,
 }
@@ -190,7 +196,7 @@ impl Journal {
         let block = blocks.read(place)?;
         let (raw, _) = RawJournalSuperblock::read_from_prefix(&block)
             .map_err(|_| bad("has a damaged superblock"))?;
-        let incompat = features(&raw)?;
+        let [compat, incompat] = features(&raw)?;
         let checked = incompat & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3);
         if checked != 0 {
             let covered = without(&block[..SUPERBLOCK_LEN], CHECKSUM_AT, 4);
@@ -234,6 +240,7 @@ impl Journal {
             sequence: raw.sequence.get(),
             start,
             incompat,
+            compat,
             seed: crc32c(!0, &raw.uuid),
         })
     }
@@ -263,28 +270,25 @@ fn bad(what: &str) -> Trouble {
     Trouble::skip(format!("has a journal that {what}"))
 }
 
-/// The features that say how to read the journal, if all are known and do not leave in doubt what a
-/// system would replay.
-fn features(raw: &RawJournalSuperblock) -> Result<u32, Trouble> {
+/// The features that say how to read the journal, if all are known.
+fn features(raw: &RawJournalSuperblock) -> Result<[u32; 2], Trouble> {
     if raw.header.magic != JOURNAL_MAGIC {
         return Err(bad("has a damaged superblock"));
     }
     match raw.header.blocktype.get() {
-        SUPERBLOCK_V1 => return Ok(0),
+        SUPERBLOCK_V1 => return Ok([0; 2]),
         SUPERBLOCK_V2 => {}
         _ => return Err(bad("has a damaged superblock")),
     }
-    let incompat = raw.feature_incompat.get();
-    if incompat & INCOMPAT_ASYNC_COMMIT != 0 || raw.feature_compat.get() == COMPAT_CHECKSUM {
-        return Err(bad(
-            "was written with asynchronous commits or old checksums",
-        ));
+    let unknown = [
+        raw.feature_compat.get() & !COMPAT_CHECKSUM,
+        raw.feature_incompat.get() & !INCOMPAT_KNOWN,
+        raw.feature_ro_compat.get(),
+    ];
+    match unknown {
+        [0, 0, 0] => Ok([raw.feature_compat.get(), raw.feature_incompat.get()]),
+        _ => Err(bad("has features that are not known here")),
     }
-    let unknown = incompat & !INCOMPAT_KNOWN;
-    if unknown | raw.feature_compat.get() | raw.feature_ro_compat.get() != 0 {
-        return Err(bad("has features that are not known here"));
-    }
-    Ok(incompat)
 }
 
 /// Whether transaction `a` came before `b`: numbers wrap around.

@@ -67,7 +67,8 @@ struct RawBoot {
     tables: u8,
     /// 0x11: entries of the root folder; 0 in FAT32.
     root_entries: U16,
-    /// 0x13: sectors of the volume, if they fit; else 0.
+    /// 0x13: sectors of the volume, if they fit; else 0. By the book 0 in FAT32, but `mkfs.vfat` uses
+    /// it there, too.
     total_sectors_16: U16,
     /// 0x15: kind of medium; in the first entry of the table, too.
     media: u8,
@@ -219,10 +220,7 @@ impl Boot {
         };
         let is_right = match tail_32 {
             Some(tail) => {
-                table_sectors > 0
-                    && raw.root_entries.get() == 0
-                    && raw.total_sectors_16.get() == 0
-                    && tail.root_cluster.get() > 1
+                table_sectors > 0 && raw.root_entries.get() == 0 && tail.root_cluster.get() > 1
             }
             None => raw.root_entries.get() > 0,
         };
@@ -392,7 +390,8 @@ impl RawBoot {
         let tail = RawTail32::read_from_prefix(&self.rest);
         (
             (self.bytes_per_sector, self.sectors_per_cluster),
-            (self.reserved_sectors, self.tables, self.total_sectors_32),
+            (self.reserved_sectors, self.tables),
+            (self.total_sectors_16, self.total_sectors_32),
             tail.map(|(tail, _)| (tail.table_sectors, tail.root_cluster))
                 .ok(),
         )

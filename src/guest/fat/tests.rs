@@ -28,7 +28,7 @@ impl Image {
     /// Nothing but the root.
     fn empty(kind: Kind) -> Self {
         // FAT32 with so few clusters is not by the book, but read by all.
-        let clusters = if kind == Kind::Fat16 { 4100 } else { 101 };
+        let clusters = if kind == Kind::Fat16 { 4300 } else { 101 };
         let (reserved, table, root) = match kind {
             Kind::Fat12 => (1, 1, 2),
             Kind::Fat16 => (1, 17, 2),
@@ -378,12 +378,16 @@ fn boot_sectors_that_contradict_are_refused() {
         image.put(at, &bytes);
         assert!(image.read().is_ok(), "{at}");
     }
-    // A table of one sector has entries for 126 clusters.
-    refuses(&[Kind::Fat32], "too short", |image| {
+    // A table of one sector has entries for 126 clusters; ten sectors lie before them.
+    let with = |sectors: u8| {
+        let mut image = Image::filled(Kind::Fat32);
         image.bytes.resize(SECTOR * 200, 0);
-        image.put(0x20, &[190]);
-        image.put(6 * SECTOR + 0x20, &[190]);
-    });
+        image.put(0x20, &[sectors]);
+        image.put(6 * SECTOR + 0x20, &[sectors]);
+        image.read()
+    };
+    assert!(with(10 + 126).is_ok());
+    assert!(with(10 + 127).unwrap_err().contains("too short"));
 }
 
 #[test]
@@ -485,6 +489,34 @@ fn folders_that_contradict_are_refused() {
     let mut image = Image::filled(Kind::Fat32);
     image.folder(10, 2);
     assert!(image.read().is_ok());
+}
+
+#[test]
+fn folders_are_read_to_their_end() {
+    let with = |clusters: usize, first: u32| {
+        let mut image = Image::filled(Kind::Fat16);
+        let last = 99 + clusters;
+        for cluster in 100..=last {
+            let next = u32::try_from(cluster + 1).unwrap();
+            image.link(cluster, if cluster == last { image.end() } else { next });
+            image.put(image.cluster(cluster), &[0xe5; SECTOR]);
+        }
+        let root = image.root * SECTOR;
+        image.entry(root, 6, b"LONG       ", 0x10, 100, 0);
+        image.entry(root, 7, &[0; 11], 0, 0, 0);
+        image.folder(100, 0);
+        image.entry(image.cluster(last), 15, b"LAST       ", 0x20, first, 1);
+        image.read()
+    };
+    // It is read in several pieces.
+    assert!(with(300, 30).is_ok());
+    assert!(with(300, 40).unwrap_err().contains("marked as free"));
+    assert!(with(4096, 30).is_ok());
+    assert!(
+        with(4097, 30)
+            .unwrap_err()
+            .contains("more than one can have")
+    );
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl<'a, 's> Mft<'a, 's> {
         };
         let stream = assemble(view, &geometry, &base, (kind::DATA, &[]), fetch)?;
         let stream = stream.ok_or_else(|| damaged("$MFT has no data"))?;
-        if stream.first_lcn() != Some(geometry.mft_lcn) {
+        if stream.first_lcn() != Some(geometry.mft_lcn) || stream.has_holes() {
             return Err(damaged("$MFT does not hold itself"));
         }
         let records = stream.initialized / geometry.record_size;
@@ -145,11 +145,12 @@ fn assemble(
     (kind, name): (u32, &[u8]),
     fetch: impl Fn(Option<&Stream>, u64) -> Result<Vec<u8>, Trouble>,
 ) -> Result<Option<Stream>, Trouble> {
+    let owner = base.reference.record();
     let Some(list) = lists::read(view, geometry, base)? else {
         let Some(attribute) = base.find(kind, name)? else {
             return Ok(None);
         };
-        let stream = Stream::begin(&attribute, geometry)?;
+        let stream = Stream::begin(owner, &attribute, geometry)?;
         return stream.finish(allocated(&attribute)).map(Some);
     };
     let mut parts = Vec::new();
@@ -173,7 +174,7 @@ fn assemble(
         let attribute = part(&record, &entry)?;
         match (&mut found, attribute.value) {
             (None, _) => {
-                let stream = Stream::begin(&attribute, geometry)?;
+                let stream = Stream::begin(owner, &attribute, geometry)?;
                 found = Some((stream, allocated(&attribute)));
             }
             (Some((stream, _)), Value::NonResident(mapping)) => {

@@ -9,6 +9,8 @@ use crate::units::{u64_from, usize_from};
 /// The value of an attribute, all parts of it found.
 #[derive(Clone, Debug)]
 pub(super) struct Stream {
+    /// The file's base record.
+    owner: u64,
     /// Bytes of the value.
     pub(super) size: u64,
     /// Bytes of it that were ever written; the others read as zeros.
@@ -27,14 +29,20 @@ enum Content {
 }
 
 impl Stream {
-    /// The value whose first part, or all of it, `attribute` maps.
-    pub(super) fn begin(attribute: &Attribute<'_>, geometry: &Geometry) -> Result<Self, Trouble> {
+    /// The value whose first part, or all of it, `attribute` maps, of the file whose base record is
+    /// `owner`.
+    pub(super) fn begin(
+        owner: u64,
+        attribute: &Attribute<'_>,
+        geometry: &Geometry,
+    ) -> Result<Self, Trouble> {
         if !attribute.plain {
-            return Err(damaged("metadata is compressed or encrypted"));
+            return Err(wrong(owner, "is compressed or encrypted"));
         }
         let mapping = match attribute.value {
             Value::Resident(value) => {
                 return Ok(Self {
+                    owner,
                     size: u64_from(value.len()),
                     initialized: u64_from(value.len()),
                     content: Content::Resident(value.to_vec()),
@@ -43,9 +51,10 @@ impl Stream {
             Value::NonResident(mapping) => mapping,
         };
         if mapping.lowest_vcn != 0 || mapping.initialized_size > mapping.data_size {
-            return Err(damaged("metadata begins in its middle"));
+            return Err(wrong(owner, "has sizes that make no sense"));
         }
         let mut stream = Self {
+            owner,
             size: mapping.data_size,
             initialized: mapping.initialized_size,
             content: Content::Clusters {
@@ -65,15 +74,19 @@ impl Stream {
     ) -> Result<(), Trouble> {
         let next = self.clusters();
         let Content::Clusters { runs, .. } = &mut self.content else {
-            return Err(damaged("metadata lies in a record and in clusters"));
+            return Err(wrong(self.owner, "lies in a record and in clusters"));
         };
         if mapping.lowest_vcn != next {
-            return Err(damaged("a part of the metadata is missing"));
+            return Err(wrong(self.owner, "lacks a part"));
         }
         for run in mapping.runs(geometry.clusters) {
             runs.push(run?);
         }
-        Ok(())
+        // A hole may be of any length.
+        match self.clusters().checked_mul(geometry.cluster_size) {
+            Some(_) => Ok(()),
+            None => Err(wrong(self.owner, "is longer than it can be")),
+        }
     }
 
     /// Checks that the value is as long as it says: `allocated` bytes of clusters.
@@ -81,7 +94,7 @@ impl Stream {
         if let Content::Clusters { cluster_size, .. } = &self.content {
             let mapped = self.clusters().checked_mul(*cluster_size);
             if mapped != Some(allocated) || self.size > allocated {
-                return Err(damaged("metadata is not as long as it says"));
+                return Err(wrong(self.owner, "is not as long as it says"));
             }
         }
         Ok(self)
@@ -103,13 +116,17 @@ impl Stream {
         }
     }
 
-    /// Whether any of the value is a hole or was never written.
-    pub(super) fn is_sparse(&self) -> bool {
-        let holes = match &self.content {
+    /// Whether any of the value is a hole.
+    pub(super) fn has_holes(&self) -> bool {
+        match &self.content {
             Content::Resident(_) => false,
             Content::Clusters { runs, .. } => runs.iter().any(|run| run.lcn.is_none()),
-        };
-        holes || self.initialized < self.size
+        }
+    }
+
+    /// Whether any of the value is a hole or was never written.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.has_holes() || self.initialized < self.size
     }
 
     /// Fills `buf` from `offset` of the value on.
@@ -121,7 +138,7 @@ impl Stream {
     ) -> Result<(), Trouble> {
         let end = offset.checked_add(u64_from(buf.len()));
         let Some(end) = end.filter(|end| *end <= self.size) else {
-            return Err(damaged("metadata ends too early"));
+            return Err(wrong(self.owner, "ends too early"));
         };
         let (buf, zeros) =
             buf.split_at_mut(usize_from(end.min(self.initialized.max(offset)) - offset));
@@ -133,7 +150,8 @@ impl Stream {
                 Ok(())
             }
             Content::Clusters { runs, cluster_size } => {
-                read_runs(view, runs, *cluster_size, buf, offset)
+                let missing = || wrong(self.owner, "ends too early");
+                read_runs(view, runs, *cluster_size, buf, offset, missing)
             }
         }
     }
@@ -141,7 +159,7 @@ impl Stream {
     /// Reads all of the value, of which there must be at most `limit` bytes.
     pub(super) fn read_all(&self, view: &View<'_>, limit: u64) -> Result<Vec<u8>, Trouble> {
         if self.size > limit {
-            return Err(damaged("metadata is longer than it can be"));
+            return Err(wrong(self.owner, "is longer than it can be"));
         }
         self.read_first(view, self.size)
     }
@@ -150,7 +168,7 @@ impl Stream {
     pub(super) fn read_first(&self, view: &View<'_>, len: u64) -> Result<Vec<u8>, Trouble> {
         // Holes take no place on the disk, but would take memory here.
         if len > self.size || len > view.len() {
-            return Err(damaged("metadata is not as long as it says"));
+            return Err(wrong(self.owner, "is not as long as it says"));
         }
         let mut bytes = vec![0; usize_from(len)];
         let mut offset = 0;
@@ -162,6 +180,10 @@ impl Stream {
     }
 }
 
+fn wrong(owner: u64, how: &str) -> Trouble {
+    damaged(format!("metadata of record {owner} {how}"))
+}
+
 /// Bytes that are read at a time: what is read later to see whether it changed takes as much memory.
 pub(super) const PIECE: usize = 4 << 20;
 
@@ -171,11 +193,12 @@ fn read_runs(
     cluster_size: u64,
     buf: &mut [u8],
     offset: u64,
+    missing: impl Fn() -> Trouble,
 ) -> Result<(), Trouble> {
     let mut index = runs.partition_point(|run| run.vcns.end <= offset / cluster_size);
     let (mut rest, mut offset) = (buf, offset);
     while !rest.is_empty() {
-        let run = (runs.get(index)).ok_or_else(|| damaged("metadata ends too early"))?;
+        let run = runs.get(index).ok_or_else(&missing)?;
         let left = (run.vcns.end * cluster_size).saturating_sub(offset);
         let len = usize_from(left.min(u64_from(rest.len())));
         let (part, tail) = rest.split_at_mut(len);
@@ -186,9 +209,64 @@ fn read_runs(
             }
             None => part.fill(0),
         }
-        offset += left.min(u64_from(len));
+        offset += u64_from(len);
         rest = tail;
         index += 1;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::ntfs::tests::build::Image;
+
+    #[test]
+    fn any_part_of_any_run() {
+        let bytes: Vec<u8> = (0..16 * 512_u32)
+            .map(|at| (at / 7).to_le_bytes()[0] | 1)
+            .collect();
+        let disk = Image { bytes };
+        let view = View::whole(&disk);
+        // Backward, a hole, forward; the last bytes were never written.
+        let places = [
+            (0..3, Some(9)),
+            (3..4, Some(2)),
+            (4..6, None),
+            (6..9, Some(12)),
+        ];
+        let run = |(vcns, lcn)| Run { vcns, lcn };
+        let stream = Stream {
+            owner: 7,
+            size: 9 * 512 - 100,
+            initialized: 8 * 512 + 10,
+            content: Content::Clusters {
+                runs: places.clone().into_iter().map(run).collect(),
+                cluster_size: 512,
+            },
+        };
+        let mut whole = Vec::new();
+        for (vcns, lcn) in places {
+            let len = usize_from((vcns.end - vcns.start) * 512);
+            match lcn {
+                Some(lcn) => whole.extend_from_slice(&disk.bytes[usize_from(lcn * 512)..][..len]),
+                None => whole.resize(whole.len() + len, 0),
+            }
+        }
+        whole.truncate(usize_from(stream.size));
+        whole[usize_from(stream.initialized)..].fill(0);
+        for start in (0..whole.len()).step_by(37) {
+            for len in [0, 1, 511, 512, 513, 2000, 4000] {
+                let mut buf = vec![0xee; len];
+                let found = stream.read_at(&view, &mut buf, u64_from(start));
+                match whole.get(start..start + len) {
+                    Some(expected) => assert!(found.is_ok() && buf == expected, "{len} at {start}"),
+                    None => assert!(found.is_err(), "{len} at {start}"),
+                }
+            }
+        }
+        assert!(stream.read_at(&view, &mut [0], u64::MAX).is_err());
+        assert_eq!(stream.read_all(&view, stream.size).unwrap(), whole);
+        assert!(stream.read_all(&view, stream.size - 1).is_err());
+    }
 }

@@ -6,7 +6,7 @@ use super::{Reader, survey_with};
 use crate::guest::lvm;
 use crate::guest::testing::{Disk, random};
 use crate::guest::view::View;
-use crate::guest::{Outcome, Survey, SurveyOptions, Trouble, Volume};
+use crate::guest::{Outcome, Rest, Survey, SurveyOptions, Trouble, Volume};
 use crate::units::{low_u8, u64_from, usize_from};
 
 const MIB: u64 = 1 << 20;
@@ -27,10 +27,10 @@ const FAKE: Reader = Reader {
             return Err(Trouble::skip("is full"));
         }
         Ok(Volume {
+            rest: Rest::Unmounted,
             size: u64::from(bytes[0]) * MIB,
             reported_free: range.end - range.start,
             free: RangeSet::from_iter([range]),
-            rest: crate::guest::Rest::Unmounted,
         })
     },
 };

@@ -7,8 +7,9 @@ use zerocopy::FromBytes;
 use super::super::blocks::{Blocks, Copy, JOURNAL_MAGIC};
 use super::super::checksum::crc32c;
 use super::{
-    COMMIT, DESCRIPTOR, INCOMPAT_64BIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT,
-    Journal, REVOKE, RawHeader, RawTag, RawTag3, bad, commit_is_right, is_before, tail_is_right,
+    COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2,
+    INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT, Journal, REVOKE, RawHeader, RawTag, RawTag3, bad,
+    commit_is_right, is_before, tail_is_right,
 };
 use crate::guest::Trouble;
 use crate::units::usize_from_u32;
@@ -92,6 +93,11 @@ impl Journal {
         blocks: &Blocks<'_>,
         end: u64,
     ) -> Result<HashMap<u64, Copy>, Trouble> {
+        if self.has(INCOMPAT_ASYNC_COMMIT) || self.compat & COMPAT_CHECKSUM != 0 {
+            return Err(bad(
+                "was written with asynchronous commits or their checksums",
+            ));
+        }
         let mut committed = HashMap::new();
         let mut sequence = self.sequence;
         if !self.is_empty() {
@@ -262,7 +268,10 @@ impl Journal {
         if !self.is_checked() {
             return Ok(());
         }
-        for found in committed.values() {
+        // In the order in which they lie there.
+        let mut all: Vec<&Found> = committed.values().collect();
+        all.sort_unstable_by_key(|found| found.copy.at);
+        for found in all {
             let seed = crc32c(self.seed, &found.sequence.to_be_bytes());
             let sum = crc32c(seed, &blocks.read(found.copy.at)?);
             let sum = if self.has(INCOMPAT_CSUM_V3) {
