@@ -162,6 +162,17 @@ impl MountArguments {
     }
 }
 
+/// Whether `compact` punches holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PunchHoles {
+    /// For what filesystems call free, if the file is sparse already.
+    Auto,
+    /// For that and for zeros, which are looked for in all blocks.
+    On,
+    /// Never.
+    Off,
+}
+
 /// How much is looked at, with the meanings of Windows' Optimize-VHD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
@@ -193,10 +204,14 @@ pub(crate) struct CompactArguments {
     /// Count Linux swap space as free
     #[arg(long, conflicts_with = "no_fs_aware")]
     pub(crate) free_swap: bool,
-    /// Give zeroed and free parts of the blocks that stay back to the host. That makes the file
-    /// sparse, and Windows does not attach a copy that is still sparse
-    #[arg(long, value_name = "on|off", default_value = "off")]
-    pub(crate) punch_holes: Switch,
+    /// Believe an ext3 or ext4 file system that was not unmounted cleanly, too, where its journal says
+    /// what is free. For a machine that crashed, never for one that was suspended or saved
+    #[arg(long, conflicts_with = "no_fs_aware")]
+    pub(crate) replay_journal: bool,
+    /// Give unused parts of the blocks that stay back to the host. That makes the file sparse, and
+    /// Windows does not attach a copy that is still sparse
+    #[arg(long, value_name = "auto|on|off", default_value = "auto")]
+    pub(crate) punch_holes: PunchHoles,
     /// Keep blocks of a differencing disk that hold the same as its parent
     #[arg(long)]
     pub(crate) keep_identical: bool,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, fcntl_lock};
 use tempfile::TempDir;
-use vhdfs::guest::{Outcome, Survey, SurveyOptions, survey};
+use vhdfs::guest::{Outcome, Rest, Survey, SurveyOptions, survey};
 
 use crate::rig::{Mounted, RawDisk, blank, contents, fill};
 use crate::support::tools::{installed, run, tool};
@@ -144,11 +144,10 @@ impl Disk {
     fn spoil_free(&self) {
         let found = self.survey();
         let expected = self.told("Free Clusters:") * self.told("Cluster Size:");
-        let unmounted = false;
         let outcome = Outcome::Read {
             reported_free: expected,
             free: expected,
-            unmounted,
+            rest: Rest::Unmarked,
         };
         assert_eq!(found.parts[0].outcome, outcome);
         let sum: u64 = found.free.iter().map(|run| run.end - run.start).sum();
@@ -481,7 +480,7 @@ fn state_of_the_log() {
                     matches!(
                         read,
                         Outcome::Read {
-                            unmounted: true,
+                            rest: Rest::Unmounted,
                             ..
                         }
                     ),
@@ -619,7 +618,7 @@ fn copied_while_mounted() {
                 println!("skipped: {reason}");
                 continue;
             }
-            Outcome::Read { unmounted, .. } => assert!(!unmounted, "ntfs-3g leaves no mark"),
+            Outcome::Read { rest, .. } => assert_eq!(*rest, Rest::Unmarked),
         }
         read += 1;
         let before = copy.mounted("ro", readable);

@@ -12,7 +12,7 @@ use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Disk, OpenOptions};
 
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
-use crate::cli::{CompactArguments, Mode, Switch};
+use crate::cli::{CompactArguments, Mode, PunchHoles};
 use crate::text::Bytes;
 use crate::{Failure, Outcome};
 
@@ -92,7 +92,7 @@ fn compact_file(
     interrupted: &AtomicBool,
 ) -> Result<Compacted, Failure> {
     let dry_run = arguments.dry_run;
-    let punch_holes = arguments.punch_holes == Switch::On;
+    let punch_holes = arguments.punch_holes == PunchHoles::On;
     let open = OpenOptions {
         read_only: dry_run,
         punch_holes,
@@ -107,6 +107,8 @@ fn compact_file(
         Mode::Pretrimmed => (false, false),
     };
     let fs_aware = fs_aware && !arguments.no_fs_aware;
+    let (length, allocated) = disk.size_at_open();
+    let is_sparse = allocated < length;
     let options = CompactOptions {
         dry_run,
         scan,
@@ -114,7 +116,9 @@ fn compact_file(
         drop_identical: !arguments.keep_identical,
         // Other disks read what is free here, too.
         fs_aware: fs_aware && children.is_empty(),
+        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse,
         free_swap: arguments.free_swap,
+        replay_journal: arguments.replay_journal,
         ..CompactOptions::default()
     };
     let before = disk.info().map_err(|error| about(file, &error))?;

@@ -38,7 +38,7 @@ mod tests;
 use std::fmt;
 
 use super::view::View;
-use super::{Trouble, Volume};
+use super::{Rest, Trouble, Volume};
 use clusters::Clusters;
 use mft::Mft;
 
@@ -68,7 +68,11 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         reported_free: clusters.free_bytes(),
         free: clusters.free,
         size: geometry.size,
-        unmounted,
+        // ntfs-3g empties the log and leaves no mark while it has the volume mounted.
+        rest: match unmounted {
+            true => Rest::Unmounted,
+            false => Rest::Unmarked,
+        },
     })
 }
 

@@ -56,7 +56,7 @@ fn what_nobody_has_is_free() {
     let free: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
     assert_eq!(volume.reported_free, free);
     assert_eq!(volume.size, CLUSTERS * CLUSTER + CLUSTER / 2);
-    assert!(!volume.unmounted, "an emptied log does not say so");
+    assert_eq!(volume.rest, crate::guest::Rest::Unmarked);
 }
 
 #[test]
@@ -178,7 +178,11 @@ fn restart_pages() {
         let mut image = Image::new();
         image.log(&first, &second);
         match wrong {
-            None => assert!(look(&image).unwrap().unmounted, "case {number}"),
+            None => assert_eq!(
+                look(&image).unwrap().rest,
+                crate::guest::Rest::Unmounted,
+                "case {number}"
+            ),
             Some(words) => assert_refused(&image, words),
         }
     }
