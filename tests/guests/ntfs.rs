@@ -522,6 +522,38 @@ fn a_system_that_sleeps() {
     }
 }
 
+#[test]
+fn shadow_copies() {
+    if !ready() {
+        return;
+    }
+    let disk = Disk::new(16 * MIB, 512, 4096);
+    let name = "System Volume Information/{673e7cc9-3a5c-11e9-b813-901b0e4d36dd}\
+                {3808876b-c176-4e48-b7ae-04046e6cc752}";
+    disk.mounted("rw", |folder| {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, vec![7; 1 << 16]).unwrap();
+    });
+    assert!(
+        disk.refused().contains("has shadow copies"),
+        "{}",
+        disk.refused()
+    );
+    disk.mounted("rw", |folder| fs::remove_file(folder.join(name)).unwrap());
+    disk.spoil_free();
+    let file = File::options().write(true).open(&disk.image).unwrap();
+    let identifier = b"\x6b\x87\x08\x38\x76\xc1\x48\x4e\xb7\xae\x04\x04\x6e\x6c\xc7\x52";
+    file.write_all_at(identifier, 0x1e00).unwrap();
+    disk.spoil_free();
+    file.write_all_at(&[0, 0x40], 0x1e30).unwrap();
+    assert!(
+        disk.refused().contains("has shadow copies"),
+        "{}",
+        disk.refused()
+    );
+}
+
 /// All files of a volume that may be damaged: what cannot be read counts as its error.
 fn readable(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();

@@ -23,6 +23,8 @@ const END: u32 = 0xffff_ffff;
 pub(super) mod kind {
     /// Where the attributes lie that have left the base record.
     pub(in super::super) const ATTRIBUTE_LIST: u32 = 0x20;
+    /// A name of the file, and the folder that has it.
+    pub(in super::super) const FILE_NAME: u32 = 0x30;
     /// Version and flags, in $Volume.
     pub(in super::super) const VOLUME_INFORMATION: u32 = 0x70;
     /// A stream of a file.

@@ -187,7 +187,7 @@ fn decode_restart(bytes: &[u8]) -> Option<Restart> {
     let (page, _) = RawRestartPage::ref_from_prefix(bytes).ok()?;
     let area_at = usize::from(page.restart_area_offset.get());
     let fixups_end = usize::from(page.usa_offset.get()) + 2 * usize::from(page.usa_count.get());
-    if !area_at.is_multiple_of(8) || area_at < fixups_end {
+    if area_at < fixups_end {
         return None;
     }
     let (area, _) = RawRestartArea::ref_from_prefix(bytes.get(area_at..)?).ok()?;

@@ -5,8 +5,8 @@ mod damage;
 mod lies;
 
 use build::{
-    BITMAP, CLUSTER, CLUSTERS, HIBERNATION, Image, LOG, LOST, OWNED, SPLIT, entry, index_entry,
-    put, reference, resident, restart,
+    BITMAP, CLUSTER, CLUSTERS, HIBERNATION, Image, LOG, LOST, OWNED, SPLIT, entry, file_name,
+    index_entry, put, reference, resident, restart,
 };
 
 use super::{is_here, read};
@@ -254,7 +254,7 @@ fn hibernation() {
         for name in [
             "hiberfil.sy",
             "hiberfil.sys1",
-            "iberfil.sys",
+            "\u{168}iberfil.sys",
             "hiberfil_sys",
         ] {
             assert_read(&with_file(name, Some(b"hibr"), outside));
@@ -280,6 +280,60 @@ fn a_name_that_is_no_longer_used() {
     let mut image = with_file("hiberfil.sys", Some(b"hibr"), true);
     image.edit(HIBERNATION, |bytes| bytes[0x16] = 0);
     assert_read(&image);
+}
+
+#[test]
+fn shadow_copies_in_the_boot_area() {
+    let identifier = [
+        0x6b, 0x87, 0x08, 0x38, 0x76, 0xc1, 0x48, 0x4e, 0xb7, 0xae, 0x04, 0x04, 0x6e, 0x6c, 0xc7,
+        0x52,
+    ];
+    // Where the catalog lies, this volume, and the one with the shadow copies.
+    for (catalog, volume, storage, has) in [
+        (0, 0, 0, false),
+        (0, 7, 7, false),
+        (0, 7, 0, false),
+        (0x4000, 7, 7, true),
+        (1 << 40, 0, 0, true),
+        (0, 7, 8, true),
+    ] {
+        let mut image = Image::new();
+        put(&mut image.bytes, 0x1e00, &identifier);
+        put(&mut image.bytes, 0x1e00 + 0x30, &u64::to_le_bytes(catalog));
+        put(&mut image.bytes, 0x1e00 + 0x40, &[volume; 16]);
+        put(&mut image.bytes, 0x1e00 + 0x50, &[storage; 16]);
+        match has {
+            true => assert_refused(&image, "has shadow copies"),
+            false => assert_read(&image),
+        }
+        image.bytes[0x1e00] = 0;
+        assert_read(&image);
+    }
+}
+
+#[test]
+fn shadow_copies_in_files() {
+    let identifier = "{3808876b-c176-4e48-b7ae-04046e6cc752}";
+    let other = "{673e7cc9-3a5c-11e9-b813-901b0e4d36dd}";
+    for (name, has) in [
+        (format!("{other}{identifier}"), true),
+        (format!("{other}{}", identifier.to_uppercase()), true),
+        (identifier.to_owned(), false),
+        (format!("{identifier}{other}"), false),
+        (format!("{other}{identifier}."), false),
+        (format!("{}{identifier}", &other[1..]), false),
+        (
+            format!("{other}{}", identifier.replace('b', "\u{162}")),
+            false,
+        ),
+    ] {
+        let mut image = Image::new();
+        image.add(29, 0, &[resident(0x30, 0, "", &file_name(&name))]);
+        match has {
+            true => assert_refused(&image, "has shadow copies"),
+            false => assert_read(&image),
+        }
+    }
 }
 
 #[test]
@@ -316,6 +370,30 @@ fn attribute_lists() {
     let mut image = Image::new();
     image.add(23, reference(base), &[resident(0x80, 0, "of nobody", b"1")]);
     assert_refused(&image, lacks);
+}
+
+#[test]
+fn attribute_lists_of_names() {
+    let named = || {
+        let mut named = entry(0x80, 0, 30, 1);
+        named[6] = 3;
+        put(&mut named, 26, b"a\0b\0c\0");
+        named
+    };
+    let at = 0x38 + 24;
+    let mut image = Image::new();
+    let stream = resident(0x80, 1, "abc", b"value");
+    image.add(30, 0, &[resident(0x20, 0, "", &named()), stream]);
+    assert_read(&image);
+    for change in [0, 16, 24, 26, 30] {
+        let mut other = image.clone();
+        other.edit(30, |bytes| bytes[at + change] ^= 1);
+        assert_refused(&other, "a file lacks a part");
+    }
+    // Of a part that is not the first, a list may say 0 for the attribute's number.
+    let mut image = Image::new();
+    image.bytes[usize_from(build::LIST * CLUSTER) + 64 + 24] = 0;
+    assert_read(&image);
 }
 
 #[test]
