@@ -6,7 +6,7 @@ mod punch;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::freed::{Freed, Trust};
+use super::freed::Freed;
 use super::plan::{Move, Plan, plan, without};
 use super::relocate::{copy_and_commit, is_stored};
 use super::report::{CompactReport, part_reports, stored_in_free_space};
@@ -16,6 +16,7 @@ use super::{CompactError, CompactOptions, Phase, Progress};
 use crate::disk::{Content, Disk, Tracker, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
+use crate::guest::Rest;
 use crate::image::{Frame, Reads};
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
@@ -45,7 +46,8 @@ enum Room {
 pub(crate) struct Compactor {
     disk: Arc<Disk>,
     options: CompactOptions,
-    trust: Trust,
+    /// How sure filesystems must be to be at rest, to be believed.
+    rest: Rest,
     phase: Phase,
     /// What the guest's filesystems call free, while that is believed.
     freed: Option<Freed>,
@@ -87,7 +89,10 @@ impl Compactor {
         let mut compactor = Self {
             disk,
             options,
-            trust: Trust::Consistent,
+            rest: match options.replay_journal {
+                true => Rest::Replayed,
+                false => Rest::Unmarked,
+            },
             phase: Phase::Survey,
             freed: None,
             queue: VecDeque::new(),
@@ -116,7 +121,7 @@ impl Compactor {
 
     /// Believes only filesystems that say of themselves that they were unmounted.
     pub(crate) fn cautious(mut self) -> Self {
-        self.trust = Trust::Unmounted;
+        self.rest = Rest::Unmounted;
         self
     }
 
@@ -187,7 +192,7 @@ impl Compactor {
         if !self.disk.writers.none() {
             self.report.not_surveyed = Some("somebody has the disk open for writing".to_owned());
         } else {
-            let freed = Freed::find(&self.disk, self.options.free_swap, self.trust, &alone)?;
+            let freed = Freed::find(&self.disk, self.options.free_swap, self.rest, &alone)?;
             self.report.bytes_read += freed.survey().evidence.bytes();
             self.report.parts = part_reports(freed.survey());
             self.freed = Some(freed);
@@ -284,7 +289,7 @@ impl Compactor {
     pub(crate) fn reclaimable(&self) -> u64 {
         let planned = self.plan();
         let planned = planned.file_len(&self.disk.image.frame(&|_| false));
-        let inside = if self.options.punch_holes {
+        let inside = if self.punches() {
             self.known().punchable_bytes()
         } else {
             0
@@ -371,7 +376,7 @@ impl Compactor {
         if moves.is_empty() && self.metadata_moves.is_empty() {
             self.disk.image.sync()?;
             self.disk.image.shrink()?;
-            let queue = if self.options.punch_holes {
+            let queue = if self.punches() {
                 self.to_punch()
             } else {
                 VecDeque::new()

@@ -19,7 +19,7 @@ use rangemap::RangeSet;
 use super::CompactError;
 use crate::disk::{Disk, Tracker};
 use crate::error::DiskError;
-use crate::guest::{Outcome, Source, Survey, SurveyOptions, survey};
+use crate::guest::{Outcome, Rest, Source, Survey, SurveyOptions, survey};
 use crate::units::{BlockIndex, FileRange, low_u32};
 
 /// How old a look at the metadata may be when blocks go by it.
@@ -51,16 +51,6 @@ impl Source for GuestView<'_> {
     }
 }
 
-/// Which parts are believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// Those that are consistent: somebody asked for it, who knows that no suspended machine has more
-    /// in memory.
-    Consistent,
-    /// Only those that say of themselves that they were unmounted.
-    Unmounted,
-}
-
 /// What is free on a disk, and what that makes of its blocks.
 #[derive(Debug)]
 pub(super) struct Freed {
@@ -76,14 +66,14 @@ pub(super) struct Freed {
 }
 
 impl Freed {
-    /// Asks the filesystems of `disk`.
+    /// Asks the filesystems of `disk`, and believes those that are at `least` that sure to be at rest.
     ///
     /// # Errors
     /// [`CompactError::Cancelled`] where `go_on` says no; where the host cannot read.
     pub(super) fn find(
         disk: &Disk,
         swap: bool,
-        trust: Trust,
+        least: Rest,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Self, CompactError> {
         let at = disk.io_count();
@@ -91,20 +81,14 @@ impl Freed {
         let mut survey = survey(&GuestView { disk, go_on }, &options).map_err(read_error)?;
         let mut free = std::mem::take(&mut survey.free);
         for part in &mut survey.parts {
-            match &part.outcome {
-                Outcome::Read {
-                    unmounted: false, ..
-                } if trust == Trust::Unmounted => {
-                    let reason = "does not say whether it is unmounted; `vhdfs compact` \
-                                  reads it, for who knows that no suspended machine uses it";
-                    part.outcome = Outcome::Skipped {
-                        reason: reason.to_owned(),
-                    };
-                    part.ranges
-                        .iter()
-                        .for_each(|range| free.remove(range.clone()));
-                }
-                Outcome::Read { .. } | Outcome::Skipped { .. } => {}
+            let Outcome::Read { rest, .. } = part.outcome else {
+                continue;
+            };
+            if rest < least {
+                part.outcome = Outcome::Skipped {
+                    reason: disbelief(rest).to_owned(),
+                };
+                (part.ranges.iter()).for_each(|range| free.remove(range.clone()));
             }
         }
         let tracker = disk.tracker.snapshot();
@@ -204,6 +188,20 @@ impl Freed {
     /// is held.
     pub(super) fn is_untouched(&self, disk: &Disk) -> bool {
         disk.io_count() == self.at
+    }
+}
+
+/// Why a filesystem that is not surer than that to be at rest is not believed.
+fn disbelief(rest: Rest) -> &'static str {
+    match rest {
+        Rest::Replayed => {
+            "was not unmounted cleanly: let its own system mount it once, or, after a crash, let \
+             `vhdfs compact --replay-journal` look into its journal"
+        }
+        Rest::Unmarked | Rest::Unmounted => {
+            "never says whether it is mounted: `vhdfs compact` believes it, for who knows that no \
+             suspended machine uses it"
+        }
     }
 }
 

@@ -74,8 +74,14 @@ pub struct CompactOptions {
     /// what is free change; nothing else does. Not for a disk over which other disks are, nor while a
     /// suspended machine uses it.
     pub fs_aware: bool,
+    /// With `fs_aware`: give what is free inside live blocks back to the host, by punching holes in the
+    /// file, though `punch_holes` is off. Nothing more is read for it.
+    pub punch_free: bool,
     /// With `fs_aware`: count the pages of Linux swap space as free.
     pub free_swap: bool,
+    /// With `fs_aware`: also believe a filesystem that was not unmounted cleanly, if it tells what is
+    /// free once its journal is replayed, which is done in memory. For a machine that has crashed.
+    pub replay_journal: bool,
 }
 
 impl Default for CompactOptions {
@@ -87,7 +93,9 @@ impl Default for CompactOptions {
             punch_holes: false,
             drop_identical: true,
             fs_aware: false,
+            punch_free: false,
             free_swap: false,
+            replay_journal: false,
         }
     }
 }
@@ -145,23 +153,13 @@ impl Shared {
     }
 }
 
-/// A compaction that runs on a thread of its own.
-#[derive(Debug)]
-pub struct Operation {
+/// Watches and cancels one compaction, whichever thread runs it. Clones are of the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<CompactReport, CompactError>>,
 }
 
-impl Operation {
-    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
-        let shared = Arc::new(Shared::default());
-        let thread = std::thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || run(&disk, options, &shared)
-        });
-        Self { shared, thread }
-    }
-
+impl Control {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         Progress {
@@ -178,10 +176,39 @@ impl Operation {
         }
     }
 
+    /// Makes it stop after the step it is at, or before the first. What was done stays done; it ends
+    /// with [`CompactError::Cancelled`], unless it had finished already.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A compaction that runs on a thread of its own.
+#[derive(Debug)]
+pub struct Operation {
+    control: Control,
+    thread: JoinHandle<Result<CompactReport, CompactError>>,
+}
+
+impl Operation {
+    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
+        let control = Control::default();
+        let thread = std::thread::spawn({
+            let control = control.clone();
+            move || run(&disk, options, &control)
+        });
+        Self { control, thread }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.control.progress()
+    }
+
     /// Makes it stop after the step it is at. What was done stays done; [`Self::wait`] then returns
     /// [`CompactError::Cancelled`], unless it had finished already.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Relaxed);
+        self.control.cancel();
     }
 
     /// Whether [`Self::wait`] would return at once.
@@ -202,11 +229,17 @@ impl Operation {
     }
 }
 
-fn run(
+/// Compacts `disk` on the calling thread; others follow it and cancel it with `control`. Waits for
+/// another compaction of the disk that is under way.
+///
+/// # Errors
+/// As [`Operation::wait`].
+pub(crate) fn run(
     disk: &Arc<Disk>,
     options: CompactOptions,
-    shared: &Shared,
+    control: &Control,
 ) -> Result<CompactReport, CompactError> {
+    let shared = &*control.shared;
     let _only = disk.compacting.lock();
     let go_on = || !shared.cancelled.load(Ordering::Relaxed);
     let mut compactor = Compactor::new(Arc::clone(disk), options)?;

@@ -23,7 +23,7 @@ pub(crate) mod zero;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -102,6 +102,8 @@ pub struct Disk {
     pub(crate) gates: Gates,
     pub(crate) tracker: Tracker,
     pub(crate) writers: Writers,
+    /// Set when bytes that the guest's filesystems call free were given up.
+    pub(crate) gave_up_free: AtomicBool,
     /// Held by the one compaction that may run.
     pub(crate) compacting: Mutex<()>,
     pub(crate) punch_holes: bool,
@@ -182,6 +184,7 @@ impl Disk {
             gates: Gates::new(blocks),
             tracker: Tracker::new(blocks, geometry.block_size),
             writers: Writers::default(),
+            gave_up_free: AtomicBool::new(false),
             compacting: Mutex::new(()),
             punch_holes: options.punch_holes,
             path: name.to_owned(),
@@ -277,7 +280,8 @@ impl Disk {
     ///
     /// Writes are allowed without it; they only end such work by themselves.
     pub fn begin_writing(&self) {
-        self.writers.begin();
+        self.writers.announce();
+        self.writers.wait();
     }
 
     /// Ends what [`Self::begin_writing`] began, which may be nested.

@@ -13,9 +13,13 @@ pub(crate) struct Writers {
 }
 
 impl Writers {
-    /// One more. Returns once nobody [keeps writers out](Self::keep_out).
-    pub(crate) fn begin(&self) {
+    /// One more, who must [wait](Self::wait) before writing.
+    pub(crate) fn announce(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Returns once nobody [keeps writers out](Self::keep_out).
+    pub(crate) fn wait(&self) {
         drop(self.turn.lock());
     }
 

@@ -18,10 +18,22 @@
 //! [`Evidence::still_holds`] right before.
 
 mod bits;
+mod btrfs;
+mod clusters;
+mod container;
+mod exfat;
 mod ext;
+mod fat;
+mod lvm;
+mod ntfs;
+mod raw;
 mod survey;
+mod swap;
 mod table;
+#[cfg(test)]
+mod testing;
 mod view;
+mod xfs;
 
 use std::io;
 use std::ops::Range;
@@ -69,6 +81,20 @@ impl From<io::Error> for Trouble {
     }
 }
 
+/// How sure it is that nobody has a filesystem mounted. One that is mounted by a machine that was
+/// suspended, its state saved elsewhere, is consistent on the disk, and yet that machine knows more of
+/// it: what it wrote last may lie where the disk still calls it free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// It was mounted, and its journal is not empty: what is free was told with the journal replayed in
+    /// memory, and is free without it, too.
+    Replayed,
+    /// It is consistent, and never says whether it is mounted (btrfs).
+    Unmarked,
+    /// By its own marks it was unmounted.
+    Unmounted,
+}
+
 /// What a reader found in a part whose every doubt is settled.
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -79,9 +105,8 @@ pub(crate) struct Volume {
     /// Bytes that the filesystem's own tools call free. Equal to the sum of `free`, unless some of it
     /// must be kept all the same (XFS's free lists).
     pub(crate) reported_free: u64,
-    /// The filesystem's own marks say that nobody has it mounted. Otherwise it is only consistent: a
-    /// machine that was suspended may have more of it in memory.
-    pub(crate) unmounted: bool,
+    /// How sure it is that nobody has it mounted.
+    pub(crate) rest: Rest,
 }
 
 /// The most free runs that are taken from one part: more is no filesystem that compaction helps, and
@@ -121,9 +146,8 @@ pub enum Outcome {
         reported_free: u64,
         /// Bytes of them that may go.
         free: u64,
-        /// Whether the filesystem was unmounted, by its own marks; if not, it is consistent, but a
-        /// suspended machine may have more of it in memory.
-        unmounted: bool,
+        /// How sure it is that nobody has it mounted.
+        rest: Rest,
     },
     /// All of it counts as in use.
     Skipped {

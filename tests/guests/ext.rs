@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use vhdfs::guest::{Outcome, Part, SurveyOptions, survey};
+use vhdfs::guest::{Outcome, Part, Rest, SurveyOptions, survey};
 
 use crate::rig::{Mounted, RawDisk, blank, can_mount, contents, fill};
 use crate::support::tools::{installed, run, tool};
@@ -132,7 +132,7 @@ fn agrees(name: &str, path: &Path, by_kernel: bool) {
     let outcome = Outcome::Read {
         reported_free: told,
         free: sum(&free),
-        unmounted: true,
+        rest: Rest::Unmounted,
     };
     assert_eq!(part.outcome, outcome, "{name}");
     // The last cluster may be cut off by the disk's end.

@@ -1,6 +1,7 @@
 //! Takes dead blocks out of the block table.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::CompactError;
@@ -58,6 +59,9 @@ impl Compactor {
         }
         if edits.is_empty() {
             return Ok(());
+        }
+        if self.freed.is_some() {
+            disk.gave_up_free.store(true, Ordering::Release);
         }
         disk.image.commit(&edits)?;
         for edit in &edits {

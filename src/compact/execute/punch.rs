@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::{CompactError, Phase};
@@ -9,9 +10,14 @@ use crate::error::DiskError;
 use crate::units::{BlockIndex, FileRange, GRANULE_SIZE};
 
 /// Blocks whose zeros one step gives back.
-const PUNCH_BATCH: usize = 16;
+const PUNCH_BATCH: usize = 4;
 
 impl Compactor {
+    /// Whether holes are punched in the file.
+    pub(super) fn punches(&self) -> bool {
+        self.options.punch_holes || self.options.punch_free && self.freed.is_some()
+    }
+
     pub(super) fn to_punch(&self) -> VecDeque<BlockIndex> {
         let present = self.disk.image.map().present().map(|(block, _)| block);
         present
@@ -20,7 +26,7 @@ impl Compactor {
     }
 
     pub(super) fn punch_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        if !self.options.punch_holes {
+        if !self.punches() {
             self.phase = Phase::Done;
             return Ok(());
         }
@@ -60,6 +66,9 @@ impl Compactor {
         if (self.freed.as_ref()).is_some_and(|freed| !freed.is_untouched(&disk)) {
             self.disbelieve("the disk was written to meanwhile");
             return Ok(());
+        }
+        if self.freed.is_some() {
+            disk.gave_up_free.store(true, Ordering::Release);
         }
         let data = disk.image.geometry().data_range(slot);
         for run in self.known().punchable_runs(block) {

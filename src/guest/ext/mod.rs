@@ -39,7 +39,7 @@ use self::blocks::Blocks;
 use self::journal::Journal;
 use self::superblock::{Geometry, RawSuperblock, SUPERBLOCK_AT, SUPERBLOCK_LEN, Superblock};
 use super::view::View;
-use super::{Trouble, Volume};
+use super::{Rest, Trouble, Volume};
 use crate::units::usize_from;
 
 /// `s_state` of a filesystem that was unmounted, or has a journal, and knows of no error.
@@ -99,7 +99,7 @@ fn unmounted(
             superblock.free_blocks
         )));
     }
-    Ok(volume(geometry, free, true))
+    Ok(volume(geometry, free, Rest::Unmounted))
 }
 
 /// What is free in a filesystem that needs its journal replayed: what is free both as it lies on the
@@ -132,7 +132,7 @@ fn replayed(
         return Err(orphans());
     }
     let free = bitmaps::free(&blocks, Some(disk), geometry, metadata)?;
-    Ok(volume(geometry, free, false))
+    Ok(volume(geometry, free, Rest::Replayed))
 }
 
 fn orphans() -> Trouble {
@@ -207,11 +207,11 @@ fn journal(
     Ok(Some(journal))
 }
 
-fn volume(geometry: &Geometry, free: bitmaps::Free, unmounted: bool) -> Volume {
+fn volume(geometry: &Geometry, free: bitmaps::Free, rest: Rest) -> Volume {
     Volume {
         free: free.runs,
         size: geometry.blocks * geometry.block_size,
         reported_free: free.clusters * geometry.cluster_blocks * geometry.block_size,
-        unmounted,
+        rest,
     }
 }

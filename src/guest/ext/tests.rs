@@ -54,7 +54,7 @@ fn free_is_what_bitmaps_have_clear() {
     let free = free_blocks(&image);
     assert_eq!(free, image.clear_blocks());
     let volume = read_image(&image).unwrap();
-    assert!(volume.unmounted);
+    assert_eq!(volume.rest, crate::guest::Rest::Unmounted);
     assert_eq!(volume.reported_free, u64_from(free.len()) * 1024);
 }
 

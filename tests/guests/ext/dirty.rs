@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use vhdfs::guest::Outcome;
+use vhdfs::guest::{Outcome, Rest};
 
 use super::{
     MIB, Variant, can_test, files, fill, folder, look, make, mounted, refused_for, spoil, sum,
@@ -41,7 +41,7 @@ fn agrees(name: &str, path: &Path) {
     let outcome = Outcome::Read {
         reported_free: told_free(&replayed),
         free: sum(&free),
-        unmounted: false,
+        rest: Rest::Replayed,
     };
     assert_eq!(part.outcome, outcome, "{name}");
     assert!(part.content.unwrap().contains("dirty journal"), "{name}");

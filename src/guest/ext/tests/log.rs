@@ -426,7 +426,7 @@ fn a_change_in_the_journal() {
     let uncommitted = writer.image.clone();
     writer.step(&Step::Commit);
     let volume = read_image(&image).unwrap();
-    assert!(!volume.unmounted);
+    assert_eq!(volume.rest, crate::guest::Rest::Replayed);
     assert_eq!(volume.reported_free, u64_from(before.len()) * 1024);
     // Free is what is so before and after.
     let both: Vec<u64> = before
