@@ -1,6 +1,7 @@
 //! Small filesystems built here, byte by byte, and what becomes of them when a byte is wrong.
 
 mod build;
+mod clusters;
 mod log;
 mod marks;
 
@@ -244,6 +245,22 @@ fn what_does_not_agree() {
     for change in changes {
         refused(&|image| image.descriptor(1, change), "where it cannot be");
     }
+}
+
+#[test]
+fn what_only_looks_right() {
+    // A bitmap with as many free blocks as it should have, but others.
+    let mut image = Image::new();
+    image.set(230, false);
+    image.set(240, true);
+    refused(&image, "wrong checksum");
+    // Counts that are wrong, but not all together.
+    let mut image = Image::new();
+    let (more, less) = (image.free_in(0) + 1, image.free_in(1) - 1);
+    image.descriptor(0, |raw| raw.free_blocks_count_lo.set(more));
+    image.descriptor(1, |raw| raw.free_blocks_count_lo.set(less));
+    image.seal();
+    refused(&image, "of group 0, but counts");
 }
 
 #[test]
