@@ -172,6 +172,11 @@ impl OpenError {
         }
     }
 
+    /// The file that it is about.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The reason.
     pub fn problem(&self) -> &OpenProblem {
         &self.problem

@@ -34,12 +34,14 @@
 //! Each imports only what stands left of it; `tests/tidy.rs` fails otherwise.
 //!
 //! ```text
-//! units, error < format, storage < map < image < disk < compact < library
-//!                (bytes) (host file)     (one file, its metadata)  (a directory of disks)
+//! units, error < format, storage < map < image < disk, guest < compact < library, virtdisk
+//!                (bytes) (host file)     |        |     (what filesystems call free)
+//!                                        |        (what a guest sees)   (a directory of disks)
+//!                                        (one file, its metadata)
 //! ```
 //!
 //! [`create`] and [`check`] stand beside `disk`. The binary crate `vhdfs-mount` serves a
-//! [`library`] through FUSE.
+//! [`library`] through FUSE; [`virtdisk`] is Windows' `CompactVirtualDisk` and its kin, for C too.
 //!
 //! # Crash model
 //! [`storage`] says what a host file promises, [`image`] what is durable when, [`map`] when freed
@@ -59,3 +61,4 @@ pub mod library;
 pub mod map;
 pub mod storage;
 pub mod units;
+pub mod virtdisk;

@@ -134,6 +134,7 @@ fn idle_work(disk: &Arc<Disk>) -> IdleWork {
         idle_after,
         min_reclaim: 1,
         punch_holes: true,
+        fs_aware: false,
     };
     IdleWork::new(disk.clone(), policy)
 }

@@ -181,6 +181,7 @@ fn compact(disk: &Arc<Disk>, stop: &AtomicBool) -> u64 {
         idle_after: Duration::ZERO,
         min_reclaim: 0,
         punch_holes: true,
+        fs_aware: false,
     };
     let mut idle = IdleWork::new(Arc::clone(disk), policy);
     let mut moved = 0;

@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["image"],
     &["check", "create"],
     &["disk", "guest", "compact"],
-    &["library"],
+    &["library", "virtdisk"],
 ];
 /// What the layers above must know nothing of, and who may.
 const ONLY_IN_MOUNT: &[&str] = &["fuser::", "clap::", "libc::", "Errno"];

@@ -48,8 +48,13 @@ pub(crate) enum Command {
     },
     /// Make disk files as short as their content allows, in place
     ///
-    /// Drops blocks that hold only zeros and moves the others together. Interrupting it is safe:
-    /// what was done stays, the exit code is 1, and a further run goes on from there.
+    /// Drops blocks that hold nothing but zeros and what the guest's filesystems call free, and moves
+    /// the others together. A filesystem that is not clean, or not known, counts as in use; the report
+    /// says so. Interrupting it is safe: what was done stays, the exit code is 1, and a further run
+    /// goes on from there.
+    ///
+    /// Not for the disk of a machine that was suspended or saved: what it knows of its filesystems
+    /// is not all on the disk. Use --no-fs-aware there.
     Compact(CompactArguments),
     /// Say what a disk file is
     Info(InfoArguments),
@@ -67,6 +72,15 @@ pub(crate) enum Switch {
     /// Yes.
     On,
     /// No.
+    Off,
+}
+
+/// When the guest's filesystems are asked in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FsAware {
+    /// While it is safe.
+    Auto,
+    /// Never.
     Off,
 }
 
@@ -100,6 +114,10 @@ pub(crate) struct MountArguments {
     /// Give freed parts of blocks in use back to the host, which makes the files sparse
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub(crate) punch_holes: Switch,
+    /// Also give up what the guest's filesystems call free, of those that were cleanly unmounted, while
+    /// nobody has the disk open for writing
+    #[arg(long, value_name = "auto|off", default_value = "auto")]
+    pub(crate) fs_aware: FsAware,
     /// How many threads serve requests [default: by the number of CPUs, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: Option<u16>,
@@ -113,7 +131,7 @@ pub(crate) struct MountArguments {
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
-    /// punch-holes=on|off, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
+    /// punch-holes=on|off, fs-aware=auto|off, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', value_parser = options::mount_option)]
     pub(crate) options: Vec<MountOption>,
     /// Serve for a parent that waits to hear so.
@@ -133,6 +151,8 @@ impl MountArguments {
                 MountOption::NoCompact => self.no_compact = true,
                 MountOption::PunchHoles(true) => self.punch_holes = Switch::On,
                 MountOption::PunchHoles(false) => self.punch_holes = Switch::Off,
+                MountOption::FsAware(true) => self.fs_aware = FsAware::Auto,
+                MountOption::FsAware(false) => self.fs_aware = FsAware::Off,
                 MountOption::Threads(threads) => self.threads = Some(threads),
                 MountOption::ParentDir(path) => self.parent_dirs.push(path),
                 MountOption::LogFile(path) => self.log_file = Some(path),
@@ -140,6 +160,30 @@ impl MountArguments {
             }
         }
     }
+}
+
+/// Whether `compact` punches holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PunchHoles {
+    /// For what filesystems call free, if the file is sparse already.
+    Auto,
+    /// For that and for zeros, which are looked for in all blocks.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How much is looked at, with the meanings of Windows' Optimize-VHD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Drop what the guest's filesystems call free, and look for blocks of zeros.
+    Full,
+    /// Drop what the guest's filesystems call free; read no other block.
+    Quick,
+    /// Look for blocks of zeros: for a disk whose free space was zeroed.
+    Prezeroed,
+    /// Drop nothing that is not known: for a disk whose free space was trimmed.
+    Pretrimmed,
 }
 
 /// `vhdfs compact`.
@@ -151,10 +195,23 @@ pub(crate) struct CompactArguments {
     /// Only say what would come of it; the predicted length is exact
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Give zeroed parts of the blocks that stay back to the host. That makes the file sparse,
-    /// and Windows does not attach a copy that is still sparse
-    #[arg(long, value_name = "on|off", default_value = "off")]
-    pub(crate) punch_holes: Switch,
+    /// How much is looked at
+    #[arg(long, value_name = "MODE", default_value = "full")]
+    pub(crate) mode: Mode,
+    /// Do not ask the guest's filesystems what is free
+    #[arg(long)]
+    pub(crate) no_fs_aware: bool,
+    /// Count Linux swap space as free
+    #[arg(long, conflicts_with = "no_fs_aware")]
+    pub(crate) free_swap: bool,
+    /// Believe an ext3 or ext4 file system that was not unmounted cleanly, too, where its journal says
+    /// what is free. For a machine that crashed, never for one that was suspended or saved
+    #[arg(long, conflicts_with = "no_fs_aware")]
+    pub(crate) replay_journal: bool,
+    /// Give unused parts of the blocks that stay back to the host. That makes the file sparse, and
+    /// Windows does not attach a copy that is still sparse
+    #[arg(long, value_name = "auto|on|off", default_value = "auto")]
+    pub(crate) punch_holes: PunchHoles,
     /// Keep blocks of a differencing disk that hold the same as its parent
     #[arg(long)]
     pub(crate) keep_identical: bool,

@@ -18,7 +18,7 @@ use signal_hook::iterator::Signals;
 use vhdfs::compact::IdlePolicy;
 use vhdfs::library::{Library, LibraryOptions};
 
-use crate::cli::{MountArguments, Switch};
+use crate::cli::{FsAware, MountArguments, Switch};
 use crate::fuse::{self, Brake, Settings, VhdFs};
 use crate::logging::{self, Destination};
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
@@ -167,6 +167,7 @@ fn library_options(arguments: &MountArguments) -> LibraryOptions {
             idle_after: arguments.idle_after,
             min_reclaim: arguments.min_reclaim,
             punch_holes,
+            fs_aware: arguments.fs_aware == FsAware::Auto,
         }),
         ..LibraryOptions::default()
     }

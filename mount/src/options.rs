@@ -18,6 +18,8 @@ pub(crate) enum MountOption {
     NoCompact,
     /// `punch-holes=on|off`.
     PunchHoles(bool),
+    /// `fs-aware=auto|off`.
+    FsAware(bool),
     /// `threads=N`.
     Threads(u16),
     /// `parent-dir=DIR`.
@@ -76,6 +78,11 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
         "idle-after" => MountOption::IdleAfter(duration(needed()?)?),
         "min-reclaim" => MountOption::MinReclaim(size(needed()?)?),
         "no-compact" | "nocompact" => MountOption::NoCompact,
+        "fs-aware" => match needed()? {
+            "auto" => MountOption::FsAware(true),
+            "off" => MountOption::FsAware(false),
+            other => return Err(format!("fs-aware is auto or off, not {other:?}")),
+        },
         "punch-holes" => match needed()? {
             "on" => MountOption::PunchHoles(true),
             "off" => MountOption::PunchHoles(false),
@@ -220,6 +227,7 @@ mod tests {
         for wrong in [
             "allow_root",
             "punch-holes=maybe",
+            "fs-aware=on",
             "idle-after",
             "threads=0",
             "Ro",

@@ -1,30 +1,29 @@
 //! Carries a compaction out, one bounded step at a time. `compact/mod.rs` has the order of writes.
 
+mod drop;
 mod punch;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::freed::Freed;
 use super::plan::{Move, Plan, plan, without};
 use super::relocate::{copy_and_commit, is_stored};
-use super::report::{CompactReport, stored_in_free_space};
-use super::same::drop_if_same;
+use super::report::{CompactReport, part_reports, stored_in_free_space};
+use super::same::{Comparison, drop_if_same};
 use super::scan::{Scanned, Scanner};
 use super::{CompactError, CompactOptions, Phase, Progress};
-use crate::disk::{Content, Disk, Watch};
+use crate::disk::{Content, Disk, Tracker, Watch};
 use crate::error::DiskError;
 use crate::format::DiskType;
-use crate::image::{Frame, MapEdit};
-use crate::map::BlockState;
+use crate::guest::Rest;
+use crate::image::{Frame, Reads};
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
 /// Bytes that a step scans at most.
 const SCAN_STEP: u64 = 1 << 20;
 /// Bytes of slots that a batch of moves copies at most; at least one slot.
 const MOVE_BATCH: u64 = 32 << 20;
-/// Blocks that leave the table in one step; the entries of one sector.
-const DROP_BATCH: usize = 128;
-
 /// Whether there is more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -47,7 +46,11 @@ enum Room {
 pub(crate) struct Compactor {
     disk: Arc<Disk>,
     options: CompactOptions,
+    /// How sure filesystems must be to be at rest, to be believed.
+    rest: Rest,
     phase: Phase,
+    /// What the guest's filesystems call free, while that is believed.
+    freed: Option<Freed>,
     /// The blocks that the phase still has to look at; the next one is first.
     queue: VecDeque<BlockIndex>,
     moves: VecDeque<Move>,
@@ -86,7 +89,12 @@ impl Compactor {
         let mut compactor = Self {
             disk,
             options,
-            phase: Phase::Scan,
+            rest: match options.replay_journal {
+                true => Rest::Replayed,
+                false => Rest::Unmarked,
+            },
+            phase: Phase::Survey,
+            freed: None,
             queue: VecDeque::new(),
             moves: VecDeque::new(),
             metadata_moves: VecDeque::new(),
@@ -105,13 +113,16 @@ impl Compactor {
             scanner: Scanner::new(options.punch_holes),
             comparing: None,
         };
-        let scan = if options.scan {
-            compactor.to_scan()
-        } else {
-            VecDeque::new()
-        };
-        compactor.enter(Phase::Scan, scan);
+        if !options.fs_aware {
+            compactor.begin_scan();
+        }
         Ok(compactor)
+    }
+
+    /// Believes only filesystems that say of themselves that they were unmounted.
+    pub(crate) fn cautious(mut self) -> Self {
+        self.rest = Rest::Unmounted;
+        self
     }
 
     /// Reports sizes as of now instead of as of the disk's opening.
@@ -154,10 +165,11 @@ impl Compactor {
     /// The disk's. What was reserved is given back.
     pub(crate) fn step(&mut self, go_on: &dyn Fn() -> bool) -> Result<Step, CompactError> {
         match self.phase {
+            Phase::Survey => self.survey_step(go_on)?,
             Phase::Scan => self.scan_step(go_on)?,
-            Phase::Drop => self.drop_step()?,
+            Phase::Drop => self.drop_step(go_on)?,
             Phase::Move => self.move_step(go_on)?,
-            Phase::Punch => self.punch_step()?,
+            Phase::Punch => self.punch_step(go_on)?,
             Phase::Done => {}
         }
         Ok(if self.phase == Phase::Done {
@@ -173,13 +185,44 @@ impl Compactor {
         self.queue = queue;
     }
 
+    // ---- survey
+
+    fn survey_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
+        let alone = || self.disk.writers.none() && go_on();
+        if !self.disk.writers.none() {
+            self.report.not_surveyed = Some("somebody has the disk open for writing".to_owned());
+        } else {
+            let freed = Freed::find(&self.disk, self.options.free_swap, self.rest, &alone)?;
+            self.report.bytes_read += freed.survey().evidence.bytes();
+            self.report.parts = part_reports(freed.survey());
+            self.freed = Some(freed);
+        }
+        self.begin_scan();
+        Ok(())
+    }
+
+    /// What each block is taken to hold.
+    fn known(&self) -> &Tracker {
+        let freed = self.freed.as_ref();
+        freed.map_or(&self.disk.tracker, |freed| &freed.tracker)
+    }
+
+    fn begin_scan(&mut self) {
+        let queue = if self.options.scan {
+            self.to_scan()
+        } else {
+            VecDeque::new()
+        };
+        self.enter(Phase::Scan, queue);
+    }
+
     /// The blocks of which a scan would find out something that matters, in order of their places,
     /// so that the host reads ahead.
     fn to_scan(&self) -> VecDeque<BlockIndex> {
         self.slots()
             .into_iter()
             .map(|(_, block)| block)
-            .filter(|block| self.compares() || self.scanner.wants(&self.disk, *block))
+            .filter(|block| self.compares() || self.scanner.wants(self.known(), *block))
             .collect()
     }
 
@@ -198,10 +241,20 @@ impl Compactor {
     /// The blocks with a slot that they need not have.
     fn dead(&self) -> impl Iterator<Item = BlockIndex> + '_ {
         let present = self.disk.image.map().present();
-        (present.map(|(block, _)| block)).filter(|block| {
-            let is_zero = self.disk.tracker.content(*block) == Content::Dead;
-            is_zero && self.disk.reads_when_dropped(*block).is_some() || self.same.contains(block)
-        })
+        (present.map(|(block, _)| block)).filter(|block| self.reads_without(*block).is_some())
+    }
+
+    /// What may be read of `block` once it has lost its slot, if it may lose it.
+    fn reads_without(&self, block: BlockIndex) -> Option<Reads> {
+        if self.same.contains(&block) {
+            return Some(Reads::Parent);
+        }
+        if self.known().content(block) != Content::Dead {
+            return None;
+        }
+        // All of it is free: what the parent has there is as good as anything.
+        let covered = |freed: &Freed| freed.covers(&self.disk, block).then_some(Reads::Parent);
+        (self.disk.reads_when_dropped(block)).or_else(|| self.freed.as_ref().and_then(covered))
     }
 
     /// What is left to do now, as known.
@@ -236,8 +289,8 @@ impl Compactor {
     pub(crate) fn reclaimable(&self) -> u64 {
         let planned = self.plan();
         let planned = planned.file_len(&self.disk.image.frame(&|_| false));
-        let inside = if self.options.punch_holes {
-            self.disk.tracker.punchable_bytes()
+        let inside = if self.punches() {
+            self.known().punchable_bytes()
         } else {
             0
         };
@@ -260,8 +313,10 @@ impl Compactor {
                 self.queue.pop_front();
                 continue;
             }
-            let scanned = if self.scanner.wants(&self.disk, block) {
-                self.scanner.scan(&self.disk, block, left)?
+            let known = (self.freed.as_ref()).map_or(&self.disk.tracker, |freed| &freed.tracker);
+            let scanned = if self.scanner.wants(known, block) {
+                let freed = self.freed.as_ref();
+                self.scanner.scan(&self.disk, freed, block, left)?
             } else {
                 Scanned::Nothing
             };
@@ -296,56 +351,20 @@ impl Compactor {
         }
         self.comparing = Some(block);
         let before = self.scanner.bytes_read;
-        let read = &mut self.scanner.bytes_read;
-        let same = drop_if_same(&self.disk, block, self.options.dry_run, go_on, read)?;
+        let how = Comparison {
+            freed: self.freed.as_ref(),
+            dry_run: self.options.dry_run,
+            go_on,
+        };
+        let same = drop_if_same(&self.disk, block, how, &mut self.scanner.bytes_read)?;
         *left = left.saturating_sub(self.scanner.bytes_read - before);
         if same {
-            self.report.blocks_dropped += 1;
+            if self.freed.is_none() {
+                self.report.blocks_dropped += 1;
+            }
             self.same.insert(block);
         }
         Ok(!same)
-    }
-
-    // ---- drop
-
-    fn drop_step(&mut self) -> Result<(), CompactError> {
-        if self.queue.is_empty() {
-            self.disk.image.drop_unused_metadata()?;
-            self.disk.image.sync()?;
-            self.disk.image.shrink()?;
-            return self.plan_moves();
-        }
-        let count = self.queue.len().min(DROP_BATCH);
-        let disk = &*self.disk;
-        let mut gates = Vec::with_capacity(count);
-        let mut edits = Vec::with_capacity(count);
-        for block in self.queue.drain(..count) {
-            // A block that somebody is at now is not dead for long.
-            let Some(gate) = disk.gates.try_exclusive(block) else {
-                self.skipped = true;
-                continue;
-            };
-            let is_zero = match disk.image.map().get(block) {
-                BlockState::Present { .. } => disk.tracker.content(block) == Content::Dead,
-                // Without a slot, but it keeps one for itself, or did a moment ago.
-                BlockState::NotPresent | BlockState::Zero => self.kept.contains(&block),
-            };
-            if let Some(reads) = disk.reads_when_dropped(block)
-                && is_zero
-            {
-                gates.push(gate);
-                edits.push(MapEdit::Drop { block, reads });
-            }
-        }
-        if edits.is_empty() {
-            return Ok(());
-        }
-        disk.image.commit(&edits)?;
-        for edit in &edits {
-            disk.tracker.forget(edit.block());
-        }
-        self.report.blocks_dropped += u64_from(edits.len());
-        Ok(())
     }
 
     // ---- move
@@ -357,7 +376,7 @@ impl Compactor {
         if moves.is_empty() && self.metadata_moves.is_empty() {
             self.disk.image.sync()?;
             self.disk.image.shrink()?;
-            let queue = if self.options.punch_holes {
+            let queue = if self.punches() {
                 self.to_punch()
             } else {
                 VecDeque::new()
@@ -448,13 +467,19 @@ impl Compactor {
 
     /// What was done, with the sizes as they are now; of a dry run, as they would be.
     pub(crate) fn into_report(mut self) -> Result<CompactReport, DiskError> {
-        let disk = &*self.disk;
+        let disk = Arc::clone(&self.disk);
+        let disk = &*disk;
         let dead: HashSet<BlockIndex> = self.dead().collect();
         let live = without(&self.slots(), &dead);
         let planned = self.plan();
         let frame = self.frame(&dead);
+        if self.options.dry_run {
+            for block in &dead {
+                self.count_reclaimed(*block);
+            }
+        }
         let report = &mut self.report;
-        report.bytes_read = self.scanner.bytes_read;
+        report.bytes_read += self.scanner.bytes_read;
         if self.options.dry_run {
             report.length_after = planned.file_len(&frame);
             report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
@@ -466,7 +491,8 @@ impl Compactor {
             report.length_after = disk.image.file_len();
             report.allocated_after = disk.allocated_bytes()?;
         }
-        report.explain(disk, &frame, u64_from(live.len()));
+        let live: Vec<_> = live.iter().map(|(_, block)| *block).collect();
+        report.explain(disk, &frame, self.freed.as_ref(), &live);
         Ok(self.report)
     }
 }

@@ -16,15 +16,20 @@ pub struct IdlePolicy {
     pub min_reclaim: u64,
     /// Whether zeros inside live blocks are punched out of the host file.
     pub punch_holes: bool,
+    /// Whether what the guest's filesystems call free is given up, too, while nobody has announced
+    /// writing: see [`CompactOptions::fs_aware`]. Only of filesystems that say that they were
+    /// unmounted.
+    pub fs_aware: bool,
 }
 
 impl Default for IdlePolicy {
-    /// 5 seconds, 16 MiB, with holes.
+    /// 5 seconds, 16 MiB, with holes, and without asking filesystems.
     fn default() -> Self {
         Self {
             idle_after: Duration::from_secs(5),
             min_reclaim: 16 << 20,
             punch_holes: true,
+            fs_aware: false,
         }
     }
 }
@@ -80,6 +85,11 @@ impl IdleWork {
     /// A guest that comes back ends the run: what was learned and done so far stays, and the next
     /// run goes on from there.
     pub fn step(&mut self) -> Next {
+        self.step_while(&|| true)
+    }
+
+    /// As [`Self::step`]; where `go_on` says no, it ends early.
+    pub fn step_while(&mut self, go_on: &dyn Fn() -> bool) -> Next {
         let idle = self.disk.idle_for();
         if idle < self.policy.idle_after {
             self.running = None;
@@ -95,8 +105,14 @@ impl IdleWork {
         let Some(_only) = disk.compacting.try_lock() else {
             return Next::Wait(self.policy.idle_after.max(Duration::from_millis(100)));
         };
-        match self.work(count) {
+        match self.work(count, go_on) {
             Ok(next) => next,
+            // A guest came back, or the caller has enough, in the middle of a step.
+            Err(CompactError::Cancelled) => {
+                self.running = None;
+                self.seen = None;
+                Next::Wait(self.policy.idle_after)
+            }
             Err(error) => {
                 self.running = None;
                 self.seen = Some(count);
@@ -122,7 +138,7 @@ impl IdleWork {
         }
     }
 
-    fn work(&mut self, count: u64) -> Result<Next, CompactError> {
+    fn work(&mut self, count: u64, go_on: &dyn Fn() -> bool) -> Result<Next, CompactError> {
         let disk = Arc::clone(&self.disk);
         let mut compactor = match self.running.take() {
             Some(running) => running,
@@ -132,19 +148,21 @@ impl IdleWork {
                     punch_holes: self.policy.punch_holes,
                     // It costs reading both disks, for what is seldom there: on request only.
                     drop_identical: false,
+                    fs_aware: self.policy.fs_aware && disk.writers.none(),
                     ..CompactOptions::default()
                 };
                 match Compactor::new(Arc::clone(&disk), options) {
                     Err(CompactError::Fixed) => return Ok(Next::Done),
-                    other => other?.measured_from_now()?,
+                    other => other?.cautious().measured_from_now()?,
                 }
             }
         };
-        let scanned = compactor.phase() != Phase::Scan;
-        let go_on = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
-        let step = compactor.step(&go_on)?;
+        let looking = |phase| matches!(phase, Phase::Survey | Phase::Scan);
+        let scanned = !looking(compactor.phase());
+        let is_idle = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
+        let step = compactor.step(&|| is_idle() && go_on())?;
         if !scanned
-            && compactor.phase() != Phase::Scan
+            && !looking(compactor.phase())
             && compactor.reclaimable() < self.policy.min_reclaim
         {
             log::debug!("{}: nothing worth compacting", disk.path().display());

@@ -2,6 +2,8 @@
 //! the file is cut.
 //!
 //! ```text
+//!   survey        what the guest's filesystems call free, if that is on [freed.rs, guest/]
+//!    |
 //!   scan          what nobody has looked at: which granules are zero   [scan.rs, disk/tracker.rs]
 //!    |            blocks that hold what the parent has leave the table   [same.rs]
 //!    |
@@ -31,6 +33,7 @@
 //! target that the host does not already store, and the file is cut before the next batch.
 
 mod execute;
+mod freed;
 mod idle;
 mod plan;
 mod relocate;
@@ -45,7 +48,7 @@ use std::thread::JoinHandle;
 pub use crate::error::CompactError;
 pub use idle::{IdlePolicy, IdleWork, Next};
 pub use plan::{Move, Plan, plan};
-pub use report::{CompactReport, Kept};
+pub use report::{CompactReport, Kept, PartReport};
 
 use crate::disk::Disk;
 use execute::{Compactor, Step};
@@ -66,6 +69,19 @@ pub struct CompactOptions {
     /// Of a differencing disk: drop the blocks that hold nothing but what the parent has. Reads all
     /// of a block that is the same, and of others up to the first difference.
     pub drop_identical: bool,
+    /// Also give up what the guest's filesystems call free, where that can be told beyond doubt: see
+    /// [`crate::guest`]. Only while nobody has announced writing with [`Disk::begin_writing`]. Reads of
+    /// what is free change; nothing else does. Not for a disk over which other disks are, nor while a
+    /// suspended machine uses it.
+    pub fs_aware: bool,
+    /// With `fs_aware`: give what is free inside live blocks back to the host, by punching holes in the
+    /// file, though `punch_holes` is off. Nothing more is read for it.
+    pub punch_free: bool,
+    /// With `fs_aware`: count the pages of Linux swap space as free.
+    pub free_swap: bool,
+    /// With `fs_aware`: also believe a filesystem that was not unmounted cleanly, if it tells what is
+    /// free once its journal is replayed, which is done in memory. For a machine that has crashed.
+    pub replay_journal: bool,
 }
 
 impl Default for CompactOptions {
@@ -76,6 +92,10 @@ impl Default for CompactOptions {
             move_blocks: true,
             punch_holes: false,
             drop_identical: true,
+            fs_aware: false,
+            punch_free: false,
+            free_swap: false,
+            replay_journal: false,
         }
     }
 }
@@ -84,6 +104,8 @@ impl Default for CompactOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
+    /// Finding out what the guest's filesystems call free.
+    Survey,
     /// Finding out which blocks are zero.
     Scan,
     /// Taking dead blocks out of the block table.
@@ -118,11 +140,12 @@ struct Shared {
 impl Shared {
     fn publish(&self, progress: Progress) {
         let phase = match progress.phase {
-            Phase::Scan => 0,
-            Phase::Drop => 1,
-            Phase::Move => 2,
-            Phase::Punch => 3,
-            Phase::Done => 4,
+            Phase::Survey => 0,
+            Phase::Scan => 1,
+            Phase::Drop => 2,
+            Phase::Move => 3,
+            Phase::Punch => 4,
+            Phase::Done => 5,
         };
         self.phase.store(phase, Ordering::Relaxed);
         self.completed.store(progress.completed, Ordering::Relaxed);
@@ -130,31 +153,22 @@ impl Shared {
     }
 }
 
-/// A compaction that runs on a thread of its own.
-#[derive(Debug)]
-pub struct Operation {
+/// Watches and cancels one compaction, whichever thread runs it. Clones are of the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<CompactReport, CompactError>>,
 }
 
-impl Operation {
-    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
-        let shared = Arc::new(Shared::default());
-        let thread = std::thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || run(&disk, options, &shared)
-        });
-        Self { shared, thread }
-    }
-
+impl Control {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         Progress {
             phase: match self.shared.phase.load(Ordering::Relaxed) {
-                0 => Phase::Scan,
-                1 => Phase::Drop,
-                2 => Phase::Move,
-                3 => Phase::Punch,
+                0 => Phase::Survey,
+                1 => Phase::Scan,
+                2 => Phase::Drop,
+                3 => Phase::Move,
+                4 => Phase::Punch,
                 _ => Phase::Done,
             },
             completed: self.shared.completed.load(Ordering::Relaxed),
@@ -162,10 +176,39 @@ impl Operation {
         }
     }
 
+    /// Makes it stop after the step it is at, or before the first. What was done stays done; it ends
+    /// with [`CompactError::Cancelled`], unless it had finished already.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A compaction that runs on a thread of its own.
+#[derive(Debug)]
+pub struct Operation {
+    control: Control,
+    thread: JoinHandle<Result<CompactReport, CompactError>>,
+}
+
+impl Operation {
+    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
+        let control = Control::default();
+        let thread = std::thread::spawn({
+            let control = control.clone();
+            move || run(&disk, options, &control)
+        });
+        Self { control, thread }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.control.progress()
+    }
+
     /// Makes it stop after the step it is at. What was done stays done; [`Self::wait`] then returns
     /// [`CompactError::Cancelled`], unless it had finished already.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Relaxed);
+        self.control.cancel();
     }
 
     /// Whether [`Self::wait`] would return at once.
@@ -186,11 +229,17 @@ impl Operation {
     }
 }
 
-fn run(
+/// Compacts `disk` on the calling thread; others follow it and cancel it with `control`. Waits for
+/// another compaction of the disk that is under way.
+///
+/// # Errors
+/// As [`Operation::wait`].
+pub(crate) fn run(
     disk: &Arc<Disk>,
     options: CompactOptions,
-    shared: &Shared,
+    control: &Control,
 ) -> Result<CompactReport, CompactError> {
+    let shared = &*control.shared;
     let _only = disk.compacting.lock();
     let go_on = || !shared.cancelled.load(Ordering::Relaxed);
     let mut compactor = Compactor::new(Arc::clone(disk), options)?;

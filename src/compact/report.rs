@@ -1,11 +1,14 @@
 //! What a compaction did, and why the rest of the file stays.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
+use super::freed::Freed;
 use crate::disk::Disk;
 use crate::error::DiskError;
+use crate::guest::{Outcome, Survey};
 use crate::image::Frame;
-use crate::units::BlockIndex;
+use crate::units::{BlockIndex, u64_from};
 
 /// Bytes of the file that stay, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +17,56 @@ pub struct Kept {
     pub reason: String,
     /// How many bytes of the file's length.
     pub bytes: u64,
+}
+
+/// A part of the disk, and what the compaction made of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartReport {
+    /// What to call it: `partition 2`, `volume vg0/root`, `the disk`.
+    pub name: String,
+    /// What it holds, if that is known: `ext4`, `NTFS`, `LUKS`.
+    pub content: Option<&'static str>,
+    /// Its bytes.
+    pub size: u64,
+    /// Bytes that the filesystem's own tools call free; 0 where it was skipped.
+    pub free: u64,
+    /// Bytes of what is free that left the file with their blocks.
+    pub reclaimed: u64,
+    /// Why all of it counts as in use, if it does: the end of a sentence.
+    pub skipped: Option<String>,
+    /// Where it lies on the disk.
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
+impl PartReport {
+    /// How many bytes of a range of the disk are in the part.
+    pub(super) fn overlap(&self, range: &Range<u64>) -> u64 {
+        let common = |own: &Range<u64>| {
+            let (start, end) = (own.start.max(range.start), own.end.min(range.end));
+            end.saturating_sub(start)
+        };
+        self.ranges.iter().map(common).sum()
+    }
+}
+
+/// The parts of a survey, before anything was done.
+pub(super) fn part_reports(survey: &Survey) -> Vec<PartReport> {
+    let parts = survey.parts.iter().map(|part| PartReport {
+        name: part.name.clone(),
+        content: part.content,
+        size: part.size,
+        free: match &part.outcome {
+            Outcome::Read { reported_free, .. } => *reported_free,
+            Outcome::Skipped { .. } => 0,
+        },
+        reclaimed: 0,
+        skipped: match &part.outcome {
+            Outcome::Read { .. } => None,
+            Outcome::Skipped { reason } => Some(reason.clone()),
+        },
+        ranges: part.ranges.clone(),
+    });
+    parts.collect()
 }
 
 /// What a compaction did, or, of a dry run, would do.
@@ -39,28 +92,62 @@ pub struct CompactReport {
     pub bytes_punched: u64,
     /// Why each byte of the file stays; sums up to the length after.
     pub kept: Vec<Kept>,
+    /// The partitions and volumes of the disk, if the guest's filesystems were asked.
+    pub parts: Vec<PartReport>,
+    /// Why what they call free was not touched, or no longer, though that was asked for.
+    pub not_surveyed: Option<String>,
 }
 
 impl CompactReport {
     /// Fills in why each byte of a file of `self.length_after` bytes with `live` blocks stays.
-    pub(super) fn explain(&mut self, disk: &Disk, frame: &Frame, live: u64) {
+    pub(super) fn explain(
+        &mut self,
+        disk: &Disk,
+        frame: &Frame,
+        freed: Option<&Freed>,
+        live: &[BlockIndex],
+    ) {
         let geometry = disk.geometry();
-        let data = live * geometry.block_size;
-        let bitmaps = live * geometry.slot.header_len;
+        let blocks = u64_from(live.len());
+        let all_data = blocks * geometry.block_size;
+        let bitmaps = blocks * geometry.slot.header_len;
         let pinned = frame.pinned.iter().chain(&frame.movable);
         let pinned: u64 = pinned.map(|range| range.len).sum();
         let metadata = frame.start.get() + bitmaps + pinned + frame.trailer_len;
-        let rest = self.length_after.saturating_sub(data + metadata);
+        let rest = self.length_after.saturating_sub(all_data + metadata);
+
+        let mut in_skipped = vec![0; self.parts.len()];
+        let mut free = 0;
+        for block in live {
+            let start = disk.offset_of(*block);
+            let range = start..start + geometry.block_size;
+            let mut parts = self.parts.iter();
+            let unknown = parts.position(|part| part.skipped.is_some() && part.overlap(&range) > 0);
+            match (unknown, freed) {
+                (Some(part), _) => in_skipped[part] += geometry.block_size,
+                (None, Some(freed)) => {
+                    let parts = freed.free_in(disk, *block);
+                    free += parts.map(|free| free.end - free.start).sum::<u64>();
+                }
+                (None, None) => {}
+            }
+        }
+        let data = all_data - free - in_skipped.iter().sum::<u64>();
         let kept = [
             ("blocks that hold data", data),
+            ("free space of the guest in such blocks", free),
+        ];
+        let kept = (kept.into_iter()).map(|(reason, bytes)| (reason.to_owned(), bytes));
+        let skipped = (self.parts.iter().zip(in_skipped))
+            .map(|(part, bytes)| (format!("blocks of {}, which was skipped", part.name), bytes));
+        let others = [
             ("headers, tables and sector bitmaps", metadata),
             ("gaps that no block fits in", rest),
         ];
-        self.kept = (kept.into_iter().filter(|(_, bytes)| *bytes > 0))
-            .map(|(reason, bytes)| Kept {
-                reason: reason.to_owned(),
-                bytes,
-            })
+        let others = (others.into_iter()).map(|(reason, bytes)| (reason.to_owned(), bytes));
+        self.kept = (kept.chain(skipped).chain(others))
+            .filter(|(_, bytes)| *bytes > 0)
+            .map(|(reason, bytes)| Kept { reason, bytes })
             .collect();
     }
 }

@@ -1,6 +1,7 @@
 //! Finds out which granules of a block are zero, reading as little as that takes.
 
-use crate::disk::{Disk, zero};
+use super::freed::Freed;
+use crate::disk::{Disk, Tracker, zero};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
@@ -41,24 +42,27 @@ impl Scanner {
     }
 
     /// Whether a look at `block` would find out something that matters.
-    pub(super) fn wants(&self, disk: &Disk, block: BlockIndex) -> bool {
-        let gaps = disk.tracker.gaps(block);
+    pub(super) fn wants(&self, known: &Tracker, block: BlockIndex) -> bool {
+        let gaps = known.gaps(block);
         gaps.has_unknown && (self.whole_blocks || !gaps.has_data)
     }
 
     /// Finds out about the next unknown granules of `block`, at most `limit` bytes of them. What its
-    /// sector bitmap or the host tells to be zero is not read.
+    /// sector bitmap or the host tells to be zero is not read; what is `freed` counts as zero, and
+    /// then the book to keep is that of `freed`.
     ///
     /// # Errors
     /// Where the host cannot read.
     pub(super) fn scan(
         &mut self,
         disk: &Disk,
+        freed: Option<&Freed>,
         block: BlockIndex,
         limit: u64,
     ) -> Result<Scanned, DiskError> {
+        let known = freed.map_or(&disk.tracker, |freed| &freed.tracker);
         let watch = disk.gates.watch(block);
-        let runs = disk.tracker.unknown_runs(block);
+        let runs = known.unknown_runs(block);
         let Some((slot, run)) = disk.image.map().get(block).slot().zip(runs.first()) else {
             return Ok(Scanned::Nothing);
         };
@@ -70,13 +74,21 @@ impl Scanner {
         let len = ((run.end - run.start) * GRANULE_SIZE).min(limit);
         let len = len.min(disk.geometry().block_size - start);
         let stored = self.load(disk, block, slot, start, len)?;
+        if let Some(freed) = freed {
+            for free in freed.free_in(disk, block) {
+                let (from, to) = (free.start.max(start), free.end.min(start + len));
+                if from < to {
+                    self.buf[usize_from(from - start)..usize_from(to - start)].fill(0);
+                }
+            }
+        }
         let found = self.granules(start);
 
         let _gate = disk.gates.exclusive(block);
         if watch.is_touched() {
             return Ok(Scanned::Nothing);
         }
-        disk.tracker.note_scanned(block, found, stored);
+        known.note_scanned(block, found, stored);
         Ok(Scanned::Bytes(len))
     }
 

@@ -32,8 +32,13 @@ impl Disk {
     /// # Errors
     /// [`DiskError::OutOfRange`]; [`DiskError::Io`] where the host cannot read.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
-        let range = self.range(offset, u64_from(buf.len()))?;
         self.note_io();
+        self.read_quietly(buf, offset)
+    }
+
+    /// As [`Self::read_at`], for background work: the disk stays as idle as it is.
+    pub(crate) fn read_quietly(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        let range = self.range(offset, u64_from(buf.len()))?;
         if self.geometry().is_flat {
             return self.read_file(buf, FileOffset::new(offset));
         }

@@ -18,11 +18,12 @@ mod io;
 mod layout;
 pub(crate) mod parents;
 mod tracker;
+mod writers;
 pub(crate) mod zero;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -42,6 +43,7 @@ pub use parents::{
 };
 pub(crate) use parents::{Family, Kin, is_disk_name};
 pub(crate) use tracker::{Content, Tracker};
+pub(crate) use writers::Writers;
 
 /// How to open a [`Disk`].
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +101,9 @@ pub struct Disk {
     parent: Option<Arc<Disk>>,
     pub(crate) gates: Gates,
     pub(crate) tracker: Tracker,
+    pub(crate) writers: Writers,
+    /// Set when bytes that the guest's filesystems call free were given up.
+    pub(crate) gave_up_free: AtomicBool,
     /// Held by the one compaction that may run.
     pub(crate) compacting: Mutex<()>,
     pub(crate) punch_holes: bool,
@@ -178,6 +183,8 @@ impl Disk {
             parent,
             gates: Gates::new(blocks),
             tracker: Tracker::new(blocks, geometry.block_size),
+            writers: Writers::default(),
+            gave_up_free: AtomicBool::new(false),
             compacting: Mutex::new(()),
             punch_holes: options.punch_holes,
             path: name.to_owned(),
@@ -265,6 +272,23 @@ impl Disk {
     /// compaction would find nothing new.
     pub fn io_count(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
+    }
+
+    /// Says that somebody may write from now on, though nothing is written yet: what the guest's
+    /// filesystems call free is not touched until [`Self::end_writing`], and no longer touched when
+    /// this returns, which takes no longer than one commit of the block table.
+    ///
+    /// Writes are allowed without it; they only end such work by themselves.
+    pub fn begin_writing(&self) {
+        self.writers.announce();
+        self.writers.wait();
+    }
+
+    /// Ends what [`Self::begin_writing`] began, which may be nested.
+    pub fn end_writing(&self) {
+        // What the guest's filesystems call free may be looked at now: there may be something new.
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.writers.end();
     }
 
     /// Leaves a clean file: everything durable, unused space at the end cut off, and other unused

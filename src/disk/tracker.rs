@@ -63,7 +63,7 @@ pub(crate) struct Gaps {
     pub(crate) has_unknown: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Granules {
     /// Bit set: known.
     known: Box<[u64]>,
@@ -158,6 +158,20 @@ impl Tracker {
                 .expect("a byte for each of at most 2^26 blocks fits in memory"),
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
             granules: div_ceil(block_size, GRANULE_SIZE),
+        }
+    }
+
+    /// A copy that goes its own way. What changes meanwhile may be in it or not.
+    pub(crate) fn snapshot(&self) -> Self {
+        let contents = self.contents.iter();
+        Self {
+            shards: (self.shards.iter())
+                .map(|shard| Mutex::new(shard.lock().clone()))
+                .collect(),
+            contents: contents
+                .map(|content| AtomicU8::new(content.load(Ordering::Acquire)))
+                .collect(),
+            granules: self.granules,
         }
     }
 

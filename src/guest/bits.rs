@@ -21,7 +21,7 @@ pub(super) fn clear_runs(bitmap: &[u8], count: u64) -> impl Iterator<Item = Rang
 }
 
 /// The first bit from `at` on, before `end`, that is `wanted`; else `end`.
-fn find(bitmap: &[u8], mut at: u64, end: u64, wanted: bool) -> u64 {
+pub(super) fn find(bitmap: &[u8], mut at: u64, end: u64, wanted: bool) -> u64 {
     let skip = if wanted { 0x00 } else { 0xff };
     while at < end {
         let byte = bitmap[usize_from(at / 8)];

@@ -19,9 +19,19 @@
 
 mod bits;
 mod btrfs;
+mod clusters;
+mod container;
+mod exfat;
+mod ext;
+mod fat;
+mod lvm;
+mod ntfs;
 mod raw;
 mod survey;
+mod swap;
 mod table;
+#[cfg(test)]
+mod testing;
 mod view;
 mod xfs;
 
@@ -71,6 +81,20 @@ impl From<io::Error> for Trouble {
     }
 }
 
+/// How sure it is that nobody has a filesystem mounted. One that is mounted by a machine that was
+/// suspended, its state saved elsewhere, is consistent on the disk, and yet that machine knows more of
+/// it: what it wrote last may lie where the disk still calls it free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// It was mounted, and its journal is not empty: what is free was told with the journal replayed in
+    /// memory, and is free without it, too.
+    Replayed,
+    /// It is consistent, and never says whether it is mounted (btrfs).
+    Unmarked,
+    /// By its own marks it was unmounted.
+    Unmounted,
+}
+
 /// What a reader found in a part whose every doubt is settled.
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -81,6 +105,8 @@ pub(crate) struct Volume {
     /// Bytes that the filesystem's own tools call free. Equal to the sum of `free`, unless some of it
     /// must be kept all the same (XFS's free lists).
     pub(crate) reported_free: u64,
+    /// How sure it is that nobody has it mounted.
+    pub(crate) rest: Rest,
 }
 
 /// The most free runs that are taken from one part: more is no filesystem that compaction helps, and
@@ -120,6 +146,8 @@ pub enum Outcome {
         reported_free: u64,
         /// Bytes of them that may go.
         free: u64,
+        /// How sure it is that nobody has it mounted.
+        rest: Rest,
     },
     /// All of it counts as in use.
     Skipped {
@@ -137,6 +165,8 @@ pub struct Part {
     pub start: u64,
     /// Its bytes.
     pub size: u64,
+    /// Where all of it lies: disjoint disk ranges, in the order of its bytes.
+    pub ranges: Vec<Range<u64>>,
     /// What it holds, if that is known: `ext4`, `NTFS`, `LUKS`.
     pub content: Option<&'static str>,
     /// What became of it.
@@ -146,7 +176,7 @@ pub struct Part {
 /// What may be freed on a disk, by its guest's filesystems.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every part, in the order of the partition table.
+    /// Every part, in the order of the partition table. No two share a free byte.
     pub parts: Vec<Part>,
     /// Disk ranges that hold nothing that the guest may want.
     pub free: RangeSet<u64>,

@@ -1,12 +1,21 @@
 //! From a disk to its parts, and from each part to its reader.
+//!
+//! A part is read only if it holds the mark of exactly one thing that is known. Free is only what
+//! lies in a part that was read; where any part says that the guest sleeps, nothing is.
 
 use std::io;
 use std::ops::Range;
 
 use rangemap::RangeSet;
 
+use super::container::{self, LVM2, Meaning};
+use super::lvm::{self, Group};
+use super::table::{self, Slot};
 use super::view::{Source, View};
-use super::{Outcome, Part, Survey, SurveyOptions, Trouble, Volume, btrfs, table, xfs};
+use super::{
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs,
+    swap, xfs,
+};
 
 /// A filesystem that can be read.
 struct Reader {
@@ -23,6 +32,22 @@ const READERS: &[Reader] = &[
         read: btrfs::read,
     },
     Reader {
+        is_here: exfat::is_here,
+        read: exfat::read,
+    },
+    Reader {
+        is_here: ext::is_here,
+        read: ext::read,
+    },
+    Reader {
+        is_here: fat::is_here,
+        read: fat::read,
+    },
+    Reader {
+        is_here: ntfs::is_here,
+        read: ntfs::read,
+    },
+    Reader {
         is_here: xfs::is_here,
         read: xfs::read,
     },
@@ -32,23 +57,38 @@ const READERS: &[Reader] = &[
 ///
 /// # Errors
 /// Only where the host cannot read. What cannot be understood counts as in use.
-pub fn survey(source: &dyn Source, _options: &SurveyOptions) -> io::Result<Survey> {
+pub fn survey(source: &dyn Source, options: &SurveyOptions) -> io::Result<Survey> {
+    survey_with(source, options, READERS)
+}
+
+fn survey_with(
+    source: &dyn Source,
+    options: &SurveyOptions,
+    readers: &[Reader],
+) -> io::Result<Survey> {
     let disk = View::whole(source);
-    let mut parts = Vec::new();
-    let mut free = RangeSet::new();
-    for (name, range) in places(&disk)? {
-        let Some(view) = disk.part(std::slice::from_ref(&range)) else {
-            continue;
-        };
-        let (content, outcome) = look(&view, &mut free)?;
-        parts.push(Part {
-            name,
-            start: range.start,
-            size: range.end - range.start,
-            content,
-            outcome,
-        });
+    let surveyor = Surveyor {
+        readers,
+        options: *options,
+    };
+    let mut found = Vec::new();
+    match surveyor.disk(&disk, &mut found) {
+        Ok(()) => {}
+        Err(Trouble::Io(error)) => return Err(error),
+        Err(Trouble::Skip { reason, hibernated }) => {
+            found.clear();
+            found.push(Found {
+                content: None,
+                result: Err(Skip { reason, hibernated }),
+                ..Found::new("the disk".to_owned(), &disk)
+            });
+        }
     }
+    let_sleep(&mut found);
+    let mut free = RangeSet::new();
+    let parts = (found.into_iter())
+        .map(|found| found.into_part(&mut free))
+        .collect();
     Ok(Survey {
         parts,
         free,
@@ -56,38 +96,352 @@ pub fn survey(source: &dyn Source, _options: &SurveyOptions) -> io::Result<Surve
     })
 }
 
-/// The partitions, or the whole disk.
-fn places(disk: &View<'_>) -> io::Result<Vec<(String, Range<u64>)>> {
-    match table::partitions(disk) {
-        Ok(Some(found)) => Ok(found),
-        Ok(None) | Err(Trouble::Skip { .. }) => Ok(vec![("the disk".to_owned(), 0..disk.len())]),
-        Err(Trouble::Io(error)) => Err(error),
+/// Counts every part as in use if the guest sleeps: what it has in memory is not on the disk.
+fn let_sleep(found: &mut [Found<'_>]) {
+    let asleep = found.iter().find_map(|part| match &part.result {
+        Err(skip) if skip.hibernated => Some(format!("{} {}", part.name, skip.reason)),
+        _ => None,
+    });
+    let Some(asleep) = asleep else { return };
+    for part in found.iter_mut().filter(|part| part.result.is_ok()) {
+        part.result = Err(Skip {
+            reason: format!("counts as in use, because {asleep}"),
+            hibernated: true,
+        });
     }
 }
 
-fn look(view: &View<'_>, free: &mut RangeSet<u64>) -> io::Result<(Option<&'static str>, Outcome)> {
-    let mut content = None;
-    let outcome = match find(view, &mut content) {
-        Ok(volume) => {
-            let free_here: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
-            free.extend(view.all_on_disk(&volume.free));
-            Outcome::Read {
-                reported_free: volume.reported_free,
-                free: free_here,
+/// Why a part is in use, as [`Trouble::Skip`].
+#[derive(Clone, Debug)]
+struct Skip {
+    reason: String,
+    hibernated: bool,
+}
+
+/// What was found out about a part.
+struct Found<'a> {
+    name: String,
+    view: View<'a>,
+    /// Where it lies on the disk, in the order of its bytes.
+    ranges: Vec<Range<u64>>,
+    content: Option<&'static str>,
+    result: Result<Volume, Skip>,
+}
+
+impl<'a> Found<'a> {
+    /// A part that is all of `view`, of which nothing is known yet.
+    fn new(name: String, view: &View<'a>) -> Self {
+        Self {
+            name,
+            view: view.clone(),
+            ranges: view.on_disk(0..view.len()),
+            content: None,
+            result: Err(Skip {
+                reason: "was not looked at".to_owned(),
+                hibernated: false,
+            }),
+        }
+    }
+
+    /// The line in the survey. What is free goes to `all`.
+    fn into_part(self, all: &mut RangeSet<u64>) -> Part {
+        let outcome = match self.result {
+            Ok(volume) => {
+                all.extend(self.view.all_on_disk(&volume.free));
+                Outcome::Read {
+                    reported_free: volume.reported_free,
+                    free: total(&volume.free),
+                    rest: volume.rest,
+                }
+            }
+            Err(skip) => Outcome::Skipped {
+                reason: skip.reason,
+            },
+        };
+        Part {
+            name: self.name,
+            start: self.ranges.first().map_or(0, |range| range.start),
+            size: self
+                .ranges
+                .iter()
+                .map(|range| range.end - range.start)
+                .sum(),
+            ranges: self.ranges,
+            content: self.content,
+            outcome,
+        }
+    }
+}
+
+fn total(ranges: &RangeSet<u64>) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// Something that a part seems to hold.
+struct Mark<'r> {
+    name: &'static str,
+    kind: Kind<'r>,
+    /// Where the mark lies in the part, if that is known.
+    at: Option<u64>,
+}
+
+enum Kind<'r> {
+    Filesystem(&'r Reader),
+    Swap,
+    Table,
+    Container(Meaning),
+}
+
+/// What stands above a part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Disk,
+    Partition,
+    Volume,
+}
+
+struct Surveyor<'r> {
+    readers: &'r [Reader],
+    options: SurveyOptions,
+}
+
+impl Surveyor<'_> {
+    /// Adds the parts of the disk to `found`.
+    ///
+    /// # Errors
+    /// [`Trouble::Skip`] where all of the disk is in use; [`Trouble::Io`].
+    fn disk<'a>(&self, disk: &View<'a>, found: &mut Vec<Found<'a>>) -> Result<(), Trouble> {
+        let Some(slots) = table::read(disk)? else {
+            return self.part("the disk".to_owned(), disk, Level::Disk, None, found);
+        };
+        if let Some(mark) = self.marks(disk)?.iter().find(|mark| outside(mark, &slots)) {
+            return Err(Trouble::skip(format!(
+                "holds the marks of {} and of a partition table, one of which is a remnant (wipefs)",
+                mark.name
+            )));
+        }
+        for slot in slots {
+            let Some(view) = disk.part(std::slice::from_ref(&slot.range)) else {
+                return Err(Trouble::skip(format!("ends before {} does", slot.name)));
+            };
+            let kept = slot.kept.map(|kept| kept.reason.to_owned());
+            let first = found.len();
+            self.part(slot.name, &view, Level::Partition, kept, found)?;
+            for part in found.iter_mut().skip(first) {
+                part.content = part.content.or(slot.kept.and_then(|kept| kept.content));
             }
         }
-        Err(Trouble::Skip { reason, .. }) => Outcome::Skipped { reason },
-        Err(Trouble::Io(error)) => return Err(error),
-    };
-    Ok((content, outcome))
-}
+        Ok(())
+    }
 
-fn find(view: &View<'_>, content: &mut Option<&'static str>) -> Result<Volume, Trouble> {
-    for reader in READERS {
-        if let Some(name) = (reader.is_here)(view)? {
-            *content = Some(name);
-            return (reader.read)(view);
+    /// Adds what a part comes to: itself, or the volumes in it. Where it is `kept` for a reason, it is
+    /// looked at only for its name, and for a guest that sleeps.
+    ///
+    /// # Errors
+    /// [`Trouble::Io`].
+    fn part<'a>(
+        &self,
+        name: String,
+        view: &View<'a>,
+        level: Level,
+        kept: Option<String>,
+        found: &mut Vec<Found<'a>>,
+    ) -> Result<(), Trouble> {
+        let mut part = Found::new(name, view);
+        let result = match self.content(view, level, &mut part.content) {
+            Ok(Content::Group(group)) if kept.is_none() => {
+                return self.group(view, group, found);
+            }
+            Ok(Content::Group(_)) => Err(Trouble::skip("is kept")),
+            Ok(Content::Volume(volume)) => sound(&volume, view).map(|()| volume),
+            Err(trouble) => Err(trouble),
+        };
+        part.result = match (result, kept) {
+            (Err(Trouble::Io(error)), _) => return Err(Trouble::Io(error)),
+            (Err(Trouble::Skip { hibernated, .. }), Some(reason)) => {
+                Err(Skip { reason, hibernated })
+            }
+            (Err(Trouble::Skip { reason, hibernated }), None) => Err(Skip { reason, hibernated }),
+            (Ok(_), Some(reason)) => Err(Skip {
+                reason,
+                hibernated: false,
+            }),
+            (Ok(volume), None) => Ok(volume),
+        };
+        found.push(part);
+        Ok(())
+    }
+
+    /// Adds the volumes of a group, and what is in none.
+    ///
+    /// # Errors
+    /// [`Trouble::Io`].
+    fn group<'a>(
+        &self,
+        disk: &View<'a>,
+        group: Group,
+        found: &mut Vec<Found<'a>>,
+    ) -> Result<(), Trouble> {
+        for volume in group.volumes {
+            let name = format!("volume {}/{}", group.name, volume.name);
+            let Some(view) = disk.part(&volume.ranges) else {
+                return Err(Trouble::skip("has volumes beyond its end"));
+            };
+            if volume.linear {
+                self.part(name, &view, Level::Volume, volume.kept, found)?;
+                continue;
+            }
+            let mut part = Found::new(name, &view);
+            part.result = Err(Skip {
+                reason: volume.kept.unwrap_or_default(),
+                hibernated: false,
+            });
+            found.push(part);
+        }
+        let size = total(&group.unused);
+        if size > 0 {
+            let place = disk.all_on_disk(&group.unused);
+            found.push(Found {
+                name: format!("unused space of {}", group.name),
+                view: disk.clone(),
+                ranges: place.iter().cloned().collect(),
+                content: Some(LVM2),
+                result: Ok(Volume {
+                    size: disk.len(),
+                    reported_free: size,
+                    free: group.unused,
+                    rest: Rest::Unmounted,
+                }),
+            });
+        }
+        Ok(())
+    }
+
+    /// What is in a part, whose name goes to `name`.
+    ///
+    /// # Errors
+    /// As every reader's.
+    fn content(
+        &self,
+        view: &View<'_>,
+        level: Level,
+        name: &mut Option<&'static str>,
+    ) -> Result<Content, Trouble> {
+        let mut marks = self.marks(view)?;
+        if level != Level::Disk {
+            marks.extend(table::is_here(view)?.map(|name| Mark {
+                name,
+                kind: Kind::Table,
+                at: None,
+            }));
+        }
+        marks.dedup_by_key(|mark| mark.name);
+        let [mark] = &marks[..] else {
+            return Err(self.several(view, &marks));
+        };
+        *name = Some(mark.name);
+        match mark.kind {
+            Kind::Filesystem(reader) => (reader.read)(view).map(Content::Volume),
+            Kind::Swap => {
+                let volume = swap::read(view)?;
+                match self.options.swap {
+                    true => Ok(Content::Volume(volume)),
+                    false => Err(Trouble::skip(
+                        "is swap space, which counts as in use unless it is asked for",
+                    )),
+                }
+            }
+            Kind::Table => Err(Trouble::skip("has partitions of its own")),
+            Kind::Container(_) if mark.name == LVM2 && level != Level::Volume => {
+                lvm::read(view).map(Content::Group)
+            }
+            Kind::Container(meaning) => Err(Trouble::skip(meaning.reason())),
         }
     }
-    Err(Trouble::skip("holds nothing that is known here"))
+
+    /// The trouble with a part that holds no mark, or several: one of them may still say that the guest
+    /// sleeps.
+    fn several(&self, view: &View<'_>, marks: &[Mark<'_>]) -> Trouble {
+        let mut asleep = false;
+        for mark in marks {
+            let volume = match mark.kind {
+                Kind::Filesystem(reader) => (reader.read)(view),
+                Kind::Swap => swap::read(view),
+                Kind::Table | Kind::Container(_) => continue,
+            };
+            match volume {
+                Err(Trouble::Io(error)) => return Trouble::Io(error),
+                Err(Trouble::Skip { hibernated, .. }) => asleep |= hibernated,
+                Ok(_) => {}
+            }
+        }
+        let names: Vec<_> = marks.iter().map(|mark| mark.name).collect();
+        let reason = match names.is_empty() {
+            true => "holds nothing that is known here".to_owned(),
+            false => format!(
+                "holds the marks of {}, of which all but one are remnants (wipefs)",
+                names.join(" and of ")
+            ),
+        };
+        match asleep {
+            true => Trouble::hibernated(reason),
+            false => Trouble::skip(reason),
+        }
+    }
+
+    /// Everything that a part seems to hold.
+    ///
+    /// # Errors
+    /// As every reader's.
+    fn marks(&self, view: &View<'_>) -> Result<Vec<Mark<'_>>, Trouble> {
+        let mut marks = Vec::new();
+        for reader in self.readers {
+            marks.extend((reader.is_here)(view)?.map(|name| Mark {
+                name,
+                kind: Kind::Filesystem(reader),
+                at: None,
+            }));
+        }
+        marks.extend(swap::is_here(view)?.map(|name| Mark {
+            name,
+            kind: Kind::Swap,
+            at: None,
+        }));
+        marks.extend(container::marks(view)?.into_iter().map(|mark| Mark {
+            name: mark.name,
+            kind: Kind::Container(mark.meaning),
+            at: Some(mark.at),
+        }));
+        Ok(marks)
+    }
 }
+
+/// What a part holds.
+enum Content {
+    /// A filesystem, or swap space.
+    Volume(Volume),
+    /// Volumes.
+    Group(Group),
+}
+
+/// That a mark on the disk is not one that a partition's content happens to have there.
+fn outside(mark: &Mark<'_>, slots: &[Slot]) -> bool {
+    mark.at
+        .is_none_or(|at| slots.iter().all(|slot| !slot.range.contains(&at)))
+}
+
+/// That what a reader says fits the part.
+fn sound(volume: &Volume, view: &View<'_>) -> Result<(), Trouble> {
+    let end = volume.free.last().map_or(0, |run| run.end);
+    if volume.size > view.len() || end > volume.size {
+        return Err(Trouble::skip(format!(
+            "claims {} bytes, but has {}",
+            volume.size.max(end),
+            view.len()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

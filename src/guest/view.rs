@@ -54,6 +54,14 @@ impl Evidence {
         self.seen.iter().map(|seen| u64_from(seen.len)).sum()
     }
 
+    /// Leaves out the reads that touch `free`, which is about to lose its bytes.
+    pub fn without(&mut self, free: &RangeSet<u64>) {
+        self.seen.retain(|seen| {
+            let read = seen.offset..seen.offset + u64_from(seen.len);
+            !free.overlaps(&read)
+        });
+    }
+
     /// Reads all of it again and says whether it is what it was.
     ///
     /// # Errors

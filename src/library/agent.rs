@@ -243,7 +243,8 @@ impl Agent {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;
         }
-        let Some(next) = disk.step(&policy) else {
+        let go_on = || !self.core.bell.is_stopped();
+        let Some(next) = disk.step(&policy, &self.core.probes, &go_on) else {
             return;
         };
         *turn = follow(disk, next, io_count);

@@ -51,7 +51,7 @@ pub(super) struct OpenDisk {
     pub(super) identity: Identity,
     pub(super) pinned: Pinned,
     /// Names the content for the next opener; see [`Probes::content_at_open`].
-    content: u64,
+    content: AtomicU64,
     /// Read-only because another program reads it, not because it must be.
     shared: bool,
     /// Read-only because other disks were its children then.
@@ -114,7 +114,7 @@ impl OpenDisk {
         Self {
             identity: opened.identity,
             pinned: opened.pinned,
-            content: opened.content,
+            content: AtomicU64::new(opened.content),
             shared: opened.shared,
             is_parent: opened.is_parent,
             read_only: disk.is_read_only(),
@@ -156,10 +156,13 @@ impl OpenDisk {
         bell: Arc<Bell>,
     ) -> DiskHandle {
         self.users.fetch_add(1, Ordering::Acquire);
+        if write {
+            disk.writers.announce();
+        }
         DiskHandle {
             disk,
             writable: write,
-            content: self.content,
+            content: self.content.load(Ordering::Acquire),
             content_kept: false,
             lease: Lease {
                 owner: Arc::clone(self),
@@ -215,16 +218,23 @@ impl OpenDisk {
         self.disk.lock().as_ref().map(|disk| disk.len())
     }
 
-    /// One step of background work; `None` once the disk is closed.
-    pub(super) fn step(&self, policy: &IdlePolicy) -> Option<Next> {
+    /// One step of background work, which ends early where `go_on` says no; `None` once the disk is
+    /// closed.
+    pub(super) fn step(
+        &self,
+        policy: &IdlePolicy,
+        probes: &Probes,
+        go_on: &dyn Fn() -> bool,
+    ) -> Option<Next> {
         let mut slot = self.work.lock();
-        if slot.is_none() {
-            let disk = self.disk.lock().clone()?;
-            *slot = Some(IdleWork::new(disk, *policy));
-        }
-        let work = slot.as_mut()?;
+        let disk = self.disk.lock().clone()?;
+        let work = slot.get_or_insert_with(|| IdleWork::new(Arc::clone(&disk), *policy));
         let before = self.allocated();
-        let next = work.step();
+        let next = work.step_while(go_on);
+        if disk.gave_up_free.swap(false, Ordering::AcqRel) {
+            // What readers cached of the free space is not there any more.
+            self.content.store(probes.new_content(), Ordering::Release);
+        }
         let freed = before.saturating_sub(self.allocated());
         self.reclaimed.fetch_add(freed, Ordering::Relaxed);
         Some(next)
@@ -273,7 +283,7 @@ impl OpenDisk {
             ),
             Ok(()) => {
                 if let Ok(stamps) = stamps {
-                    probes.content_at_close(stamps, self.content);
+                    probes.content_at_close(stamps, self.content.load(Ordering::Acquire));
                 }
             }
         }
@@ -301,6 +311,13 @@ impl fmt::Debug for DiskHandle {
 }
 
 impl DiskHandle {
+    /// Waits for background work that nobody who may write must meet: no longer than one commit.
+    pub(super) fn wait_to_write(&self) {
+        if self.writable {
+            self.disk.writers.wait();
+        }
+    }
+
     /// The disk.
     pub fn disk(&self) -> &Disk {
         &self.disk
@@ -328,6 +345,14 @@ impl DiskHandle {
 
     pub(super) fn set_content_kept(&mut self, kept: bool) {
         self.content_kept = kept;
+    }
+}
+
+impl Drop for DiskHandle {
+    fn drop(&mut self) {
+        if self.writable {
+            self.disk.end_writing();
+        }
     }
 }
 

@@ -143,6 +143,7 @@ impl OpenDisks {
             return Err(Refused::ReadOnly);
         }
         if let Some(handle) = self.join(probes, &found, purpose)? {
+            handle.wait_to_write();
             return Ok(handle);
         }
         // The slot is busy, and ours to settle.
@@ -163,7 +164,7 @@ impl OpenDisks {
         self.settled.notify_all();
         self.bell.ring();
         self.evict(probes);
-        result
+        result.inspect(DiskHandle::wait_to_write)
     }
 
     /// A handle to a disk that is open already. `None` where it is not; then its slot is busy, and

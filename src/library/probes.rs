@@ -227,6 +227,13 @@ impl Probes {
         contents.next
     }
 
+    /// A number for content that nobody has seen yet.
+    pub(super) fn new_content(&self) -> u64 {
+        let mut contents = self.contents.lock();
+        contents.next += 1;
+        contents.next
+    }
+
     /// Remembers how a file looks now that it has been closed with that content.
     pub(super) fn content_at_close(&self, stamps: Vec<Stamp>, content: u64) {
         if let Some(own) = stamps.first() {

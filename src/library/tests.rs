@@ -391,6 +391,7 @@ fn idle_work_visits_what_nobody_opened() {
         idle_after: Duration::ZERO,
         min_reclaim: 0,
         punch_holes: true,
+        fs_aware: false,
     };
     let options = LibraryOptions {
         compact: Some(policy),

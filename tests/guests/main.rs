@@ -5,7 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod btrfs;
+mod compacting;
+mod exfat;
+mod ext;
+mod fat;
+mod ntfs;
+mod parts;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 mod xfs;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use vhdfs::guest::Source;
+use vhdfs::storage::sim::Random;
 
 use crate::support::tools::{run, tool};
 
@@ -153,4 +154,38 @@ pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
+}
+
+/// Changes what [`fill`] left, at random, the same for the same `seed`: appends, truncates, overwrites,
+/// renames, deletes, makes anew.
+pub(crate) fn churn(folder: &Path, seed: u64, changes: u64) {
+    let mut random = Random::new(seed);
+    for number in 0..changes {
+        let mut files: Vec<PathBuf> = contents(folder).into_keys().collect();
+        files.sort();
+        let place = random.below(files.len().max(1).try_into().expect("a number"));
+        let chosen = files.get(usize::try_from(place).expect("small"));
+        let Some(path) = chosen.map(|name| folder.join(name)) else {
+            return;
+        };
+        let bytes = vec![u8::try_from(1 + number % 255).expect("a byte"); 123_456];
+        let file = || File::options().write(true).open(&path).expect("a file");
+        match random.below(6) {
+            0 => {
+                let end = file().metadata().expect("its length").len();
+                file().write_all_at(&bytes, end).expect("appended");
+            }
+            1 => {
+                let end = file().metadata().expect("its length").len();
+                file().set_len(random.below(end + 1)).expect("cut");
+            }
+            2 => file().write_all_at(&bytes, 0).expect("overwritten"),
+            3 => fs::rename(&path, path.with_extension(format!("r{number}"))).expect("renamed"),
+            4 => fs::remove_file(&path).expect("deleted"),
+            _ => fs::write(path.with_extension(format!("n{number}")), &bytes).expect("written"),
+        }
+        if number % 16 == 0 {
+            tool("sync", &["-f"], &[folder]);
+        }
+    }
 }

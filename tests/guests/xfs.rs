@@ -75,6 +75,7 @@ fn read(path: &Path) -> (u64, u64) {
         Outcome::Read {
             reported_free,
             free,
+            ..
         } => (*reported_free, *free),
         Outcome::Skipped { reason } => panic!("XFS {reason}"),
     }

@@ -112,7 +112,7 @@ fn qemu_takes_over_a_vhdx_whose_log_was_full() {
     let mut mirrored = Maker::ours("vhdx", MIB, 2 << 30).make(folder.path(), 4);
     let simulated = Simulated::open(&mirrored.path);
     let copy = folder.path().join("copy.vhdx");
-    for turn in 0..450 {
+    for turn in 0..330 {
         let at = mirrored.below(mirrored.disk_len / MIB) * MIB;
         mirrored.write(&simulated.disk, at..at + 4096);
         if turn % 7 == 0 {
@@ -123,7 +123,7 @@ fn qemu_takes_over_a_vhdx_whose_log_was_full() {
             mirrored.discard(&simulated.disk, 0..200 << 20);
             compact(&simulated.disk, false);
         }
-        if turn > 120 && turn % 25 == 0 {
+        if turn > 120 && turn % 20 == 0 {
             save(&*simulated.storage, &copy);
             qemu_takes_over(&copy, &mirrored.raw);
         }
@@ -187,7 +187,7 @@ fn cut(maker: Maker, seed: u64) -> u64 {
     let path = folder.path().join("cut.vhdx");
     let [before, after] = ["before.raw", "after.raw"].map(|name| folder.path().join(name));
     let mut live = 0;
-    for turn in 0..12 {
+    for turn in 0..8 {
         mirrored.act(&simulated.disk);
         for left in [
             simulated.storage.crash(&mut Choice::AllLost),

@@ -89,8 +89,8 @@ fn several_chunks(folder: &Path, path: &Path, block_size: u64, sector_size: u64,
     let mut disk = Mirrored::new(path, 22);
     let mut files = vec![path.to_owned()];
     let path = folder.join("child.vhdx");
-    for round in 0..8 {
-        if round == 3 {
+    for round in 0..6 {
+        if round == 2 {
             let path = create_child(&disk.path, &path, block_size, sector_size);
             disk = disk.child(&path, block_size);
             files.insert(0, path);
@@ -118,7 +118,7 @@ fn blocks_of_1_mib_in_several_chunks() {
 #[test]
 fn blocks_of_256_mib() {
     let folder = tempfile::tempdir().unwrap();
-    let maker = Maker::ours("vhdx", 256 * MIB, 10 * 1024 * MIB + 512);
+    let maker = Maker::ours("vhdx", 256 * MIB, 5 * 1024 * MIB + 512);
     let path = maker.create(folder.path());
     several_chunks(folder.path(), &path, 256 * MIB, 512, 4096 * MIB);
     if installed(&["qemu-img"]) {

@@ -251,6 +251,7 @@ impl Guest {
             idle_after,
             min_reclaim: 1,
             punch_holes: true,
+            fs_aware: false,
         };
         IdleWork::new(self.disk().clone(), policy)
     }

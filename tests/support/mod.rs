@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod fat;
 pub(crate) mod guest;
 pub(crate) mod image;
 pub(crate) mod life;

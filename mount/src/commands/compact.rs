@@ -12,7 +12,7 @@ use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Disk, OpenOptions};
 
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
-use crate::cli::{CompactArguments, Switch};
+use crate::cli::{CompactArguments, Mode, PunchHoles};
 use crate::text::Bytes;
 use crate::{Failure, Outcome};
 
@@ -29,6 +29,10 @@ struct Compacted {
     blocks_dropped: u64,
     blocks_moved: u64,
     kept: Vec<Kept>,
+    /// The partitions and volumes, if the guest's filesystems were asked.
+    partitions: Vec<Partition>,
+    /// Why they were not, or no longer believed, though that was wanted.
+    not_fs_aware: Option<String>,
     children: Vec<String>,
     #[serde(skip)]
     dry_run: bool,
@@ -38,6 +42,16 @@ struct Compacted {
 struct Kept {
     reason: String,
     bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Partition {
+    name: String,
+    filesystem: Option<&'static str>,
+    size: u64,
+    free: u64,
+    reclaimed: u64,
+    skipped: Option<String>,
 }
 
 /// Runs the command.
@@ -78,7 +92,7 @@ fn compact_file(
     interrupted: &AtomicBool,
 ) -> Result<Compacted, Failure> {
     let dry_run = arguments.dry_run;
-    let punch_holes = arguments.punch_holes == Switch::On;
+    let punch_holes = arguments.punch_holes == PunchHoles::On;
     let open = OpenOptions {
         read_only: dry_run,
         punch_holes,
@@ -86,10 +100,25 @@ fn compact_file(
     };
     let disk = Disk::open_with(file, &open, &arguments.parents.of(file))?;
     let children = children_of(file, &disk).files;
+    let (scan, fs_aware) = match arguments.mode {
+        Mode::Full => (true, true),
+        Mode::Quick => (false, true),
+        Mode::Prezeroed => (true, false),
+        Mode::Pretrimmed => (false, false),
+    };
+    let fs_aware = fs_aware && !arguments.no_fs_aware;
+    let (length, allocated) = disk.size_at_open();
+    let is_sparse = allocated < length;
     let options = CompactOptions {
         dry_run,
+        scan,
         punch_holes,
         drop_identical: !arguments.keep_identical,
+        // Other disks read what is free here, too.
+        fs_aware: fs_aware && children.is_empty(),
+        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse,
+        free_swap: arguments.free_swap,
+        replay_journal: arguments.replay_journal,
         ..CompactOptions::default()
     };
     let before = disk.info().map_err(|error| about(file, &error))?;
@@ -98,6 +127,10 @@ fn compact_file(
     let closed = disk.close();
     match (result, closed) {
         (Ok(report), Ok(())) => Ok(Compacted {
+            not_fs_aware: match children.len() {
+                0 => report.not_surveyed.clone(),
+                _ => fs_aware.then(|| "other disks are over this one".to_owned()),
+            },
             children: children.iter().map(|child| name(child)).collect(),
             ..describe(file, report, dry_run)
         }),
@@ -148,6 +181,14 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         reason: kept.reason,
         bytes: kept.bytes,
     });
+    let partitions = report.parts.into_iter().map(|part| Partition {
+        name: part.name,
+        filesystem: part.content,
+        size: part.size,
+        free: part.free,
+        reclaimed: part.reclaimed,
+        skipped: part.skipped,
+    });
     Compacted {
         file: name(file),
         length_before: report.length_before,
@@ -157,8 +198,27 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         blocks_dropped: report.blocks_dropped,
         blocks_moved: report.blocks_moved,
         kept: kept.collect(),
+        partitions: partitions.collect(),
+        not_fs_aware: None,
         children: Vec::new(),
         dry_run,
+    }
+}
+
+impl Partition {
+    fn print(&self, out: &mut dyn Write, would: &str) -> io::Result<()> {
+        let size = Bytes(self.size);
+        write!(out, "  {}, {size}", self.name)?;
+        if let Some(filesystem) = self.filesystem {
+            write!(out, ", {filesystem}")?;
+        }
+        match &self.skipped {
+            Some(reason) => writeln!(out, ": all in use: {reason}"),
+            None => {
+                let (free, reclaimed) = (Bytes(self.free), Bytes(self.reclaimed));
+                writeln!(out, ": {free} free, {reclaimed} of it {would}given back")
+            }
+        }
     }
 }
 
@@ -176,6 +236,12 @@ impl Report for Compacted {
         )?;
         let (before, after) = (Bytes(self.allocated_before), Bytes(self.allocated_after));
         writeln!(out, "  stored on host {would}{before} -> {after}")?;
+        for part in &self.partitions {
+            part.print(out, would)?;
+        }
+        if let Some(reason) = &self.not_fs_aware {
+            writeln!(out, "  what filesystems call free stays: {reason}")?;
+        }
         for kept in &self.kept {
             writeln!(out, "  kept {}: {}", Bytes(kept.bytes), kept.reason)?;
         }

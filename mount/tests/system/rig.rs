@@ -164,8 +164,14 @@ impl Rig {
         self.path("files")
     }
 
-    /// Starts the daemon; returns once it serves.
+    /// Starts the daemon; returns once it serves. It does not ask filesystems: what is compared byte by
+    /// byte must not lose what is free.
     pub(crate) fn serve(&mut self) {
+        self.serve_with(&["--fs-aware", "off"]);
+    }
+
+    /// Starts the daemon with further `options`; returns once it serves.
+    pub(crate) fn serve_with(&mut self, options: &[&str]) {
         assert!(self.daemon.is_none());
         let log = File::options()
             .append(true)
@@ -181,6 +187,7 @@ impl Rig {
                 "--min-reclaim",
                 "1MiB",
             ])
+            .args(options)
             .args([self.path("disks"), self.path("mnt")])
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::{CompactError, Phase};
@@ -12,15 +13,20 @@ use crate::units::{BlockIndex, FileRange, GRANULE_SIZE};
 const PUNCH_BATCH: usize = 16;
 
 impl Compactor {
+    /// Whether holes are punched in the file.
+    pub(super) fn punches(&self) -> bool {
+        self.options.punch_holes || self.options.punch_free && self.freed.is_some()
+    }
+
     pub(super) fn to_punch(&self) -> VecDeque<BlockIndex> {
         let present = self.disk.image.map().present().map(|(block, _)| block);
         present
-            .filter(|block| !self.disk.tracker.punchable_runs(*block).is_empty())
+            .filter(|block| !self.known().punchable_runs(*block).is_empty())
             .collect()
     }
 
-    pub(super) fn punch_step(&mut self) -> Result<(), CompactError> {
-        if !self.options.punch_holes {
+    pub(super) fn punch_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
+        if !self.punches() {
             self.phase = Phase::Done;
             return Ok(());
         }
@@ -31,6 +37,15 @@ impl Compactor {
             }
             return Ok(());
         }
+        if !self.freed_still_holds(go_on)? {
+            return Ok(());
+        }
+        let disk = Arc::clone(&self.disk);
+        let alone = self.freed.as_ref().map(|_| disk.writers.keep_out());
+        if alone.as_ref().is_some_and(Option::is_none) {
+            self.disbelieve("somebody opened the disk for writing");
+            return Ok(());
+        }
         let count = self.queue.len().min(PUNCH_BATCH);
         for block in self.queue.drain(..count).collect::<Vec<_>>() {
             self.punch_block(block)?;
@@ -38,7 +53,7 @@ impl Compactor {
         Ok(())
     }
 
-    /// Gives the zero granules of one block back to the host.
+    /// Gives the zero granules of one block, and what is free of it, back to the host.
     fn punch_block(&mut self, block: BlockIndex) -> Result<(), DiskError> {
         let disk = Arc::clone(&self.disk);
         let Some(_gate) = disk.gates.try_exclusive(block) else {
@@ -47,8 +62,16 @@ impl Compactor {
         let Some(slot) = disk.image.map().get(block).slot() else {
             return Ok(());
         };
+        // Asked under the gate: a write that comes later waits for it.
+        if (self.freed.as_ref()).is_some_and(|freed| !freed.is_untouched(&disk)) {
+            self.disbelieve("the disk was written to meanwhile");
+            return Ok(());
+        }
+        if self.freed.is_some() {
+            disk.gave_up_free.store(true, Ordering::Release);
+        }
         let data = disk.image.geometry().data_range(slot);
-        for run in disk.tracker.punchable_runs(block) {
+        for run in self.known().punchable_runs(block) {
             let start = data.start.plus(run.start * GRANULE_SIZE);
             let range = FileRange::between(
                 start,
@@ -64,7 +87,12 @@ impl Compactor {
                 Err(error) => return Err(DiskError::io("punch zeros out of a block", error)),
             }
             disk.image.note_payload();
+            if self.freed.is_some() {
+                let (within, len) = (run.start * GRANULE_SIZE, range.len);
+                disk.tracker.note_zero(block, within, len, false);
+            }
         }
+        self.known().set_punched(block);
         disk.tracker.set_punched(block);
         Ok(())
     }

@@ -44,7 +44,7 @@ use self::roots::Roots;
 use self::superblock::Superblock;
 use self::tree::Forest;
 use super::view::View;
-use super::{Trouble, Volume, add_run};
+use super::{Rest, Trouble, Volume, add_run};
 use crate::units::round_down;
 
 /// The beginning of the device, which the kernel never allocates: boot loaders put things there.
@@ -114,6 +114,7 @@ fn free_bytes(
         free.remove(offset..offset + SUPERBLOCK_ROOM);
     }
     Ok(Volume {
+        rest: Rest::Unmarked,
         free,
         size: fs.total_bytes,
         reported_free,

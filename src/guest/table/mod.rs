@@ -1,54 +1,186 @@
-//! Partition tables.
+//! Partition tables: which parts a disk has, if that can be told beyond doubt.
+//!
+//! What no partition holds, the table itself among it, is in use by never being part of anything.
+
+mod gpt;
+mod mbr;
 
 use std::ops::Range;
 
 use super::Trouble;
 use super::view::View;
-use crate::units::{u64_from, usize_from};
+use crate::units::usize_from;
 
-/// The partitions of a disk, with their names. `None` where it has no partition table.
-pub(super) fn partitions(disk: &View<'_>) -> Result<Option<Vec<(String, Range<u64>)>>, Trouble> {
+/// Bytes that a master boot record has, whatever the sector size.
+const RECORD_LEN: u64 = 512;
+/// Bytes in a sector that disks come with.
+const SECTOR_SIZES: [u64; 2] = [512, 4096];
+
+/// A partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// `partition 2`, numbered as Linux and Windows do.
+    pub(super) name: String,
+    /// Its bytes, on the disk.
+    pub(super) range: Range<u64>,
+    /// What to call it, and why it counts as in use whatever it seems to hold, by its type.
+    pub(super) kept: Option<Kept>,
+}
+
+/// What a type of partition tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// What the partition holds, if anything that has a name.
+    pub(super) content: Option<&'static str>,
+    /// Why it counts as in use: the end of a sentence that begins with the partition's name.
+    pub(super) reason: &'static str,
+}
+
+/// The partitions of a disk, in the order of their numbers. `None` where it has no partition table.
+///
+/// # Errors
+/// [`Trouble::Skip`] where there is one, but it cannot be relied on: all of the disk is in use;
+/// [`Trouble::Io`].
+pub(super) fn read(disk: &View<'_>) -> Result<Option<Vec<Slot>>, Trouble> {
     let sector = disk.sector_size();
-    if disk.len() < 4 * sector {
+    if !SECTOR_SIZES.contains(&sector) {
+        return Err(Trouble::skip(format!("has sectors of {sector} bytes")));
+    }
+    if disk.len() < RECORD_LEN {
         return Ok(None);
     }
-    let mut found = Vec::new();
-    let header = disk.read(sector, sector)?;
-    if header.starts_with(b"EFI PART") {
-        let entries = disk.read(2 * sector, 128 * 128)?;
-        for (index, entry) in entries.chunks_exact(128).enumerate() {
-            let at = |at: usize| -> u64 {
-                (0..8)
-                    .rev()
-                    .fold(0, |sum, n| sum << 8 | u64::from(entry[at + n]))
-            };
-            if entry[..16].iter().any(|byte| *byte != 0) && at(40) < disk.len() / sector {
-                found.push((
-                    format!("partition {}", index + 1),
-                    at(32) * sector..(at(40) + 1) * sector,
-                ));
+    let first = disk.read(0, RECORD_LEN)?;
+    let entries = mbr::entries(&first);
+    let guided = gpt::read(disk, sector)?;
+    let protective =
+        entries.is_some_and(|entries| entries.iter().any(mbr::RawEntry::is_protective));
+    match (guided, entries) {
+        (gpt::Found::Partitions(slots), Some(entries)) if protective => {
+            mbr::agrees(&entries, sector, &slots)?;
+            checked(disk, slots).map(Some)
+        }
+        (gpt::Found::Partitions(_), _) => Err(Trouble::skip(
+            "has a GPT, but its first sector does not say so: some systems take it for a disk without \
+             partitions",
+        )),
+        (gpt::Found::Foreign(other), _) => Err(Trouble::skip(format!(
+            "has a GPT that counts in sectors of {other} bytes, but has itself sectors of {sector}"
+        ))),
+        (gpt::Found::Doubtful(reason), _) => Err(Trouble::skip(reason)),
+        (gpt::Found::Nothing, Some(_)) if protective && !is_boot_sector(&first) => {
+            Err(Trouble::skip(
+                "has a GPT of which neither copy is intact: repair it with gdisk or sgdisk",
+            ))
+        }
+        (gpt::Found::Nothing, Some(entries)) => {
+            let slots = mbr::read(disk, sector, &entries);
+            match slots.and_then(|slots| checked(disk, slots)) {
+                // The code of a boot sector lies where a table's entries would.
+                Err(Trouble::Skip { .. }) if is_boot_sector(&first) => Ok(None),
+                slots => slots.map(Some),
             }
         }
-        return Ok(Some(found));
+        (gpt::Found::Nothing, None) => Ok(None),
     }
-    let first = disk.read(0, 512)?;
-    if first[510..] != [0x55, 0xaa] {
+}
+
+/// Whether a part, which should hold one filesystem, seems to be a disk with partitions of its own,
+/// as a virtual machine's in a logical volume.
+pub(super) fn is_here(part: &View<'_>) -> Result<Option<&'static str>, Trouble> {
+    if gpt::is_here(part)? {
+        return Ok(Some("a GPT"));
+    }
+    let sector = part.sector_size();
+    if part.len() < RECORD_LEN {
         return Ok(None);
     }
-    for index in 0..4_u64 {
-        let entry = &first[usize_from(446 + 16 * index)..][..16];
-        let at = |at: usize| -> u64 {
-            (0..4)
-                .rev()
-                .fold(0, |sum, n| sum << 8 | u64::from(entry[at + n]))
-        };
-        let (start, end) = (at(8) * sector, (at(8) + at(12)) * sector);
-        if entry[0] & 0x7f != 0 || end > disk.len() || u64_from(entry.len()) != 16 {
-            return Ok(None);
-        }
-        if entry[4] != 0 && start > 0 && start < end {
-            found.push((format!("partition {}", index + 1), start..end));
+    let first = part.read(0, RECORD_LEN)?;
+    let Some(entries) = mbr::entries(&first) else {
+        return Ok(None);
+    };
+    match mbr::read(part, sector, &entries).and_then(|slots| checked(part, slots)) {
+        Err(Trouble::Skip { .. }) if is_boot_sector(&first) => Ok(None),
+        Err(Trouble::Io(error)) => Err(Trouble::Io(error)),
+        _ => Ok(Some("a partition table")),
+    }
+}
+
+/// Whether the first sector is that of a FAT, NTFS or exFAT volume: a jump, and either sizes or a name
+/// that make sense. A master boot record has none of it.
+fn is_boot_sector(first: &[u8]) -> bool {
+    let jumps = matches!(first, [0xeb, _, 0x90, ..] | [0xe9, ..]);
+    let names: [&[u8]; 2] = [b"NTFS    ", b"EXFAT   "];
+    let named = names.iter().any(|name| first[3..].starts_with(name));
+    let sector = u16::from_le_bytes([first[11], first[12]]);
+    let sized = matches!(sector, 512 | 1024 | 2048 | 4096) && first[13].is_power_of_two();
+    jumps && (named || sized)
+}
+
+/// The slots, if they lie on the disk, clear of its first sector and of each other.
+fn checked(disk: &View<'_>, slots: Vec<Slot>) -> Result<Vec<Slot>, Trouble> {
+    for slot in &slots {
+        if slot.range.end > disk.len() {
+            return Err(Trouble::skip(format!(
+                "is too small for its partition table: {} ends at {} of {} bytes",
+                slot.name,
+                slot.range.end,
+                disk.len()
+            )));
         }
     }
-    Ok((!found.is_empty()).then_some(found))
+    let mut claims = claims(&slots);
+    claims.push((0..RECORD_LEN, "the partition table"));
+    apart(claims)?;
+    Ok(slots)
 }
+
+/// A range of the disk, and whose it is.
+type Claim<'a> = (Range<u64>, &'a str);
+
+fn claims(slots: &[Slot]) -> Vec<Claim<'_>> {
+    (slots.iter())
+        .map(|slot| (slot.range.clone(), slot.name.as_str()))
+        .collect()
+}
+
+/// That no two of the claims share a byte.
+///
+/// # Errors
+/// [`Trouble::Skip`] where two do.
+fn apart(mut claims: Vec<Claim<'_>>) -> Result<(), Trouble> {
+    claims.sort_by_key(|(range, _)| (range.start, range.end));
+    for pair in claims.windows(2) {
+        let [(first, its), (second, others)] = pair else {
+            continue;
+        };
+        if second.start < first.end {
+            return Err(Trouble::skip(format!(
+                "has partitions that overlap: {its} and {others}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The byte range of `count` sectors from `start` on. `None` where no disk is so large.
+fn sectors(start: u64, count: u64, sector: u64) -> Option<Range<u64>> {
+    let start = start.checked_mul(sector)?;
+    Some(start..start.checked_add(count.checked_mul(sector)?)?)
+}
+
+/// The structure `T` that `bytes` begin with; callers pass enough of them.
+fn decode<T: zerocopy::FromBytes>(bytes: &[u8]) -> Option<T> {
+    T::read_from_prefix(bytes).ok().map(|(value, _)| value)
+}
+
+/// All of a `len`-byte piece of the disk at `start`; `None` where it lies beyond the disk.
+fn piece(disk: &View<'_>, start: Option<u64>, len: u64) -> Result<Option<Vec<u8>>, Trouble> {
+    let start = start.filter(|start| start.checked_add(len).is_some_and(|end| end <= disk.len()));
+    let Some(start) = start else { return Ok(None) };
+    let mut bytes = vec![0; usize_from(len)];
+    disk.read_at(&mut bytes, start)?;
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ use rangemap::RangeSet;
 
 use self::superblock::Superblock;
 use super::view::View;
-use super::{Trouble, Volume, add_run};
+use super::{Rest, Trouble, Volume, add_run};
 
 /// Whether XFS is here.
 ///
@@ -73,6 +73,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         )));
     }
     Ok(Volume {
+        rest: Rest::Unmounted,
         free,
         size: fs.bytes(),
         reported_free: (in_runs + at_hand) * fs.block_size,

@@ -232,6 +232,7 @@ fn background_work_leaves_parents_alone() {
         idle_after: Duration::ZERO,
         min_reclaim: 0,
         punch_holes: true,
+        fs_aware: false,
     };
     let options = LibraryOptions {
         compact: Some(policy),

@@ -1,0 +1,127 @@
+//! Takes dead blocks out of the block table.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Compactor;
+use crate::compact::CompactError;
+use crate::disk::Content;
+use crate::image::MapEdit;
+use crate::map::BlockState;
+use crate::units::{BlockIndex, u64_from};
+
+/// Blocks that leave the table in one step; the entries of one sector.
+const DROP_BATCH: usize = 128;
+
+impl Compactor {
+    pub(super) fn drop_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
+        if self.queue.is_empty() {
+            self.disk.image.drop_unused_metadata()?;
+            self.disk.image.sync()?;
+            self.disk.image.shrink()?;
+            return self.plan_moves();
+        }
+        if !self.freed_still_holds(go_on)? {
+            return Ok(());
+        }
+        let disk = Arc::clone(&self.disk);
+        let alone = self.freed.as_ref().map(|_| disk.writers.keep_out());
+        if alone.as_ref().is_some_and(Option::is_none) {
+            self.disbelieve("somebody opened the disk for writing");
+            return Ok(());
+        }
+        let count = self.queue.len().min(DROP_BATCH);
+        let mut gates = Vec::with_capacity(count);
+        let mut edits = Vec::with_capacity(count);
+        for block in self.queue.drain(..count).collect::<Vec<_>>() {
+            // A block that somebody is at now is not dead for long.
+            let Some(gate) = disk.gates.try_exclusive(block) else {
+                self.skipped = true;
+                continue;
+            };
+            let reads = match disk.image.map().get(block) {
+                BlockState::Present { .. } => self.reads_without(block),
+                // Without a slot, but it keeps one for itself, or did a moment ago.
+                BlockState::NotPresent | BlockState::Zero if self.kept.contains(&block) => {
+                    disk.reads_when_dropped(block)
+                }
+                BlockState::NotPresent | BlockState::Zero => None,
+            };
+            if let Some(reads) = reads {
+                gates.push(gate);
+                edits.push(MapEdit::Drop { block, reads });
+            }
+        }
+        // Asked under the gates: a write that comes later waits for them.
+        if (self.freed.as_ref()).is_some_and(|freed| !freed.is_untouched(&disk)) {
+            self.disbelieve("the disk was written to meanwhile");
+            return Ok(());
+        }
+        if edits.is_empty() {
+            return Ok(());
+        }
+        if self.freed.is_some() {
+            disk.gave_up_free.store(true, Ordering::Release);
+        }
+        disk.image.commit(&edits)?;
+        for edit in &edits {
+            self.count_reclaimed(edit.block());
+            disk.tracker.forget(edit.block());
+            if let Some(freed) = &self.freed {
+                freed.tracker.forget(edit.block());
+            }
+        }
+        self.report.blocks_dropped += u64_from(edits.len());
+        Ok(())
+    }
+
+    /// Looks once more at what the guest's filesystems said; what does not hold is given up.
+    pub(super) fn freed_still_holds(
+        &mut self,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<bool, CompactError> {
+        let Some(freed) = &mut self.freed else {
+            return Ok(true);
+        };
+        let disk = &self.disk;
+        let holds = freed.still_holds(disk, &|| disk.writers.none() && go_on());
+        match holds {
+            Ok(true) => Ok(true),
+            Err(CompactError::Cancelled) if go_on() => {
+                self.disbelieve("somebody opened the disk for writing");
+                Ok(false)
+            }
+            Ok(false) => {
+                self.disbelieve("the guest's filesystems changed meanwhile");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up what the guest's filesystems call free, and starts over with what is zero.
+    pub(super) fn disbelieve(&mut self, reason: &str) {
+        log::debug!("{}: {reason}", self.disk.path().display());
+        self.freed = None;
+        self.same.clear();
+        self.report.not_surveyed = Some(reason.to_owned());
+        self.begin_scan();
+    }
+
+    /// Enters in the report that `block`, which is about to go, or just went, was partly free.
+    pub(super) fn count_reclaimed(&mut self, block: BlockIndex) {
+        let Some(freed) = &self.freed else { return };
+        if self.disk.tracker.content(block) == Content::Dead {
+            // It would have gone without being free.
+            return;
+        }
+        let start = self.disk.offset_of(block);
+        for free in freed.free_in(&self.disk, block) {
+            let free = start + free.start..start + free.end;
+            let read = self.report.parts.iter_mut();
+            for part in read.filter(|part| part.skipped.is_none()) {
+                part.reclaimed += part.overlap(&free);
+            }
+        }
+    }
+}

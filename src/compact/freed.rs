@@ -1,0 +1,213 @@
+//! What the guest's filesystems call free, as compaction uses it: counted as zero, in a book of its
+//! own, for the bytes are still there and the guest's view of them must not be mistaken.
+//!
+//! Free bytes are lost only while nobody may write, checked at every step:
+//! * [`Disk::begin_writing`] waits for the step under way, and ends the work;
+//! * a write that nobody announced is noticed by the disk's count of changes, under the gates of the
+//!   blocks that are about to go;
+//! * all metadata that the survey rests on is read again, and must be the same.
+//!
+//! Where one of these says no, nothing of what is free is touched any more, and compaction goes on with
+//! what is zero.
+
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rangemap::RangeSet;
+
+use super::CompactError;
+use crate::disk::{Disk, Tracker};
+use crate::error::DiskError;
+use crate::guest::{Outcome, Rest, Source, Survey, SurveyOptions, survey};
+use crate::units::{BlockIndex, FileRange, low_u32};
+
+/// How old a look at the metadata may be when blocks go by it.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// The disk as the readers see it. Reading ends where `go_on` says no.
+struct GuestView<'a> {
+    disk: &'a Disk,
+    go_on: &'a dyn Fn() -> bool,
+}
+
+impl Source for GuestView<'_> {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn sector_size(&self) -> u64 {
+        self.disk.geometry().sector_size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if !(self.go_on)() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        (self.disk.read_quietly(buf, offset)).map_err(|error| match error {
+            DiskError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        })
+    }
+}
+
+/// What is free on a disk, and what that makes of its blocks.
+#[derive(Debug)]
+pub(super) struct Freed {
+    survey: Survey,
+    /// All that is free and believed, in disk offsets.
+    pub(super) free: RangeSet<u64>,
+    /// What each block holds if what is free counts as zero.
+    pub(super) tracker: Tracker,
+    /// The disk's count of changes before the survey.
+    at: u64,
+    /// When the metadata was last seen to be the same.
+    verified: Option<Instant>,
+}
+
+impl Freed {
+    /// Asks the filesystems of `disk`, and believes those that are at `least` that sure to be at rest.
+    ///
+    /// # Errors
+    /// [`CompactError::Cancelled`] where `go_on` says no; where the host cannot read.
+    pub(super) fn find(
+        disk: &Disk,
+        swap: bool,
+        least: Rest,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Self, CompactError> {
+        let at = disk.io_count();
+        let options = SurveyOptions { swap };
+        let mut survey = survey(&GuestView { disk, go_on }, &options).map_err(read_error)?;
+        let mut free = std::mem::take(&mut survey.free);
+        for part in &mut survey.parts {
+            let Outcome::Read { rest, .. } = part.outcome else {
+                continue;
+            };
+            if rest < least {
+                part.outcome = Outcome::Skipped {
+                    reason: disbelief(rest).to_owned(),
+                };
+                (part.ranges.iter()).for_each(|range| free.remove(range.clone()));
+            }
+        }
+        let tracker = disk.tracker.snapshot();
+        let freed = Self {
+            survey,
+            free,
+            tracker,
+            at,
+            verified: None,
+        };
+        freed.enter_free(disk)?;
+        Ok(freed)
+    }
+
+    /// What was surveyed.
+    pub(super) fn survey(&self) -> &Survey {
+        &self.survey
+    }
+
+    /// What is free of `block`, in bytes from its start.
+    pub(super) fn free_in(
+        &self,
+        disk: &Disk,
+        block: BlockIndex,
+    ) -> impl Iterator<Item = Range<u64>> + '_ {
+        let start = disk.offset_of(block);
+        let end = start + disk.geometry().block_size;
+        (self.free.overlapping(start..end))
+            .map(move |free| free.start.max(start) - start..free.end.min(end) - start)
+    }
+
+    /// Whether all of `block` that the disk has is free.
+    pub(super) fn covers(&self, disk: &Disk, block: BlockIndex) -> bool {
+        let start = disk.offset_of(block);
+        let end = disk.len().min(start + disk.geometry().block_size);
+        self.free.get(&start).is_some_and(|free| free.end >= end)
+    }
+
+    /// Counts what is free of the blocks that are present as zero.
+    fn enter_free(&self, disk: &Disk) -> Result<(), DiskError> {
+        let block_size = disk.geometry().block_size;
+        let blocks = self.free.iter().flat_map(|free| {
+            let last = (free.end - 1).min(disk.len() - 1) / block_size;
+            free.start / block_size..=last
+        });
+        let mut done = None;
+        for number in blocks {
+            if done.replace(number) == Some(number) {
+                continue;
+            }
+            let block = BlockIndex::new(low_u32(number));
+            let Some(slot) = disk.image.map().get(block).slot() else {
+                continue;
+            };
+            for free in self.free_in(disk, block) {
+                let at = disk.geometry().data_at(slot).plus(free.start);
+                let range = FileRange::new(at, free.end - free.start);
+                let stored = disk.image.storage().next_data(range.start, range.end());
+                let stored = stored.map_or(true, |data| data.is_some());
+                self.tracker.note_zero(block, free.start, range.len, stored);
+            }
+            // The disk may end inside its last block: what is behind, nobody can read.
+            let end = disk.len().saturating_sub(disk.offset_of(block));
+            if end < block_size {
+                self.tracker.note_zero(block, end, block_size - end, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the metadata is what it was, as seen a moment ago or now.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(super) fn still_holds(
+        &mut self,
+        disk: &Disk,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<bool, CompactError> {
+        if self.verified.is_some_and(|then| then.elapsed() < FRESH) {
+            return Ok(true);
+        }
+        let view = GuestView { disk, go_on };
+        let evidence = &mut self.survey.evidence;
+        if !evidence.still_holds(&view).map_err(read_error)? {
+            return Ok(false);
+        }
+        if self.verified.is_none() {
+            // From here on free bytes go, also those that were only looked at for a magic number.
+            evidence.without(&self.free);
+        }
+        self.verified = Some(Instant::now());
+        Ok(true)
+    }
+
+    /// Whether nothing was written since the survey. The answer stays right for a block while its gate
+    /// is held.
+    pub(super) fn is_untouched(&self, disk: &Disk) -> bool {
+        disk.io_count() == self.at
+    }
+}
+
+/// Why a filesystem that is not surer than that to be at rest is not believed.
+fn disbelief(rest: Rest) -> &'static str {
+    match rest {
+        Rest::Replayed => {
+            "was not unmounted cleanly: let its own system mount it once, or, after a crash, let \
+             `vhdfs compact --replay-journal` look into its journal"
+        }
+        Rest::Unmarked | Rest::Unmounted => {
+            "never says whether it is mounted: `vhdfs compact` believes it, for who knows that no \
+             suspended machine uses it"
+        }
+    }
+}
+
+fn read_error(error: io::Error) -> CompactError {
+    match error.kind() {
+        io::ErrorKind::Interrupted => CompactError::Cancelled,
+        _ => DiskError::io("read the guest's filesystems", error).into(),
+    }
+}

@@ -1,0 +1,466 @@
+//! Volumes built by hand, of 1024-byte clusters, right and wrong.
+
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::boot::checksum;
+use crate::guest::Volume;
+use crate::guest::clusters::memory::{Memory, read_with};
+use crate::guest::view::View;
+
+const SECTOR: usize = 512;
+const CLUSTER: usize = 1024;
+const COUNT: u32 = 101;
+const TABLES: [usize; 2] = [24 * SECTOR, 25 * SECTOR];
+const HEAP: usize = 26 * SECTOR;
+const END: u32 = 0xffff_ffff;
+/// Clusters of the bitmaps; the second one's, of the root and of the folder `D`.
+const BITMAPS: [u32; 2] = [2, 5];
+const ROOT: [u32; 2] = [4, 8];
+const D: u32 = 30;
+/// All that is in use.
+const USED: [Range<u32>; 7] = [2..5, 7..9, 10..13, 20..23, 30..32, 33..36, 50..51];
+
+#[derive(Clone)]
+struct Image {
+    bytes: Vec<u8>,
+    fats: u8,
+}
+
+impl Image {
+    fn filled() -> Self {
+        Self::with_fats(1)
+    }
+
+    fn with_fats(fats: u8) -> Self {
+        let len = HEAP + usize::try_from(COUNT).unwrap() * CLUSTER;
+        // Less than a cluster stays at the end.
+        let mut image = Self {
+            bytes: vec![0; len + SECTOR + 7],
+            fats,
+        };
+        image.put(0, &[0xeb, 0x76, 0x90]);
+        image.put(3, b"EXFAT   ");
+        let sectors = u64::try_from(len / SECTOR).unwrap() + 1;
+        image.put(72, &sectors.to_le_bytes());
+        for (at, number) in [(80, 24), (84, 1), (88, 26), (92, COUNT), (96, ROOT[0])] {
+            image.put(at, &u32::to_le_bytes(number));
+        }
+        image.put(104, &[0, 1, 0, 0, 9, 1, fats, 0x80]);
+        image.put(510, &[0x55, 0xaa]);
+        image.fill();
+        image.seal();
+        image
+    }
+
+    /// Checksums and backup of the boot region.
+    fn seal(&mut self) {
+        let sum = checksum(&self.bytes[..11 * SECTOR]).to_le_bytes();
+        self.put(11 * SECTOR, &sum.repeat(SECTOR / 4));
+        self.bytes.copy_within(..12 * SECTOR, 12 * SECTOR);
+    }
+
+    fn fill(&mut self) {
+        self.link(0, 0xffff_fff8);
+        self.link(1, END);
+        let chains: [&[u32]; 7] = [&[2], &[3, 7], &ROOT, &[10, 12, 11], &[33], &[34], &[5]];
+        for chain in chains {
+            for pair in chain.windows(2) {
+                self.link(pair[0], pair[1]);
+            }
+            self.link(*chain.last().unwrap(), END);
+        }
+        // What the table says of clusters in no chain means nothing.
+        for (cluster, value) in [(20, 10), (21, 0), (22, 77), (60, 4), (61, 0xffff_fff0)] {
+            self.link(cluster, value);
+        }
+        for run in USED {
+            run.for_each(|cluster| self.mark(cluster, true));
+        }
+        if self.fats == 2 {
+            self.mark(BITMAPS[1], true);
+        }
+        let root = [Self::cluster(ROOT[0]), Self::cluster(ROOT[1])];
+        let bitmap = |id, cluster| raw(0x81, id, 0, cluster, 13);
+        self.put(root[0], &raw(0x83, 3, 0, 0, 0));
+        self.put(root[0] + 32, &raw(0xa0, 0, 0, 0x1234, 0x5678));
+        self.seal_set(root[0] + 32);
+        self.put(root[0] + 64, &bitmap(0, 2));
+        self.put(root[0] + 96, &raw(0x82, 0, 0, 3, 1500));
+        self.file(root[0] + 128, 0x20, raw(0xc0, 1, 2500, 10, 2500));
+        self.file(root[0] + 224, 0x20, raw(0xc0, 3, 1, 20, 3000));
+        self.file(root[0] + 320, 0x20, raw(0xc0, 1, 0, 0, 0));
+        for at in (root[0] + 416..root[0] + 512).step_by(32) {
+            self.put(at, &raw(0x45, 2, 0, 70, 1000));
+        }
+        // The next one continues in the root's next cluster.
+        for at in (root[0] + 512..root[0] + CLUSTER - 32).step_by(32) {
+            self.put(at, &[1; 32]);
+        }
+        let mut folder = [
+            raw(0x85, 2, 0x10, 0, 0),
+            raw(0xc0, 3, 2048, D, 2048),
+            raw(0xc1, 0, 0, 0, 0),
+        ];
+        folder[0][4] = 0x10;
+        self.put(root[0] + CLUSTER - 32, &folder[0]);
+        self.put(root[1], &folder[1..].concat());
+        let all = folder.concat();
+        self.put(root[0] + CLUSTER - 30, &set_checksum(&all).to_le_bytes());
+        if self.fats == 2 {
+            self.put(root[1] + 64, &bitmap(1, 5));
+        }
+        let d = Self::cluster(D);
+        self.file(d + 1024, 0x20, raw(0xc0, 1, 0, 33, 1024));
+        (0..d + 1024 - d)
+            .step_by(32)
+            .for_each(|at| self.put(d + at, &[2; 32]));
+        self.put(d + 1024, &[0x85, 3]);
+        self.put(d + 1120, &raw(0xe1, 3, 0, 35, 10));
+        self.seal_set(d + 1024);
+        self.file(d + 1152, 0x10, raw(0xc0, 1, 1024, 34, 1024));
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn cluster(number: u32) -> usize {
+        HEAP + usize::try_from(number - 2).unwrap() * CLUSTER
+    }
+
+    fn link(&mut self, cluster: u32, next: u32) {
+        let at = usize::try_from(cluster).unwrap() * 4;
+        for table in &TABLES[..usize::from(self.fats)] {
+            self.put(table + at, &next.to_le_bytes());
+        }
+    }
+
+    fn mark(&mut self, cluster: u32, used: bool) {
+        let at = usize::try_from(cluster - 2).unwrap();
+        for bitmap in &BITMAPS[..usize::from(self.fats)] {
+            let byte = &mut self.bytes[Self::cluster(*bitmap) + at / 8];
+            *byte = *byte & !(1 << (at % 8)) | u8::from(used) << (at % 8);
+        }
+    }
+
+    /// Puts a file's set of three.
+    fn file(&mut self, at: usize, attributes: u8, stream: [u8; 32]) {
+        let mut first = raw(0x85, 2, 0, 0, 0);
+        first[4] = attributes;
+        self.put(at, &[first, stream, raw(0xc1, 0, 0, 0, 0)].concat());
+        self.seal_set(at);
+    }
+
+    /// The checksum of the set at `at`.
+    fn seal_set(&mut self, at: usize) {
+        let len = 32 * (usize::from(self.bytes[at + 1]) + 1);
+        let sum = set_checksum(&self.bytes[at..at + len]).to_le_bytes();
+        self.put(at + 2, &sum);
+    }
+
+    fn read(&self) -> Result<Volume, String> {
+        read_with(&self.bytes, super::read)
+    }
+}
+
+/// An entry: type, count or flags, length that is valid, first cluster, length.
+fn raw(kind: u8, flags: u8, valid: u64, cluster: u32, len: u64) -> [u8; 32] {
+    let mut entry = [0; 32];
+    entry[..2].copy_from_slice(&[kind, flags]);
+    entry[8..16].copy_from_slice(&valid.to_le_bytes());
+    entry[20..24].copy_from_slice(&cluster.to_le_bytes());
+    entry[24..].copy_from_slice(&len.to_le_bytes());
+    entry
+}
+
+fn set_checksum(set: &[u8]) -> u16 {
+    let bytes = set
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !(2..4).contains(at));
+    bytes.fold(0, |sum: u16, (_, byte)| {
+        sum.rotate_right(1).wrapping_add(u16::from(*byte))
+    })
+}
+
+/// That changing a filled volume makes it refused for `reason`.
+fn refuses(reason: &str, change: impl Fn(&mut Image)) {
+    let mut image = Image::filled();
+    change(&mut image);
+    let said = image.read().expect_err(reason);
+    assert!(said.contains(reason), "{said}, not: {reason}");
+}
+
+fn is_free(volume: &Volume, cluster: u32) -> bool {
+    let at = u64::try_from(Image::cluster(cluster)).unwrap();
+    volume.free.contains(&at)
+}
+
+#[test]
+fn what_the_bitmap_does_not_mark_is_free() {
+    let volume = Image::filled().read().unwrap();
+    for cluster in 2..COUNT + 2 {
+        let used = USED.iter().any(|run| run.contains(&cluster));
+        assert_eq!(is_free(&volume, cluster), !used, "{cluster}");
+    }
+    let sum: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
+    assert_eq!((sum, volume.reported_free), ((101 - 17) * 1024, sum));
+    let heap = u64::try_from(HEAP).unwrap();
+    let within = |run: &Range<u64>| run.start >= heap && run.end + 512 <= volume.size;
+    assert!(volume.free.iter().all(within));
+}
+
+#[test]
+fn other_boot_sectors_are_not_taken_for_it() {
+    let name = |bytes: &[u8]| {
+        let memory = Memory(bytes.to_vec());
+        super::is_here(&View::whole(&memory)).unwrap()
+    };
+    let image = Image::filled();
+    assert_eq!(name(&image.bytes), Some("exFAT"));
+    assert_eq!(name(&image.bytes[..512]), Some("exFAT"));
+    assert_eq!(name(&image.bytes[..511]), None);
+    for at in [0, 3, 10, 510] {
+        let mut other = image.clone();
+        other.bytes[at] ^= 1;
+        assert_eq!(name(&other.bytes), None, "{at}");
+    }
+}
+
+#[test]
+fn boot_regions_that_contradict_are_refused() {
+    refuses("boot region with a wrong checksum", |image| {
+        image.bytes[20] = 1
+    });
+    refuses("boot region with a wrong checksum", |image| {
+        image.bytes[700] = 1
+    });
+    refuses("boot region with a wrong checksum", |image| {
+        image.bytes[12 * SECTOR - 1] ^= 1
+    });
+    refuses("backup boot region with", |image| {
+        image.bytes[13 * SECTOR] = 1
+    });
+    refuses("differs from its backup", |image| {
+        let backup = image.bytes[12 * SECTOR..24 * SECTOR].to_vec();
+        image.put(100, &[7]);
+        image.seal();
+        image.put(12 * SECTOR, &backup);
+    });
+    // Flags of the backup are not kept, nor the percentage.
+    let mut image = Image::filled();
+    image.put(12 * SECTOR + 106, &[2, 0]);
+    image.put(112, &[77]);
+    assert!(image.read().is_ok());
+    let sealed = |reason: &str, at: usize, bytes: &[u8]| {
+        refuses(reason, |image| {
+            image.put(at, bytes);
+            image.seal();
+        });
+    };
+    for (at, bytes) in [
+        (11, &[1][..]),
+        (80, &[23]),
+        (84, &[3]),
+        (84, &[0]),
+        (88, &[24]),
+        (92, &[0]),
+        (92, &[0, 1]),
+        (92, &[102]),
+        (96, &[1]),
+        (96, &[103]),
+        (108, &[8]),
+        (108, &[13]),
+        (109, &[17]),
+        (109, &[255]),
+        (110, &[0]),
+        (110, &[3]),
+    ] {
+        sealed("makes no sense", at, bytes);
+    }
+    sealed("makes no sense", 106, &[1]);
+    sealed("revision", 105, &[2]);
+    sealed("clusters", 92, &[1, 0, 0, 0x20]);
+    sealed("spans", 72, &[0, 1]);
+}
+
+#[test]
+fn marks_of_an_unclean_one_count() {
+    refuses("not unmounted cleanly", |image| image.put(106, &[2]));
+    refuses("bad place", |image| image.put(106, &[4]));
+    refuses("unknown flags", |image| image.put(106, &[8]));
+    refuses("unknown flags", |image| image.put(107, &[1]));
+}
+
+#[test]
+fn what_is_in_use_and_not_marked_is_refused() {
+    for cluster in USED[..6].iter().cloned().flatten() {
+        refuses("marked as free", |image| image.mark(cluster, false));
+    }
+    let mut image = Image::filled();
+    image.mark(50, false);
+    assert!(is_free(&image.read().unwrap(), 50), "it was nobody's");
+}
+
+#[test]
+fn chains_that_contradict_are_refused() {
+    refuses("in two files", |image| image.link(10, 20));
+    refuses("in two files", |image| image.link(12, 12));
+    refuses("in two files", |image| image.link(11, 2));
+    refuses("in two files", |image| image.link(8, 4));
+    refuses("breaks off at 12", |image| image.link(12, 0));
+    refuses("breaks off at 12", |image| image.link(12, 0xffff_fff7));
+    refuses("breaks off at 12", |image| image.link(12, COUNT + 2));
+    refuses("clusters for 2048", |image| image.link(12, END));
+    refuses("clusters for 1024", |image| image.link(3, END));
+    refuses("begin as one", |image| image.link(0, 0xffff_ff00));
+    refuses("begin as one", |image| image.link(1, 0));
+    refuses("in two files", |image| {
+        let at = Image::cluster(ROOT[0]) + 224;
+        image.file(at, 0x20, raw(0xc0, 3, 1, 10, 3000));
+    });
+}
+
+#[test]
+fn files_that_contradict_are_refused() {
+    let stream = |reason: &str, kind: u8, entry: [u8; 32]| {
+        refuses(reason, |image| {
+            image.file(Image::cluster(ROOT[0]) + 320, kind, entry);
+        });
+    };
+    stream("contradicts itself", 0x20, raw(0xc0, 1, 1025, 40, 1024));
+    stream("contradicts itself", 0x20, raw(0xc0, 0, 0, 40, 1024));
+    stream("marked as free", 0x20, raw(0xc0, 3, 0, 40, 1024));
+    stream("clusters for 0", 0x20, raw(0xc0, 3, 0, 40, 0));
+    stream("does not have", 0x20, raw(0xc0, 1, 0, 0, 1024));
+    stream("does not have", 0x20, raw(0xc0, 3, 0, 101, 4000));
+    stream("does not have", 0x20, raw(0xc0, 3, 0, 101, u64::MAX));
+    stream("in two files", 0x20, raw(0xc0, 3, 0, 22, 1024));
+    stream("not where it lies", 0x20, raw(0xc1, 1, 0, 0, 0));
+    stream("folder of 1040 bytes", 0x10, raw(0xc0, 3, 1040, 20, 1040));
+    stream("in two files", 0x10, raw(0xc0, 3, 1024, 30, 1024));
+    let huge = (256 << 20) + 32;
+    stream("folder of 268435488", 0x10, raw(0xc0, 3, huge, 20, huge));
+    refuses("wrong checksum", |image| {
+        image.bytes[Image::cluster(ROOT[0]) + 230] ^= 1;
+    });
+    refuses("cut off", |image| {
+        image.bytes[Image::cluster(ROOT[0]) + 256] = 0x40;
+    });
+    refuses("cut off", |image| {
+        image.put(Image::cluster(34) + CLUSTER - 32, &raw(0x85, 2, 0, 0, 0));
+        for at in (0..CLUSTER - 32).step_by(32) {
+            image.bytes[Image::cluster(34) + at] = 1;
+        }
+    });
+    // What a vendor keeps beside a file counts.
+    refuses("in two files", |image| {
+        image.put(Image::cluster(D) + 1120 + 20, &[34]);
+        image.seal_set(Image::cluster(D) + 1024);
+    });
+    refuses("unknown kind of entry", |image| {
+        image.put(Image::cluster(D) + 1120, &[0xc2]);
+        image.seal_set(Image::cluster(D) + 1024);
+    });
+}
+
+#[test]
+fn roots_that_contradict_are_refused() {
+    let root = Image::cluster(ROOT[0]);
+    for (at, what) in [(64, "bitmap"), (96, "up-case")] {
+        refuses(what, |image| image.bytes[root + at] = 1);
+        refuses(what, |image| {
+            image.bytes.copy_within(root + at..root + at + 32, root);
+            image.put(root + 20, &[50, 0, 0, 0, 13, 0]);
+            image.link(50, END);
+        });
+    }
+    refuses("bitmap", |image| image.bytes[root + 65] = 1);
+    refuses("bitmap", |image| image.bytes[root + 64 + 24] = 12);
+    refuses("clusters for", |image| image.put(root + 64 + 24, &[1, 4]));
+    for kind in [0x84, 0x86, 0xc0, 0x80, 0xe0] {
+        refuses("unknown kind of entry", |image| image.bytes[root] = kind);
+    }
+    refuses("its root elsewhere", |image| {
+        image.put(Image::cluster(34), &raw(0x83, 0, 0, 0, 0));
+    });
+    // Nobody knows what it is for, but whose its clusters are.
+    let benign = |flags: u8, cluster: u32| {
+        let mut image = Image::filled();
+        let mut entry = raw(0xa5, 0, 0, cluster, 1000);
+        entry[4] = flags;
+        image.put(root, &entry);
+        image.seal_set(root);
+        image.read()
+    };
+    assert!(benign(0, 60).is_ok());
+    assert!(benign(3, 50).is_ok());
+    assert!(benign(3, 60).unwrap_err().contains("marked as free"));
+    assert!(benign(1, 20).unwrap_err().contains("in two files"));
+}
+
+#[test]
+fn of_two_bitmaps_both_must_say_free() {
+    let image = Image::with_fats(2);
+    let volume = image.read().unwrap();
+    let all = volume.reported_free;
+    assert!(is_free(&volume, 60));
+    for (active, own) in [(0_u8, 5_u32), (1, 2)] {
+        let mut image = image.clone();
+        image.put(106, &[active]);
+        // In the bitmap that is not in use, and in the table that is not in use.
+        image.bytes[Image::cluster(own) + 7] |= 4;
+        image.put(TABLES[1 - usize::from(active)] + 12 * 4, &[0; 4]);
+        let volume = image.read().unwrap();
+        assert!(!is_free(&volume, 60) && is_free(&volume, 61));
+        assert_eq!(volume.reported_free, all);
+        image.put(TABLES[usize::from(active)] + 12 * 4, &[0; 4]);
+        assert!(image.read().is_err());
+    }
+}
+
+proptest! {
+    /// Whatever stands where, nothing panics, and it comes to an end.
+    #[test]
+    fn damage_never_panics(
+        places in prop::collection::vec((0_usize..120_000, any::<u8>()), 1..8),
+        seal: bool,
+    ) {
+        let mut image = Image::filled();
+        for (at, byte) in places {
+            // Most of it is clusters without structures.
+            let at = if at % 3 == 0 { at % 120 } else { at % image.bytes.len() };
+            image.bytes[at] = byte;
+        }
+        if seal {
+            image.seal();
+        }
+        let _ = image.read();
+    }
+}
+
+#[test]
+fn one_wrong_byte_frees_nothing_that_is_in_use() {
+    let image = Image::filled();
+    let root = Image::cluster(ROOT[0]);
+    let places = (0..24 * SECTOR)
+        .step_by(7)
+        .chain(0..120)
+        .chain(TABLES[0]..HEAP)
+        .chain(Image::cluster(2)..Image::cluster(2) + 16)
+        .chain(root..root + 1500)
+        .chain(Image::cluster(D) + 1000..Image::cluster(D) + 1300);
+    for at in places {
+        for flip in [0x01, 0x10, 0x80, 0xff] {
+            let mut image = image.clone();
+            image.bytes[at] ^= flip;
+            let Ok(volume) = image.read() else { continue };
+            // What no folder knows has only the bitmap.
+            for cluster in USED[..6].iter().cloned().flatten() {
+                assert!(!is_free(&volume, cluster), "{at:#x}: {cluster}");
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! NTFS: what is free by $Bitmap, where all files agree with it.
+//!
+//! Nothing on an NTFS volume has a checksum. So beyond the marks that say that it was unmounted,
+//! everything that can be seen twice is compared:
+//! 1. The boot sector gives sizes that fit each other and the part, and leads to $MFT, which holds
+//!    its own place and agrees with its copy, $MFTMirr.
+//! 2. No record of $MFT was written in part, and its bitmap agrees with every one of them.
+//! 3. Every run of every attribute of every file lies in clusters that $Bitmap has in use, and no
+//!    cluster belongs to two of them.
+//! 4. Every attribute that an attribute list names is there, and the other way round.
+//!
+//! The journal is not replayed: where it has anything to say, the volume is in use.
+//!
+//! ```text
+//!   boot sector -> $MFT, all of it -> hiberfil.sys -> $Volume, $LogFile -> $Bitmap -> all records
+//!   [boot.rs]      [mft.rs: lists.rs,  [sleep.rs]     [state.rs]    [clusters.rs]  [owners.rs]
+//!                   record.rs, runs.rs, stream.rs]
+//! ```
+//!
+//! In use besides what files own: what $Bitmap has in use for nobody, what lies behind the last whole
+//! cluster, and the copy of the boot sector there.
+
+mod boot;
+mod clusters;
+mod lists;
+mod mft;
+mod owners;
+mod record;
+mod runs;
+mod sleep;
+mod state;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use super::view::View;
+use super::{Rest, Trouble, Volume};
+use clusters::Clusters;
+use mft::Mft;
+
+/// Whether NTFS lies here: the name to show.
+///
+/// # Errors
+/// [`Trouble::Io`].
+pub(super) fn is_here(view: &View<'_>) -> Result<Option<&'static str>, Trouble> {
+    Ok(boot::is_here(view)?.then_some("NTFS"))
+}
+
+/// What is free.
+///
+/// # Errors
+/// [`Trouble::Skip`] where anything is in doubt, [`Trouble::Io`].
+pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
+    let geometry = boot::read(view)?;
+    let mft = Mft::open(view, geometry)?;
+    // First, for it is news for the whole disk.
+    sleep::check(&mft)?;
+    state::check_flags(&mft)?;
+    let unmounted = state::check_log(&mft)?;
+    let mut clusters = Clusters::read(&mft)?;
+    owners::check(&mft, &mut clusters)?;
+    Ok(Volume {
+        reported_free: clusters.free_bytes(),
+        free: clusters.free,
+        size: geometry.size,
+        // ntfs-3g empties the log and leaves no mark while it has the volume mounted.
+        rest: match unmounted {
+            true => Rest::Unmounted,
+            false => Rest::Unmarked,
+        },
+    })
+}
+
+/// Two things that do not agree.
+fn damaged(what: impl fmt::Display) -> Trouble {
+    Trouble::skip(format!(
+        "is damaged ({what}): let Windows' chkdsk repair it"
+    ))
+}
