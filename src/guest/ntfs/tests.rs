@@ -52,7 +52,10 @@ fn what_nobody_has_is_free() {
             assert_eq!(volume.free.contains(&byte), !used, "cluster {lcn}");
         }
     }
-    assert_eq!(volume.free.iter().last().unwrap().end, CLUSTERS * CLUSTER);
+    assert_eq!(
+        volume.free.iter().next_back().unwrap().end,
+        CLUSTERS * CLUSTER
+    );
     let free: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
     assert_eq!(volume.reported_free, free);
     assert_eq!(volume.size, CLUSTERS * CLUSTER + CLUSTER / 2);

@@ -13,8 +13,11 @@ const ALLOCATED: usize = FIRST + 40;
 const SIZE: usize = FIRST + 48;
 const INITIALIZED: usize = FIRST + 56;
 
+/// A place in a record, and what to write there.
+type Change = (usize, &'static [u8]);
+
 /// Changes bytes of a record.
-fn edited(number: u64, changes: &[(usize, &[u8])]) -> Image {
+fn edited(number: u64, changes: &[Change]) -> Image {
     let mut image = Image::new();
     image.edit(number, |bytes| {
         (changes.iter()).for_each(|(at, value)| put(bytes, *at, value));
@@ -25,7 +28,7 @@ fn edited(number: u64, changes: &[(usize, &[u8])]) -> Image {
 #[test]
 fn sizes_of_metadata() {
     let bitmap = 6;
-    let cases: [(&[(usize, &[u8])], &str); 7] = [
+    let cases: [(&[Change], &str); 7] = [
         (&[(FIRST + 12, &[1])], "is compressed"),
         (&[(FIRST + 13, &[0x40])], "is compressed or encrypted"),
         (
@@ -46,7 +49,7 @@ fn sizes_of_metadata() {
     // From a cluster that is not the first.
     let image = edited(bitmap, &[(FIRST + 16, &[1]), (FIRST + 24, &[1])]);
     assert_refused(&image, "sizes that make no sense");
-    let image = edited(bitmap, &[(0x20, &reference(24).to_le_bytes())]);
+    let image = edited(bitmap, &[(0x20, &[24, 0, 0, 0, 0, 0, 25, 0])]);
     assert_refused(&image, "record 6 belongs to another file");
     // Fewer clusters than none.
     let mut image = Image::new();
