@@ -281,6 +281,15 @@ fn boot_regions_that_contradict_are_refused() {
         sealed("makes no sense", at, bytes);
     }
     sealed("makes no sense", 106, &[1]);
+    // A table of one sector has entries for 126 clusters.
+    for (clusters, reason) in [(126, "bitmap"), (127, "makes no sense")] {
+        refuses(reason, |image| {
+            image.bytes.resize(200 * CLUSTER, 0);
+            image.put(72, &[0x20, 1]);
+            image.put(92, &[clusters]);
+            image.seal();
+        });
+    }
     sealed("revision", 105, &[2]);
     sealed("clusters", 92, &[1, 0, 0, 0x20]);
     sealed("spans", 72, &[0, 1]);
