@@ -1,9 +1,10 @@
 //! What compaction must not believe.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use vhdfs::compact::CompactOptions;
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
@@ -104,7 +105,7 @@ fn what_was_the_same_is_not_so_for_ever() {
     storage.on_op(move |_, op| match op.kind {
         OpKind::Write => dropped.store(true, Ordering::Relaxed),
         OpKind::Read if dropped.load(Ordering::Relaxed) => {
-            let guest = guest.lock().expect("one at a time").take();
+            let guest = guest.lock().take();
             if let Some(disk) = guest {
                 disk.write_at(&[9; 4096], 0).expect("written");
             }
