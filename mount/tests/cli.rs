@@ -178,11 +178,14 @@ fn compact_does_what_it_predicts() {
         "allocated_before",
         "blocks_dropped",
         "blocks_moved",
+        "bytes_read",
         "children",
         "file",
         "kept",
         "length_after",
         "length_before",
+        "not_fs_aware",
+        "partitions",
     ];
     assert_eq!(keys(&done), expected);
     assert_eq!(done["length_before"], before.len());
