@@ -7,8 +7,8 @@
 //! survey says why. What no reader understands is in use.
 //!
 //! ```text
-//!   survey    partition table, LVM2 -> parts               [table/, lvm.rs]
-//!     |       what each part holds                          [mod.rs, container.rs]
+//!   survey    partition table, LVM2 -> parts               [table/, lvm/]
+//!     |       what each part holds                          [survey/, container.rs]
 //!   readers   NTFS, ext2/3/4, XFS, btrfs, FAT, exFAT, swap
 //!     |
 //!   Survey    free disk ranges, a line per part, and the evidence: a hash of every read

@@ -177,7 +177,7 @@ fn unused(group: &Group) -> Vec<Range<u64>> {
 }
 
 fn home() -> Line {
-    ("home".to_owned(), vec![100..200], None)
+    ("home".to_owned(), std::iter::once(100..200).collect(), None)
 }
 
 fn root() -> Line {
@@ -499,7 +499,11 @@ fn volumes_that_are_kept() {
     let home_kept = Some("belongs to root, which is of the kind striped".to_owned());
     let expected = [
         kept(home(), &home_kept),
-        ("root".to_owned(), vec![30..50], root_kept),
+        (
+            "root".to_owned(),
+            std::iter::once(30..50).collect(),
+            root_kept,
+        ),
     ];
     assert_eq!(lines(&group), expected);
 
