@@ -76,6 +76,11 @@ fn what_does_not_agree() {
             &["set_bg 0 inode_table 8191"],
             "where it cannot be",
         ),
+        (
+            "-t ext2",
+            &["set_bg 1 inode_bitmap 20000"],
+            "where it cannot be",
+        ),
         ("-t ext2", &["freeb 3"], "its metadata free"),
         ("-t ext2", &["freeb 8193"], "its metadata free"),
         (

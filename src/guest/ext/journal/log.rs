@@ -135,9 +135,6 @@ impl Journal {
         sequence: u32,
     ) -> Result<Option<Pending>, Trouble> {
         let mut pending = Pending::default();
-        if cursor.left == 0 {
-            return Ok(None);
-        }
         loop {
             let block = self.read(blocks, cursor.next)?;
             let header = RawHeader::read_from_prefix(&block);

@@ -191,6 +191,12 @@ fn with_protection(sequence: u32) -> Image {
 fn mount_protection() {
     let image = with_protection(0xff4d_4d50);
     assert_eq!(free_blocks(&image), image.clear_blocks());
+    let mut free = image.clone();
+    free.set(240, false);
+    let count = free.free_in(3);
+    free.descriptor(3, |raw| raw.free_blocks_count_lo.set(count));
+    free.seal();
+    refused(&free, "its metadata free");
     refused(&with_protection(1), "in use by the machine \"ahost\"");
     refused(&with_protection(0xe24d_4d50), "in use by the machine");
     for at in [0, 5, 300, 1023] {
