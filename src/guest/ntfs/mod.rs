@@ -13,13 +13,16 @@
 //! with shadow copies: they read what they need where it was, free or not.
 //!
 //! ```text
-//!   boot sector -> $MFT, all of it -> hiberfil.sys -> $Volume, $LogFile -> $Bitmap -> all records
-//!   [boot.rs]      [mft.rs: lists.rs,  [sleep.rs]     [state.rs]    [clusters.rs]  [owners.rs]
-//!                   record.rs, runs.rs, stream.rs]              and shadows.rs
+//!   boot sector     boot.rs
+//!   $MFT, all of it mft.rs: records (record.rs, lists.rs) and what they map (runs.rs, stream.rs)
+//!   may it be read  sleep.rs: hiberfil.sys; state.rs: $Volume, $LogFile; shadows.rs
+//!   $Bitmap         clusters.rs
+//!   all records     owners.rs
 //! ```
 //!
 //! In use besides what files own: what $Bitmap has in use for nobody, what lies behind the last whole
-//! cluster, and the copy of the boot sector there.
+//! cluster, and the copy of the boot sector there. Not read: more than 2^32 - 1 clusters (a bit of
+//! memory each), more than 2^27 records, a root folder over 64 MiB.
 
 mod boot;
 mod clusters;

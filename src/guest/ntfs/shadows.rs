@@ -17,7 +17,7 @@ const HEADER_AT: u64 = 0x1e00;
 const IDENTIFIER: [u8; 16] = [
     0x6b, 0x87, 0x08, 0x38, 0x76, 0xc1, 0x48, 0x4e, 0xb7, 0xae, 0x04, 0x04, 0x6e, 0x6c, 0xc7, 0x52,
 ];
-/// How the name of the file ends that holds a shadow copy; before it stands another such number.
+/// How the name of the file ends that holds a shadow copy; as long a number stands before it.
 const SUFFIX: &[u8] = b"{3808876b-c176-4e48-b7ae-04046e6cc752}";
 
 /// The header.
@@ -76,13 +76,11 @@ const NAME_AT: usize = 0x42;
 
 /// Whether a name in UTF-16LE is that of a file with a shadow copy.
 fn is_shadow(name: &[u8]) -> bool {
-    let len = 2 * SUFFIX.len();
-    let Some((first, last)) = name.split_at_checked(len) else {
+    let Some((_, last)) = name.split_at_checked(2 * SUFFIX.len()) else {
         return false;
     };
     let mut units = last.chunks_exact(2);
-    last.len() == len
-        && first.starts_with(b"{\0")
+    last.len() == 2 * SUFFIX.len()
         && SUFFIX.iter().all(|letter| {
             (units.next())
                 .is_some_and(|unit| unit[1] == 0 && unit[0].to_ascii_lowercase() == *letter)
