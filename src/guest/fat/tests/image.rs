@@ -157,7 +157,15 @@ impl Image {
         }
     }
 
-    pub(super) fn entry(&mut self, at: usize, number: usize, name: &[u8; 11], kind: u8, first: u32, len: u32) {
+    pub(super) fn entry(
+        &mut self,
+        at: usize,
+        number: usize,
+        name: &[u8; 11],
+        kind: u8,
+        first: u32,
+        len: u32,
+    ) {
         let mut entry = [0; 32];
         entry[..11].copy_from_slice(name);
         entry[11] = kind;
