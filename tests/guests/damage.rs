@@ -55,7 +55,7 @@ const USUAL: Kind = Kind {
 
 enum Mount {
     /// By the kernel, or by a program that is installed as a helper of `mount`: as this type.
-    Mount(&'static str),
+    Helper(&'static str),
     /// By a program.
     Fuse(&'static str),
     /// With mtools, by copying in.
@@ -111,7 +111,7 @@ impl<'a> Damaged<'a> {
 
 /// Whether a file stays.
 fn stays(number: u8) -> bool {
-    number % 3 != 0
+    !number.is_multiple_of(3)
 }
 
 fn write_files(folder: &Path) {
@@ -138,8 +138,8 @@ fn names_of_deleted() -> Vec<String> {
 fn make(kind: &Kind, folder: &Path) -> Option<PathBuf> {
     let image = folder.join("image");
     let needed: &[&str] = match kind.mount {
-        Mount::Mount("exfat-fuse") => &["mount.exfat-fuse"],
-        Mount::Mount(_) => &[],
+        Mount::Helper("exfat-fuse") => &["mount.exfat-fuse"],
+        Mount::Helper(_) => &[],
         Mount::Fuse(program) => &[program],
         Mount::Mtools => &["mcopy", "mdel"],
     };
@@ -153,7 +153,7 @@ fn make(kind: &Kind, folder: &Path) -> Option<PathBuf> {
     tool(kind.make[0], &kind.make[1..], &[&image]);
     let at = folder.join("files");
     let mounted = match kind.mount {
-        Mount::Mount(name) => Mounted::kernel(&image, &at, name, "loop"),
+        Mount::Helper(name) => Mounted::kernel(&image, &at, name, "loop"),
         Mount::Fuse(program) => Mounted::fuse(program, &[], &image, &at),
         Mount::Mtools => {
             write_files(&at);
@@ -300,7 +300,7 @@ fn exfat() {
     survives(&Kind {
         name: "exFAT",
         make: &["mkfs.exfat"],
-        mount: Mount::Mount("exfat-fuse"),
+        mount: Mount::Helper("exfat-fuse"),
         ..USUAL
     });
 }
@@ -310,13 +310,13 @@ fn ext() {
     survives(&Kind {
         name: "ext4",
         make: &["mkfs.ext4", "-q", "-F"],
-        mount: Mount::Mount("ext4"),
+        mount: Mount::Helper("ext4"),
         ..USUAL
     });
     survives(&Kind {
         name: "ext2",
         make: &["mkfs.ext2", "-q", "-F"],
-        mount: Mount::Mount("ext2"),
+        mount: Mount::Helper("ext2"),
         bits: 1,
         ..USUAL
     });
@@ -338,7 +338,7 @@ fn xfs() {
         name: "XFS",
         len: 300 * MIB,
         make: &["mkfs.xfs", "-q", "-f"],
-        mount: Mount::Mount("xfs"),
+        mount: Mount::Helper("xfs"),
         // It reads a long log each time.
         times: 60,
         ..USUAL
@@ -351,7 +351,7 @@ fn btrfs() {
         name: "btrfs",
         len: 128 * MIB,
         make: &["mkfs.btrfs", "-q", "-f"],
-        mount: Mount::Mount("btrfs"),
+        mount: Mount::Helper("btrfs"),
         times: 120,
         ..USUAL
     });

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod btrfs;
 mod compacting;
 mod damage;
 mod exfat;

@@ -134,15 +134,9 @@ fn a_partition_table_is_not_taken_for_it() {
         None
     );
     // Messages of boot code; what `mkfs.vfat --mbr` writes; no kind.
-    assert_eq!(with(*b"Press any key...").is_some(), true);
-    assert_eq!(
-        with([0x80, 1, 2, 3, 6, 1, 2, 3, 0, 0, 0, 0, 9, 9, 0, 0]).is_some(),
-        true
-    );
-    assert_eq!(
-        with([0, 1, 2, 3, 0, 1, 2, 3, 63, 0, 0, 0, 9, 9, 0, 0]).is_some(),
-        true
-    );
+    assert!(with(*b"Press any key...").is_some());
+    assert!(with([0x80, 1, 2, 3, 6, 1, 2, 3, 0, 0, 0, 0, 9, 9, 0, 0]).is_some());
+    assert!(with([0, 1, 2, 3, 0, 1, 2, 3, 63, 0, 0, 0, 9, 9, 0, 0]).is_some());
 }
 
 #[test]
