@@ -12,7 +12,7 @@ use support::scenarios::ALL;
 use support::sweep::{Tally, sweep};
 
 /// States that a scenario tries on one kind of disk if nothing else is said.
-const STATES: u64 = 150;
+const STATES: u64 = 90;
 /// Random lives of each kind.
 const LIVES: u64 = 6;
 

@@ -4,7 +4,9 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod btrfs;
 mod compacting;
+mod damage;
 mod exfat;
 mod ext;
 mod fat;

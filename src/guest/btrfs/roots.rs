@@ -1,0 +1,114 @@
+//! The root tree: where all other trees are.
+
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::damaged;
+use super::tree::{Forest, MAX_LEVEL, Root};
+use crate::guest::Trouble;
+use crate::guest::raw::structure;
+
+const ROOT_ITEM: u8 = 132;
+/// What does not last: a balance that goes on with the next mount.
+const TEMPORARY_ITEM: u8 = 248;
+
+const EXTENT_TREE: u64 = 2;
+const DEVICE_TREE: u64 = 4;
+const FREE_SPACE_TREE: u64 = 10;
+const BLOCK_GROUP_TREE: u64 = 11;
+
+/// A tree's root, without what only newer kernels write. [btrfs_tree.h `btrfs_root_item`]
+#[derive(Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawRoot {
+    /// 0: an inode.
+    inode: [u8; 160],
+    /// 160: commit that wrote the root node.
+    generation: U64,
+    /// 168: its first directory.
+    root_directory: U64,
+    /// 176: logical address of the root node.
+    node: U64,
+    /// 184: limit, bytes used, last snapshot, flags.
+    numbers: [U64; 4],
+    /// 216: 0 for a subvolume that is being deleted.
+    references: U32,
+    /// 220: how far that is.
+    progress: [u8; 18],
+    /// 238: level of the root node.
+    level: u8,
+}
+
+const _: () = assert!(size_of::<RawRoot>() == 239);
+
+/// Where the trees are that tell what is free, and the roots of all.
+pub(super) struct Roots {
+    pub(super) extent: Root,
+    pub(super) device: Root,
+    /// If the superblock says that it may be believed.
+    pub(super) free_space: Option<Root>,
+    /// Where block groups are: if they have no tree of their own, the extent tree.
+    pub(super) block_group: Root,
+    /// Root nodes of all trees, among them subvolumes and snapshots.
+    pub(super) all: Vec<u64>,
+}
+
+impl Roots {
+    /// Reads the root tree.
+    ///
+    /// # Errors
+    /// [`Trouble::Skip`] where it is damaged, lacks a tree, or tells of a balance under way;
+    /// [`Trouble::Io`].
+    pub(super) fn read(forest: &mut Forest<'_, '_>) -> Result<Self, Trouble> {
+        let fs = forest.fs;
+        let mut found = Vec::new();
+        let mut all = vec![fs.root.node, fs.chunk_root.node];
+        forest.walk(fs.root, &mut |key, data| {
+            if key.kind == TEMPORARY_ITEM {
+                return Err(Trouble::skip(
+                    "has a balance under way: let its own system end or cancel it",
+                ));
+            }
+            if key.kind != ROOT_ITEM {
+                return Ok(());
+            }
+            let raw: RawRoot = structure(data, 0)?;
+            let root = Root {
+                tree: key.object,
+                node: raw.node.get(),
+                level: raw.level,
+                generation: raw.generation.get(),
+            };
+            if root.level >= MAX_LEVEL {
+                return Err(damaged(format_args!("the root of tree {}", root.tree)));
+            }
+            all.push(root.node);
+            let wanted = [EXTENT_TREE, DEVICE_TREE, FREE_SPACE_TREE, BLOCK_GROUP_TREE];
+            if wanted.contains(&root.tree) {
+                found.push(root);
+            }
+            Ok(())
+        })?;
+        let only = |tree| {
+            let mut of_tree = found.iter().filter(|root| root.tree == tree);
+            match (of_tree.next(), of_tree.next()) {
+                (Some(root), None) => Ok(*root),
+                _ => Err(damaged(format_args!("the root of tree {tree}"))),
+            }
+        };
+        let extent = only(EXTENT_TREE)?;
+        Ok(Self {
+            extent,
+            device: only(DEVICE_TREE)?,
+            free_space: match fs.free_space_tree {
+                true => Some(only(FREE_SPACE_TREE)?),
+                false => None,
+            },
+            block_group: match fs.block_group_tree {
+                true => only(BLOCK_GROUP_TREE)?,
+                false => extent,
+            },
+            all,
+        })
+    }
+}
