@@ -42,6 +42,22 @@ impl State {
     fn running(&self) -> Option<&Arc<Job>> {
         self.job.as_ref().filter(|job| job.is_running())
     }
+
+    /// Makes `job` the one that runs, or the last one.
+    ///
+    /// # Errors
+    /// `ERROR_VHD_INVALID_STATE` while another one runs.
+    fn begin(&mut self, job: &Arc<Job>) -> Result<(), Win32Error> {
+        if self.running().is_some() {
+            return Err(ERROR_VHD_INVALID_STATE);
+        }
+        let last = self.job.replace(Arc::clone(job));
+        if let Some(last) = last {
+            // It has ended, and whoever waits for it is being told.
+            last.wait(None);
+        }
+        Ok(())
+    }
 }
 
 static FILES: LazyLock<Mutex<HashMap<FileId, Weak<Shared>>>> = LazyLock::new(Mutex::default);
@@ -163,17 +179,18 @@ impl VirtualDisk {
         let _disk = self.own_disk()?;
         let mut state = self.shared.state.lock();
         self.file()?;
-        if state.is_attached || state.running().is_some() {
+        if state.is_attached {
             return Err(ERROR_VHD_INVALID_STATE);
         }
+        // There is nothing to wait for, but whoever waits is told.
+        let job = Arc::new(Job::new(waiter.as_ref().map(|waiter| waiter.key())));
+        state.begin(&job)?;
         state.is_attached = true;
+        drop(state);
         let Some(mut waiter) = waiter else {
+            job.end(ERROR_SUCCESS, None);
             return Ok(());
         };
-        // There is nothing to wait for, but whoever waits is told.
-        let job = Arc::new(Job::new(Some(waiter.key())));
-        state.job = Some(Arc::clone(&job));
-        drop(state);
         waiter.begin();
         job.end(ERROR_SUCCESS, Some(waiter));
         Err(ERROR_IO_PENDING)
@@ -245,18 +262,15 @@ impl VirtualDisk {
         let mut state = self.shared.state.lock();
         // Not beside a thread that closes the handle: that waits for what runs by then.
         self.file()?;
-        if state.running().is_some() {
-            return Err(ERROR_VHD_INVALID_STATE);
-        }
-        state.job = Some(Arc::clone(job));
+        state.begin(job)?;
         Ok(state.is_attached)
     }
 
     pub(super) fn progress(&self, key: usize) -> Result<VirtualDiskProgress, Win32Error> {
         self.file()?;
-        let state = self.shared.state.lock();
-        let job = state.job.as_ref().filter(|job| job.has_key(key));
-        job.map(|job| job.progress()).ok_or(ERROR_INVALID_PARAMETER)
+        let job = self.shared.state.lock().job.clone();
+        let meant = job.filter(|job| job.has_key(key));
+        Ok(meant.ok_or(ERROR_INVALID_PARAMETER)?.progress())
     }
 
     /// Asks the operation that runs to stop, if it is the one with `key`; with none, whichever runs.

@@ -94,10 +94,14 @@ impl Job {
         !is_untold(&mut stage)
     }
 
+    /// Says that it has ended only when everybody has been told: after that a caller may free what it
+    /// would be told by.
     pub(super) fn progress(&self) -> VirtualDiskProgress {
-        let stage = *self.stage.lock();
+        let mut stage = self.stage.lock();
+        let is_telling = |stage: &mut Stage| matches!(stage, Stage::Ended(_));
+        self.told.wait_while(&mut stage, is_telling);
         let completion_value = PHASES * PHASE_STEPS;
-        match stage {
+        match *stage {
             Stage::Running => VirtualDiskProgress {
                 operation_status: super::ERROR_IO_PENDING,
                 current_value: self.steps(),
@@ -195,5 +199,59 @@ impl Waiter for Overlapped {
     fn end(self: Box<Self>, status: Win32Error) {
         *self.shared.status.lock() = Some(status);
         self.shared.ended.set();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+
+    use super::*;
+
+    /// One who takes its time to be told.
+    struct Slow {
+        telling: Sender<()>,
+        go_on: Receiver<()>,
+    }
+
+    impl Waiter for Slow {
+        fn key(&self) -> usize {
+            1
+        }
+
+        fn begin(&mut self) {}
+
+        fn end(self: Box<Self>, status: Win32Error) {
+            assert_eq!(status, ERROR_SUCCESS);
+            self.telling.send(()).unwrap();
+            self.go_on.recv().unwrap();
+        }
+    }
+
+    /// Who asks how far it is must not learn of its end before the one who waits has been told: both
+    /// may be the same, who then frees what it is told by.
+    #[test]
+    fn nobody_learns_of_its_end_before_the_waiter() {
+        let (telling, is_telling) = channel();
+        let (go, go_on) = channel();
+        let job = Job::new(Some(1));
+        thread::scope(|scope| {
+            let end = scope.spawn(|| {
+                job.end(ERROR_SUCCESS, Some(Box::new(Slow { telling, go_on })));
+            });
+            is_telling.recv().unwrap();
+            assert!(!job.is_running(), "another one may begin");
+            assert!(!job.wait(Some(Duration::from_millis(5))));
+            let asks = scope.spawn(|| job.progress());
+            thread::sleep(Duration::from_millis(20));
+            assert!(!asks.is_finished());
+            go.send(()).unwrap();
+            let progress = asks.join().unwrap();
+            assert_eq!(progress.operation_status, ERROR_SUCCESS);
+            assert_eq!(progress.current_value, progress.completion_value);
+            end.join().unwrap();
+        });
+        assert!(job.wait(None));
     }
 }
