@@ -1,11 +1,15 @@
 //! What compaction must not believe.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use vhdfs::compact::CompactOptions;
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
 use vhdfs::format::parent::NewParent;
+use vhdfs::storage::sim::{OpKind, SimStorage};
 
 const DISK: u64 = 8 << 20;
 
@@ -57,4 +61,61 @@ fn zeros_are_told_by_whole_granules() {
     let mut found = vec![0; wanted.len()];
     disk.read_at(&mut found, 0).expect("read");
     assert!(found == wanted);
+}
+
+/// A block that held what its parent has is gone at once. What a guest puts there while the compaction
+/// goes on is its own.
+#[test]
+fn what_was_the_same_is_not_so_for_ever() {
+    const BLOCK: u64 = 2 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (parent_path, path) = (
+        folder.path().join("parent.vhd"),
+        folder.path().join("a.vhd"),
+    );
+    create(&parent_path, &CreateOptions::dynamic(DISK)).expect("created");
+    let parent = Disk::open(&parent_path, &OpenOptions::default()).expect("opened");
+    parent.write_at(&[7; 4096], 0).expect("written");
+    let new_parent = NewParent {
+        identity: parent.identity(),
+        disk_len: DISK,
+        sector_size: 512,
+        mtime: SystemTime::now(),
+        relative: ".\\parent.vhd".to_owned(),
+        absolute: "C:\\parent.vhd".to_owned(),
+    };
+    let options = CreateOptions {
+        parent: Some(new_parent),
+        ..CreateOptions::new(Format::Vhd, DiskType::Differencing, DISK)
+    };
+    create(&path, &options).expect("created");
+    let storage = Arc::new(SimStorage::from_file(&path).expect("loaded"));
+    let options = OpenOptions {
+        punch_holes: false,
+        ..OpenOptions::default()
+    };
+    let disk = Disk::open_over(storage.clone(), &path, &options, Some(parent)).expect("opened");
+    // The first is as in the parent.
+    for block in 0..3 {
+        disk.write_at(&[7; 4096], block * BLOCK).expect("written");
+    }
+
+    let guest = Mutex::new(Some(Arc::clone(&disk)));
+    let dropped = AtomicBool::new(false);
+    storage.on_op(move |_, op| match op.kind {
+        OpKind::Write => dropped.store(true, Ordering::Relaxed),
+        OpKind::Read if dropped.load(Ordering::Relaxed) => {
+            let guest = guest.lock().take();
+            if let Some(disk) = guest {
+                disk.write_at(&[9; 4096], 0).expect("written");
+            }
+        }
+        _ => {}
+    });
+    let report = disk.compact(&CompactOptions::default()).wait();
+    storage.clear_hook();
+    report.expect("compacted");
+    let mut found = [0; 4096];
+    disk.read_at(&mut found, 0).expect("read");
+    assert!(found == [9; 4096]);
 }

@@ -75,9 +75,12 @@ impl Made {
             create(&path, &options(DiskType::Dynamic)).unwrap();
             let below = Disk::open(&path, &OpenOptions::default()).unwrap();
             for at in (0..DISK).step_by(3 << 20) {
-                below
-                    .write_at(&fat.bytes[size(at)..size(at) + (1 << 20)], at)
-                    .unwrap();
+                let mut piece = fat.bytes[size(at)..size(at) + (1 << 20)].to_vec();
+                if at == 12 << 20 {
+                    // Where the child has zeros, the parent has none.
+                    piece.fill(0x77);
+                }
+                below.write_at(&piece, at).unwrap();
             }
             below.close().unwrap();
             parent = Some(below);
@@ -366,6 +369,45 @@ fn an_open_for_writing_ends_it() {
     assert!(compact(&disk, options()).not_surveyed.is_none());
     drop(disk);
     made.verify(&storage).unwrap();
+}
+
+/// Once somebody may write, nothing goes any more: not even the rest of what was just verified.
+#[test]
+fn nothing_goes_once_a_writer_is_in() {
+    let made = Made::new(KINDS[0], 11);
+    let storage = Arc::new(made.storage.fork());
+    let disk = made.open(&storage);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn({
+        let disk = Arc::clone(&disk);
+        move || {
+            wait.recv().unwrap();
+            disk.begin_writing();
+            content(&disk)
+        }
+    });
+    let go = parking_lot::Mutex::new(Some(go));
+    storage.on_op(move |_, op| {
+        if op.kind == OpKind::PunchHole
+            && let Some(go) = go.lock().take()
+        {
+            go.send(()).unwrap();
+            // It cannot get in before this step ends.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let report = compact(
+        &disk,
+        CompactOptions {
+            punch_free: true,
+            ..options()
+        },
+    );
+    storage.clear_hook();
+    let then = writer.join().unwrap();
+    assert!(then == content(&disk));
+    assert!(report.not_surveyed.is_some(), "{report:?}");
+    disk.end_writing();
 }
 
 /// The metadata changes behind our back: it is noticed before anything goes.

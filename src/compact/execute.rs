@@ -56,7 +56,7 @@ pub(crate) struct Compactor {
     moves: VecDeque<Move>,
     /// Of blocks of metadata, when no other move is left.
     metadata_moves: VecDeque<(FileRange, FileOffset)>,
-    /// Blocks that hold what the parent has: dropped, or, of a dry run, to be.
+    /// Blocks that hold what the parent has, but for what is free: to be dropped, or only counted.
     same: HashSet<BlockIndex>,
     /// Blocks without a slot that keep one for themselves, to be given up.
     kept: HashSet<BlockIndex>,
@@ -358,10 +358,10 @@ impl Compactor {
         };
         let same = drop_if_same(&self.disk, block, how, &mut self.scanner.bytes_read)?;
         *left = left.saturating_sub(self.scanner.bytes_read - before);
-        if same {
-            if self.freed.is_none() {
-                self.report.blocks_dropped += 1;
-            }
+        if same && self.freed.is_none() && !self.options.dry_run {
+            // Gone already; what a guest puts there from now on is its own again.
+            self.report.blocks_dropped += 1;
+        } else if same {
             self.same.insert(block);
         }
         Ok(!same)

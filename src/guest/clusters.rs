@@ -355,9 +355,9 @@ pub(super) mod memory {
     use super::super::{Trouble, Volume};
     use crate::units::{u64_from, usize_from};
 
-    pub(in crate::guest) struct Memory(pub(in crate::guest) Vec<u8>);
+    pub(in crate::guest) struct Memory<'a>(pub(in crate::guest) &'a [u8]);
 
-    impl Source for Memory {
+    impl Source for Memory<'_> {
         fn len(&self) -> u64 {
             u64_from(self.0.len())
         }
@@ -378,8 +378,7 @@ pub(super) mod memory {
         bytes: &[u8],
         read: impl Fn(&View<'_>) -> Result<Volume, Trouble>,
     ) -> Result<Volume, String> {
-        let memory = Memory(bytes.to_vec());
-        read(&View::whole(&memory)).map_err(|trouble| match trouble {
+        read(&View::whole(&Memory(bytes))).map_err(|trouble| match trouble {
             Trouble::Skip { reason, hibernated } => format!("{reason} ({hibernated})"),
             Trouble::Io(error) => panic!("{error}"),
         })

@@ -17,6 +17,8 @@ pub(super) enum Meaning {
     Pool,
     /// A filesystem that is not read here.
     Filesystem,
+    /// Partitions, as a virtual machine's disk in a logical volume has them.
+    Table,
 }
 
 impl Meaning {
@@ -29,6 +31,7 @@ impl Meaning {
             Self::Array => "is a member of an array of disks",
             Self::Pool => "belongs to a storage pool",
             Self::Filesystem => "holds a filesystem that cannot be read here",
+            Self::Table => "has partitions of its own, which are not read here",
         }
     }
 }
@@ -87,7 +90,7 @@ const BITLOCKER_USED: &[u8] = b"\x3b\x4d\xa8\x92\x80\xdd\x0e\x4d\x9e\x4e\xb1\xe3
 pub(super) const LVM2: &str = "LVM2";
 
 use At::{End, Start};
-use Meaning::{Array, Encrypted, Filesystem, Pool};
+use Meaning::{Array, Encrypted, Filesystem, Pool, Table};
 
 /// Places and numbers are those of libblkid (util-linux), where nothing else is said.
 const MAGICS: &[Magic] = &[
@@ -151,7 +154,6 @@ const MAGICS: &[Magic] = &[
     magic("APFS", Filesystem, Start(32), b"NXSB"),
     magic("HFS+", Filesystem, Start(KIB), b"H+\0\x04"),
     magic("HFS+", Filesystem, Start(KIB), b"HX\0\x05"),
-    magic("Apple partition map", Filesystem, Start(SECTOR), b"PM\0\0"),
     magic("ISO 9660", Filesystem, Start(32 * KIB + 1), b"CD001"),
     magic("UDF", Filesystem, Start(32 * KIB + 1), b"BEA01"),
     magic("UDF", Filesystem, Start(34 * KIB + 1), b"BEA01"),
@@ -191,6 +193,12 @@ const MAGICS: &[Magic] = &[
     magic("HPFS", Filesystem, Start(8 * KIB), b"\x49\xe8\x95\xf9"),
     magic("ZoneFS", Filesystem, Start(0), b"SFOZ"),
     magic("UBI", Filesystem, Start(0), b"UBI#"),
+    magic("Apple partition map", Table, Start(SECTOR), b"PM\0\0"),
+    magic("Amiga partition table", Table, Start(0), b"RDSK"),
+    magic("SGI disk label", Table, Start(0), b"\x0b\xe5\xa9\x41"),
+    magic("AIX disk label", Table, Start(0), b"\xc9\xc2\xd4\xc1"),
+    // FreeBSD's and NetBSD's. [sys/disklabel.h]
+    magic("BSD disk label", Table, Start(SECTOR), b"\x57\x45\x56\x82"),
     magic(LVM2, Pool, Start(0), b"LABELONE"),
     magic(LVM2, Pool, Start(SECTOR), b"LABELONE"),
     magic(LVM2, Pool, Start(2 * SECTOR), b"LABELONE"),

@@ -3,19 +3,22 @@
 //! A part is read only if it holds the mark of exactly one thing that is known. Free is only what
 //! lies in a part that was read; where any part says that the guest sleeps, nothing is.
 
+mod marks;
+
 use std::io;
 use std::ops::Range;
 
 use rangemap::RangeSet;
 
-use super::container::{self, LVM2, Meaning};
-use super::lvm::{self, Group};
-use super::table::{self, Slot};
+use super::container::LVM2;
+use super::lvm::Group;
+use super::table;
 use super::view::{Source, View};
 use super::{
-    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs,
-    swap, xfs,
+    Outcome, Part, Rest, Survey, SurveyOptions, Trouble, Volume, btrfs, exfat, ext, fat, ntfs, xfs,
 };
+
+use marks::Content;
 
 /// A filesystem that can be read.
 struct Reader {
@@ -177,21 +180,6 @@ fn total(ranges: &RangeSet<u64>) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-/// Something that a part seems to hold.
-struct Mark<'r> {
-    name: &'static str,
-    kind: Kind<'r>,
-    /// Where the mark lies in the part, if that is known.
-    at: Option<u64>,
-}
-
-enum Kind<'r> {
-    Filesystem(&'r Reader),
-    Swap,
-    Table,
-    Container(Meaning),
-}
-
 /// What stands above a part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
@@ -214,7 +202,11 @@ impl Surveyor<'_> {
         let Some(slots) = table::read(disk)? else {
             return self.part("the disk".to_owned(), disk, Level::Disk, None, found);
         };
-        if let Some(mark) = self.marks(disk)?.iter().find(|mark| outside(mark, &slots)) {
+        if let Some(mark) = self
+            .marks(disk)?
+            .iter()
+            .find(|mark| mark.is_outside(&slots))
+        {
             return Err(Trouble::skip(format!(
                 "holds the marks of {} and of a partition table, one of which is a remnant (wipefs)",
                 mark.name
@@ -316,118 +308,6 @@ impl Surveyor<'_> {
         }
         Ok(())
     }
-
-    /// What is in a part, whose name goes to `name`.
-    ///
-    /// # Errors
-    /// As every reader's.
-    fn content(
-        &self,
-        view: &View<'_>,
-        level: Level,
-        name: &mut Option<&'static str>,
-    ) -> Result<Content, Trouble> {
-        let mut marks = self.marks(view)?;
-        if level != Level::Disk {
-            marks.extend(table::is_here(view)?.map(|name| Mark {
-                name,
-                kind: Kind::Table,
-                at: None,
-            }));
-        }
-        marks.dedup_by_key(|mark| mark.name);
-        let [mark] = &marks[..] else {
-            return Err(self.several(view, &marks));
-        };
-        *name = Some(mark.name);
-        match mark.kind {
-            Kind::Filesystem(reader) => (reader.read)(view).map(Content::Volume),
-            Kind::Swap => {
-                let volume = swap::read(view)?;
-                match self.options.swap {
-                    true => Ok(Content::Volume(volume)),
-                    false => Err(Trouble::skip(
-                        "is swap space, which counts as in use unless it is asked for",
-                    )),
-                }
-            }
-            Kind::Table => Err(Trouble::skip("has partitions of its own")),
-            Kind::Container(_) if mark.name == LVM2 && level != Level::Volume => {
-                lvm::read(view).map(Content::Group)
-            }
-            Kind::Container(meaning) => Err(Trouble::skip(meaning.reason())),
-        }
-    }
-
-    /// The trouble with a part that holds no mark, or several: one of them may still say that the guest
-    /// sleeps.
-    fn several(&self, view: &View<'_>, marks: &[Mark<'_>]) -> Trouble {
-        let mut asleep = false;
-        for mark in marks {
-            let volume = match mark.kind {
-                Kind::Filesystem(reader) => (reader.read)(view),
-                Kind::Swap => swap::read(view),
-                Kind::Table | Kind::Container(_) => continue,
-            };
-            match volume {
-                Err(Trouble::Io(error)) => return Trouble::Io(error),
-                Err(Trouble::Skip { hibernated, .. }) => asleep |= hibernated,
-                Ok(_) => {}
-            }
-        }
-        let names: Vec<_> = marks.iter().map(|mark| mark.name).collect();
-        let reason = match names.is_empty() {
-            true => "holds nothing that is known here".to_owned(),
-            false => format!(
-                "holds the marks of {}, of which all but one are remnants (wipefs)",
-                names.join(" and of ")
-            ),
-        };
-        match asleep {
-            true => Trouble::hibernated(reason),
-            false => Trouble::skip(reason),
-        }
-    }
-
-    /// Everything that a part seems to hold.
-    ///
-    /// # Errors
-    /// As every reader's.
-    fn marks(&self, view: &View<'_>) -> Result<Vec<Mark<'_>>, Trouble> {
-        let mut marks = Vec::new();
-        for reader in self.readers {
-            marks.extend((reader.is_here)(view)?.map(|name| Mark {
-                name,
-                kind: Kind::Filesystem(reader),
-                at: None,
-            }));
-        }
-        marks.extend(swap::is_here(view)?.map(|name| Mark {
-            name,
-            kind: Kind::Swap,
-            at: None,
-        }));
-        marks.extend(container::marks(view)?.into_iter().map(|mark| Mark {
-            name: mark.name,
-            kind: Kind::Container(mark.meaning),
-            at: Some(mark.at),
-        }));
-        Ok(marks)
-    }
-}
-
-/// What a part holds.
-enum Content {
-    /// A filesystem, or swap space.
-    Volume(Volume),
-    /// Volumes.
-    Group(Group),
-}
-
-/// That a mark on the disk is not one that a partition's content happens to have there.
-fn outside(mark: &Mark<'_>, slots: &[Slot]) -> bool {
-    mark.at
-        .is_none_or(|at| slots.iter().all(|slot| !slot.range.contains(&at)))
 }
 
 /// That what a reader says fits the part.

@@ -150,8 +150,10 @@ impl VirtualDisk {
 
     /// The disk to attach or compact.
     fn own_disk(&self) -> Result<Arc<Disk>, Win32Error> {
+        let disk = self.disk.lock().clone();
+        // There is none, too, once the handle is closed.
         self.file()?;
-        self.disk.lock().clone().ok_or(ERROR_VHD_INVALID_STATE)
+        disk.ok_or(ERROR_VHD_INVALID_STATE)
     }
 
     pub(super) fn attach(&self, waiter: Option<Box<dyn Waiter>>) -> Result<(), Win32Error> {
@@ -160,6 +162,7 @@ impl VirtualDisk {
         }
         let _disk = self.own_disk()?;
         let mut state = self.shared.state.lock();
+        self.file()?;
         if state.is_attached || state.running().is_some() {
             return Err(ERROR_VHD_INVALID_STATE);
         }
@@ -240,6 +243,8 @@ impl VirtualDisk {
     /// Makes `job` the one that runs; says whether the disk is attached.
     fn begin(&self, job: &Arc<Job>) -> Result<bool, Win32Error> {
         let mut state = self.shared.state.lock();
+        // Not beside a thread that closes the handle: that waits for what runs by then.
+        self.file()?;
         if state.running().is_some() {
             return Err(ERROR_VHD_INVALID_STATE);
         }

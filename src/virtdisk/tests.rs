@@ -245,6 +245,59 @@ fn one_that_asks_sees_the_latest() {
 }
 
 #[test]
+fn what_the_host_answers() {
+    use std::io::{Error, ErrorKind};
+
+    use crate::error::{CompactError, DiskError};
+
+    let io = |kind| DiskError::Io {
+        action: "write",
+        source: Error::from(kind),
+    };
+    for (error, code) in [
+        (CompactError::NoRoom { blocks: 1 }, ERROR_DISK_FULL),
+        (DiskError::NoSpace(None).into(), ERROR_DISK_FULL),
+        (io(ErrorKind::StorageFull).into(), ERROR_DISK_FULL),
+        (io(ErrorKind::QuotaExceeded).into(), ERROR_DISK_FULL),
+        (io(ErrorKind::PermissionDenied).into(), ERROR_ACCESS_DENIED),
+        (
+            io(ErrorKind::ReadOnlyFilesystem).into(),
+            ERROR_WRITE_PROTECT,
+        ),
+        (io(ErrorKind::Other).into(), ERROR_IO_DEVICE),
+        (
+            DiskError::Poisoned(String::new()).into(),
+            ERROR_VHD_METADATA_WRITE_FAILURE,
+        ),
+        (CompactError::Fixed, ERROR_VHD_INVALID_TYPE),
+        (CompactError::Cancelled, ERROR_OPERATION_ABORTED),
+    ] {
+        assert_eq!(Win32Error::from(&error), code, "{error:?}");
+    }
+}
+
+/// Threads that begin and close at once: whoever has closed may forget the request.
+#[test]
+fn closed_while_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.vhd");
+    make(&path);
+    for _ in 0..30 {
+        let handle = open(&path);
+        let overlapped = Overlapped::new();
+        thread::scope(|scope| {
+            let begin = scope.spawn(|| compact_virtual_disk(&handle, 0, Some(&overlapped)));
+            handle.close();
+            let told = overlapped.status();
+            match begin.join().unwrap() {
+                Err(ERROR_IO_PENDING) => assert!(told.is_some()),
+                other => assert_eq!(other, Err(ERROR_INVALID_HANDLE)),
+            }
+        });
+    }
+}
+
+#[test]
 fn errors_say_their_names() {
     assert_eq!(ERROR_ACCESS_DENIED.to_string(), "ERROR_ACCESS_DENIED (5)");
     let text = "ERROR_VHD_INVALID_STATE (0xC03A001C)";

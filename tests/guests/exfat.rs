@@ -188,6 +188,8 @@ fn a_mounted_one_is_left_alone() {
     };
     let copy = rig.path("copy");
     rig.mounted(|folder| {
+        // Its first answer comes when it has put the mark there.
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
         fs::copy(&rig.image, &copy).unwrap();
         assert!(rig.skipped(&copy).contains("not unmounted cleanly"));
         fs::write(folder.join("file"), [1; 100_000]).unwrap();

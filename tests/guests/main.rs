@@ -6,6 +6,7 @@
 
 mod btrfs;
 mod compacting;
+mod damage;
 mod exfat;
 mod ext;
 mod fat;

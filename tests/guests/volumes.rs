@@ -113,7 +113,7 @@ fn logical_volumes() {
         let lvm = Lvm::new(vec![device], folder.path());
         let device = lvm.device(0);
         lvm.run(&format!(
-            "pvcreate -y --metadatasize 64k --metadatacopies 2 {device}"
+            "pvcreate -y --metadatasize 32k --metadatacopies 2 {device}"
         ));
         skipped(
             &surveyed(&disk, sector, false).parts[1],
@@ -127,7 +127,7 @@ fn logical_volumes() {
         lvm.run("lvremove -y vg0/gone");
         lvm.run("lvextend -L +30M vg0/root");
         // Round the ring of descriptions.
-        for number in 0..40 {
+        for number in 0..14 {
             lvm.run(&format!(
                 "lvchange --addtag much_longer_than_it_has_to_be_{number} vg0/swap"
             ));

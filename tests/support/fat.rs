@@ -9,6 +9,9 @@ pub(crate) const SECTOR: u64 = 512;
 const FATS: u64 = 2;
 const ROOT_SECTORS: u64 = 32;
 
+/// Where everything in use holds zeros.
+const ZEROS: std::ops::Range<u64> = 12 << 20..13 << 20;
+
 /// A file system with one file that has all clusters that are in use, and junk in those that are not.
 pub(crate) struct Fat {
     pub(crate) bytes: Vec<u8>,
@@ -40,6 +43,11 @@ impl Fat {
             let end = (cluster + 1 + random.below(longest)).min(clusters);
             if random.below(2) == 0 {
                 used.extend(cluster..end);
+                let (start, end) = ((data + cluster) * SECTOR, (data + end) * SECTOR);
+                let (start, end) = (start.max(ZEROS.start), end.min(ZEROS.end));
+                if start < end {
+                    bytes[size(start)..size(end)].fill(0);
+                }
             }
             cluster = end;
         }

@@ -92,7 +92,8 @@ static DWORD start(HANDLE handle, OVERLAPPED *overlapped)
     memset(&parameters, 0, sizeof(parameters));
     parameters.Version = COMPACT_VIRTUAL_DISK_VERSION_1;
     memset(overlapped, 0, sizeof(*overlapped));
-    overlapped->hEvent = CreateEvent(NULL, TRUE, FALSE, NULL);
+    /* Set, to begin with: the operation resets it. */
+    overlapped->hEvent = CreateEvent(NULL, TRUE, TRUE, NULL);
     CHECK(overlapped->hEvent != NULL);
     return CompactVirtualDisk(handle, COMPACT_VIRTUAL_DISK_FLAG_NONE, &parameters, overlapped);
 }
@@ -214,6 +215,16 @@ static void refused(void)
     parameters.Version = (OPEN_VIRTUAL_DISK_VERSION)3;
     EQUAL(OpenVirtualDisk(&unknown_type, path, all, none, &parameters, &handle), ERROR_INVALID_PARAMETER);
 
+#ifndef _WIN32
+    {
+        /* Half of a pair, which is in no name here; and a name without an end. */
+        static WCHAR half[] = {'a', 0xD800, 'b', 0}, endless[40000];
+        EQUAL(OpenVirtualDisk(&unknown_type, half, all, none, NULL, &handle), ERROR_INVALID_NAME);
+        for (size_t n = 0; n + 1 < sizeof(endless) / sizeof(WCHAR); n++)
+            endless[n] = 'x';
+        EQUAL(OpenVirtualDisk(&unknown_type, endless, all, none, NULL, &handle), ERROR_FILENAME_EXCED_RANGE);
+    }
+#endif
     handle = opened(VIRTUAL_DISK_ACCESS_ALL);
     memset(&attach, 0, sizeof(attach));
     EQUAL(AttachVirtualDisk(handle, NULL, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY, 0, &attach, NULL),

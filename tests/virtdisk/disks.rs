@@ -61,6 +61,11 @@ impl Made {
         len(&self.path)
     }
 
+    /// Bytes that the host stores for it.
+    pub(crate) fn allocated(&self) -> u64 {
+        open(&self.path, true).allocated_bytes().expect("known")
+    }
+
     /// The length that compaction with these options would reach.
     pub(crate) fn predicted(&self, options: CompactOptions) -> u64 {
         predicted(&self.path, options)
@@ -101,7 +106,7 @@ impl Made {
 
 /// A disk on which there is enough to do that it takes a while.
 pub(crate) fn large(path: &Path) {
-    const HALF: u64 = 32 * MB;
+    const HALF: u64 = 16 * MB;
     let options = CreateOptions::new(format_of(path), DiskType::Dynamic, 2 * HALF);
     create(path, &options).expect("created");
     let disk = open(path, false);

@@ -28,6 +28,7 @@ struct Compacted {
     allocated_after: u64,
     blocks_dropped: u64,
     blocks_moved: u64,
+    bytes_read: u64,
     kept: Vec<Kept>,
     /// The partitions and volumes, if the guest's filesystems were asked.
     partitions: Vec<Partition>,
@@ -197,6 +198,7 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         allocated_after: report.allocated_after,
         blocks_dropped: report.blocks_dropped,
         blocks_moved: report.blocks_moved,
+        bytes_read: report.bytes_read,
         kept: kept.collect(),
         partitions: partitions.collect(),
         not_fs_aware: None,

@@ -10,7 +10,7 @@ use crate::error::DiskError;
 use crate::units::{BlockIndex, FileRange, GRANULE_SIZE};
 
 /// Blocks whose zeros one step gives back.
-const PUNCH_BATCH: usize = 16;
+const PUNCH_BATCH: usize = 4;
 
 impl Compactor {
     /// Whether holes are punched in the file.

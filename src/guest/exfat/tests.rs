@@ -215,7 +215,7 @@ fn what_the_bitmap_does_not_mark_is_free() {
 #[test]
 fn other_boot_sectors_are_not_taken_for_it() {
     let name = |bytes: &[u8]| {
-        let memory = Memory(bytes.to_vec());
+        let memory = Memory(bytes);
         super::is_here(&View::whole(&memory)).unwrap()
     };
     let image = Image::filled();
@@ -281,6 +281,15 @@ fn boot_regions_that_contradict_are_refused() {
         sealed("makes no sense", at, bytes);
     }
     sealed("makes no sense", 106, &[1]);
+    // A table of one sector has entries for 126 clusters.
+    for (clusters, reason) in [(126, "bitmap"), (127, "makes no sense")] {
+        refuses(reason, |image| {
+            image.bytes.resize(200 * CLUSTER, 0);
+            image.put(72, &[0x20, 1]);
+            image.put(92, &[clusters]);
+            image.seal();
+        });
+    }
     sealed("revision", 105, &[2]);
     sealed("clusters", 92, &[1, 0, 0, 0x20]);
     sealed("spans", 72, &[0, 1]);
@@ -367,6 +376,20 @@ fn files_that_contradict_are_refused() {
 }
 
 #[test]
+fn folders_are_read_to_their_end() {
+    let with = |len: u64| {
+        let mut image = Image::filled();
+        image.put(Image::cluster(34), &[1; 512]);
+        image.put(Image::cluster(34) + 512, &raw(0x84, 0, 0, 0, 0));
+        let stream = raw(0xc0, 1, len, 34, len);
+        image.file(Image::cluster(D) + 1152, 0x10, stream);
+        image.read()
+    };
+    assert!(with(512).is_ok());
+    assert!(with(544).unwrap_err().contains("unknown kind of entry"));
+}
+
+#[test]
 fn roots_that_contradict_are_refused() {
     let root = Image::cluster(ROOT[0]);
     for (at, what) in [(64, "bitmap"), (96, "up-case")] {
@@ -443,7 +466,7 @@ proptest! {
 
 #[test]
 fn one_wrong_byte_frees_nothing_that_is_in_use() {
-    let image = Image::filled();
+    let mut image = Image::filled();
     let root = Image::cluster(ROOT[0]);
     let places = (0..24 * SECTOR)
         .step_by(7)
@@ -454,9 +477,10 @@ fn one_wrong_byte_frees_nothing_that_is_in_use() {
         .chain(Image::cluster(D) + 1000..Image::cluster(D) + 1300);
     for at in places {
         for flip in [0x01, 0x10, 0x80, 0xff] {
-            let mut image = image.clone();
             image.bytes[at] ^= flip;
-            let Ok(volume) = image.read() else { continue };
+            let result = image.read();
+            image.bytes[at] ^= flip;
+            let Ok(volume) = result else { continue };
             // What no folder knows has only the bitmap.
             for cluster in USED[..6].iter().cloned().flatten() {
                 assert!(!is_free(&volume, cluster), "{at:#x}: {cluster}");

@@ -134,14 +134,9 @@ pub(super) fn free(
 /// The bitmap of a group of `count` clusters that was never written: only `own` are in use.
 fn computed(geometry: &Geometry, own: &[Range<u64>], count: u64) -> Vec<u8> {
     let mut bitmap = vec![0; usize_from(geometry.clusters_per_group / 8)];
-    for run in own
-        .iter()
-        .cloned()
-        .chain([count..geometry.clusters_per_group])
-    {
-        for bit in run {
-            bitmap[usize_from(bit / 8)] |= low_u8(1 << (bit % 8));
-        }
+    let behind = count..geometry.clusters_per_group;
+    for bit in own.iter().cloned().flatten().chain(behind) {
+        bitmap[usize_from(bit / 8)] |= low_u8(1 << (bit % 8));
     }
     bitmap
 }

@@ -63,9 +63,9 @@ impl Features {
         }
         match (newer, self.has_journal(), self.needs_recovery()) {
             (true, _, false) => "ext4",
-            (true, _, true) => "ext4 with a dirty journal (read as replayed)",
+            (true, _, true) => "ext4 with a journal to replay",
             (false, true, false) => "ext3",
-            (false, true, true) => "ext3 with a dirty journal (read as replayed)",
+            (false, true, true) => "ext3 with a journal to replay",
             (false, false, _) => "ext2",
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use rangemap::RangeSet;
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -125,12 +126,12 @@ const _: () = {
 };
 
 /// A regular file without holes: where its blocks lie.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct File {
-    /// In the file's order.
-    runs: Vec<Range<u64>>,
-    /// The blocks that say so.
-    nodes: Vec<u64>,
+    /// In the file's order, each with the number of its first block in the file.
+    runs: Vec<(u64, Range<u64>)>,
+    /// All its blocks, and those that say where they are.
+    own: RangeSet<u64>,
     /// How many blocks the runs have.
     found: u64,
     /// How many the file's size says.
@@ -179,25 +180,20 @@ impl File {
 
     /// Where the file's block `index` lies.
     pub(super) fn place(&self, index: u64) -> Option<u64> {
-        let mut rest = index;
-        for run in &self.runs {
-            match rest.checked_sub(run.end - run.start) {
-                Some(left) => rest = left,
-                None => return Some(run.start + rest),
-            }
-        }
-        None
+        let behind = self.runs.partition_point(|(first, _)| *first <= index);
+        let (first, run) = self.runs.get(behind.checked_sub(1)?)?;
+        let place = run.start + (index - first);
+        (place < run.end).then_some(place)
     }
 
-    /// All blocks that belong to the file.
+    /// All blocks that belong to the file, those that say where it lies among them.
     pub(super) fn all(&self) -> impl Iterator<Item = Range<u64>> {
-        let nodes = self.nodes.iter().map(|node| *node..*node + 1);
-        self.runs.iter().cloned().chain(nodes)
+        self.own.iter().cloned()
     }
 
-    /// Whether `block` holds some of the file.
+    /// Whether `block` belongs to the file.
     pub(super) fn holds(&self, block: u64) -> bool {
-        self.all().any(|run| run.contains(&block))
+        self.own.contains(&block)
     }
 }
 
@@ -255,32 +251,35 @@ impl Walk<'_> {
         bad(self.number, what)
     }
 
-    /// Adds `len` blocks from `start` on, which are the file's next.
-    fn add(&mut self, start: u64, len: u64) -> Result<(), Trouble> {
-        let end = start.checked_add(len);
-        let run = start..end.ok_or_else(|| self.bad("is damaged"))?;
+    /// Takes blocks that exist and are not the file's yet.
+    fn take(&mut self, start: u64, len: u64) -> Result<Range<u64>, Trouble> {
+        let run = start..start.saturating_add(len);
         if !self.geometry.has_blocks(&run) {
             return Err(self.bad("has blocks that do not exist"));
         }
-        self.file.found += len;
-        match self.file.runs.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => self.file.runs.push(run),
+        if self.file.own.overlaps(&run) {
+            return Err(self.bad("has a block twice"));
         }
-        match self.file.runs.len() > MAX_RUNS || self.file.found > MAX_BLOCKS {
+        self.file.own.insert(run.clone());
+        match self.file.own.len() > MAX_RUNS || self.file.found > MAX_BLOCKS {
             true => Err(self.bad("lies in too many pieces")),
-            false => Ok(()),
+            false => Ok(run),
         }
     }
 
+    /// Adds `len` blocks from `start` on, which are the file's next.
+    fn add(&mut self, start: u64, len: u64) -> Result<(), Trouble> {
+        let run = self.take(start, len)?;
+        match self.file.runs.last_mut() {
+            Some((_, last)) if last.end == run.start => last.end = run.end,
+            _ => self.file.runs.push((self.file.found, run)),
+        }
+        self.file.found += len;
+        Ok(())
+    }
+
     fn node(&mut self, block: u64) -> Result<Vec<u8>, Trouble> {
-        if !self.geometry.has_blocks(&(block..block.saturating_add(1))) {
-            return Err(self.bad("has blocks that do not exist"));
-        }
-        self.file.nodes.push(block);
-        if self.file.nodes.len() > MAX_RUNS {
-            return Err(self.bad("lies in too many pieces"));
-        }
+        self.take(block, 1)?;
         self.blocks.read(block)
     }
 
@@ -381,7 +380,7 @@ pub(super) fn has_orphans(
     if file.blocks > MAX_LEN {
         return Err(bad(number, "is no list of orphans"));
     }
-    for place in file.all().flatten().take(usize_from(file.blocks)) {
+    for place in (0..file.blocks).filter_map(|index| file.place(index)) {
         let bytes = blocks.read(place)?;
         let (list, tail) = bytes.split_at(bytes.len() - TAIL_LEN);
         let word = |at: usize| {

@@ -1,7 +1,9 @@
 //! Small filesystems built here, byte by byte, and what becomes of them when a byte is wrong.
 
 mod build;
+mod clusters;
 mod log;
+mod marks;
 
 use proptest::prelude::*;
 
@@ -246,6 +248,22 @@ fn what_does_not_agree() {
 }
 
 #[test]
+fn what_only_looks_right() {
+    // A bitmap with as many free blocks as it should have, but others.
+    let mut image = Image::new();
+    image.set(230, false);
+    image.set(240, true);
+    refused(&image, "wrong checksum");
+    // Counts that are wrong, but not all together.
+    let mut image = Image::new();
+    let (more, less) = (image.free_in(0) + 1, image.free_in(1) - 1);
+    image.descriptor(0, |raw| raw.free_blocks_count_lo.set(more));
+    image.descriptor(1, |raw| raw.free_blocks_count_lo.set(less));
+    image.seal();
+    refused(&image, "of group 0, but counts");
+}
+
+#[test]
 fn names() {
     let name = |compat, incompat, ro_compat| {
         let features = features::Features {
@@ -260,8 +278,8 @@ fn names() {
     assert_eq!(name(4, 0x242, 3), "ext4");
     assert_eq!(name(4, 2, 0x10), "ext4");
     assert_eq!(name(0, 8, 0), "ext4 journal");
-    assert!(name(4, 6, 3).starts_with("ext3 with a dirty journal"));
-    assert!(name(4, 0x46, 3).starts_with("ext4 with a dirty journal"));
+    assert!(name(4, 6, 3).starts_with("ext3 with a journal to replay"));
+    assert!(name(4, 0x46, 3).starts_with("ext4 with a journal to replay"));
 }
 
 #[test]

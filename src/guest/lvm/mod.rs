@@ -51,4 +51,4 @@ pub(super) fn read(part: &View<'_>) -> Result<Group, Trouble> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -213,3 +213,51 @@ pub(super) fn texts<'a>(all: &'a Section, name: &str) -> Option<Vec<&'a str>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_and_what_is_malformed() {
+        let parse = |text: &str| super::parse(text.as_bytes());
+        let all = parse("a=1 b = [ 'no' ]").err();
+        assert!(all.is_some(), "single quotes");
+        let all = parse("a=-1# c\nb{c=[\"x\",2 3.5,]}d = []\0rubbish {").unwrap();
+        assert_eq!(list(&all, "a"), Some(&[Value::Number(-1)][..]));
+        assert_eq!(number(&all, "a"), None);
+        let inner = section(&all, "b").unwrap();
+        let values = [
+            Value::Text("x".to_owned()),
+            Value::Number(2),
+            Value::Fraction,
+        ];
+        assert_eq!(inner.get("c"), Some(&Node::Values(values.to_vec())));
+        assert_eq!(texts(inner, "c"), None);
+        let escaped = parse(r#"a = "\"\\\n""#).unwrap();
+        assert_eq!(text(&escaped, "a"), Some("\"\\n"));
+        for wrong in [
+            "a",
+            "a {",
+            "a }",
+            "}",
+            "a = ",
+            "a = [",
+            "a = [1",
+            "a = \"x",
+            "a = \"x\\",
+            "a = 1 2",
+            "= 1",
+            "a = 99999999999999999999",
+            "a = 1-",
+            "a = x",
+            "a {} a {}",
+            "a = {}",
+            "[1]",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse(&"a {".repeat(100_000)).is_err());
+        assert!(parse(&format!("{}{}", "a {".repeat(15), "}".repeat(15))).is_ok());
+    }
+}

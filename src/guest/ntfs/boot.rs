@@ -162,9 +162,72 @@ fn geometry(raw: &RawBoot) -> Option<Geometry> {
     })
 }
 
-/// Two to the power that a byte says which counts from 256 downward.
+/// Two to the power of a byte that counts from 256 downward.
 fn power(log: u8) -> Option<u64> {
     1_u64
         .checked_shl(256 - u32::from(log))
         .filter(|_| log > 0xc0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::low_u8;
+
+    /// A boot sector of 512-byte sectors, the copy of $MFT at cluster 2.
+    fn parse(per_cluster: u8, per_record: u8, sectors: u64, mft: u8) -> Option<Geometry> {
+        let mut bytes = [0; size_of::<RawBoot>()];
+        bytes[0x0b..0x0e].copy_from_slice(&[0, 2, per_cluster]);
+        bytes[0x28..0x30].copy_from_slice(&sectors.to_le_bytes());
+        (bytes[0x30], bytes[0x38], bytes[0x40]) = (mft, 2, per_record);
+        let (raw, _) = RawBoot::ref_from_prefix(&bytes).unwrap();
+        geometry(raw)
+    }
+
+    #[test]
+    fn sizes() {
+        let large = 1 << 20;
+        for log in 9..=21_u8 {
+            let per_cluster = match log {
+                ..=16 => 1 << (log - 9),
+                _ => low_u8(256 - u64::from(log - 9)),
+            };
+            let found = parse(per_cluster, 0xf6, large, 4).unwrap();
+            assert_eq!(found.cluster_size, 1 << log);
+            assert_eq!(found.clusters * found.cluster_size, large * 512);
+        }
+        assert_eq!(parse(0xf3, 0xf6, large, 4), None, "clusters of 4 MiB");
+        assert_eq!(
+            parse(0x81, 0xf6, large, 4),
+            None,
+            "clusters beyond any number"
+        );
+        assert_eq!(
+            parse(0xc1, 0xf6, large, 4),
+            None,
+            "clusters beyond any number"
+        );
+        let record_size = |per_cluster, per_record| {
+            parse(per_cluster, per_record, large, 4).map(|found| found.record_size)
+        };
+        assert_eq!(record_size(8, 1), Some(4096));
+        assert_eq!(record_size(2, 1), Some(1024));
+        for odd in [0, 0xf7, 0xf3, 0x80, 0x81, 3, 2] {
+            assert_eq!(record_size(8, odd), None, "records of {odd:#x}");
+        }
+    }
+
+    #[test]
+    fn places() {
+        assert!(parse(8, 0xf6, 8 * 5, 4).is_some());
+        assert_eq!(
+            parse(8, 0xf6, 8 * 5 - 1, 4),
+            None,
+            "behind the last whole cluster"
+        );
+        assert_eq!(parse(8, 0xf6, 8 * 5, 2), None, "on its copy");
+        assert_eq!(parse(8, 0xf6, 8 * 5, 0), None, "on the boot sector");
+        assert_eq!(parse(8, 0xf6, u64::MAX, 4), None, "no overflow");
+        assert_eq!(parse(8, 0xf6, 0, 4), None, "no volume");
+    }
 }

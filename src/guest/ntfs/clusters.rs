@@ -27,7 +27,7 @@ impl Clusters {
         let geometry = mft.geometry;
         let stream = mft.need(number::BITMAP, kind::DATA, "$Bitmap")?;
         let needed = div_ceil(geometry.clusters, 8);
-        if stream.is_sparse() || stream.size < needed {
+        if stream.is_sparse() {
             return Err(damaged("$Bitmap does not tell of every cluster"));
         }
         let unclaimed = stream.read_first(mft.view, needed)?;

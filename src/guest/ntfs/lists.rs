@@ -103,21 +103,15 @@ pub(super) struct Balance(u64);
 impl Balance {
     /// A list of `base` names this attribute.
     pub(super) fn named(&mut self, base: Reference, entry: &Entry<'_>) {
-        let hash = hash(
-            base,
-            entry.holder,
-            entry.kind,
-            entry.lowest_vcn,
-            entry.instance,
-        );
-        self.0 = self.0.wrapping_add(hash);
+        let what = (entry.kind, entry.name, entry.lowest_vcn, entry.instance);
+        self.0 = self.0.wrapping_add(hash(base, entry.holder, what));
     }
 
     /// This attribute of the file of `base` lies in the record `holder`.
     pub(super) fn found(&mut self, base: Reference, holder: Reference, attribute: &Attribute<'_>) {
-        let lowest_vcn = attribute.lowest_vcn();
-        let hash = hash(base, holder, attribute.kind, lowest_vcn, attribute.instance);
-        self.0 = self.0.wrapping_sub(hash);
+        let (kind, name, instance) = (attribute.kind, attribute.name, attribute.instance);
+        let what = (kind, name, attribute.lowest_vcn(), instance);
+        self.0 = self.0.wrapping_sub(hash(base, holder, what));
     }
 
     /// Whether none was named that was not found, and none found that was not named.
@@ -126,12 +120,19 @@ impl Balance {
     }
 }
 
-fn hash(base: Reference, holder: Reference, kind: u32, lowest_vcn: u64, instance: u16) -> u64 {
+fn hash(
+    base: Reference,
+    holder: Reference,
+    (kind, name, lowest_vcn, instance): (u32, &[u8], u64, u16),
+) -> u64 {
     let mut hasher = XxHash3_64::default();
     hasher.write(&base.packed().to_le_bytes());
     hasher.write(&holder.packed().to_le_bytes());
     hasher.write(&kind.to_le_bytes());
+    hasher.write(name);
     hasher.write(&lowest_vcn.to_le_bytes());
+    // Lists may say 0 for all parts but the first. [ntfs-3g `layout.h`, `ATTR_LIST_ENTRY`]
+    let instance = if lowest_vcn == 0 { instance } else { 0 };
     hasher.write(&instance.to_le_bytes());
     hasher.finish()
 }

@@ -9,12 +9,13 @@
 //!    cluster belongs to two of them.
 //! 4. Every attribute that an attribute list names is there, and the other way round.
 //!
-//! The journal is not replayed: where it has anything to say, the volume is in use.
+//! The journal is not replayed: where it has anything to say, the volume is in use. So is a volume
+//! with shadow copies: they read what they need where it was, free or not.
 //!
 //! ```text
 //!   boot sector -> $MFT, all of it -> hiberfil.sys -> $Volume, $LogFile -> $Bitmap -> all records
 //!   [boot.rs]      [mft.rs: lists.rs,  [sleep.rs]     [state.rs]    [clusters.rs]  [owners.rs]
-//!                   record.rs, runs.rs, stream.rs]
+//!                   record.rs, runs.rs, stream.rs]              and shadows.rs
 //! ```
 //!
 //! In use besides what files own: what $Bitmap has in use for nobody, what lies behind the last whole
@@ -27,6 +28,7 @@ mod mft;
 mod owners;
 mod record;
 mod runs;
+mod shadows;
 mod sleep;
 mod state;
 mod stream;
@@ -59,6 +61,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
     sleep::check(&mft)?;
     state::check_flags(&mft)?;
     let unmounted = state::check_log(&mft)?;
+    shadows::check_header(view)?;
     let mut clusters = Clusters::read(&mft)?;
     owners::check(&mft, &mut clusters)?;
     Ok(Volume {

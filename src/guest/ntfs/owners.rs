@@ -5,7 +5,7 @@ use super::lists::{self, Balance};
 use super::mft::{Mft, number};
 use super::record::{Record, Slot, Value, decode, kind};
 use super::stream::PIECE;
-use super::{Trouble, damaged};
+use super::{Trouble, damaged, shadows};
 use crate::units::{u64_from, usize_from};
 
 /// The longest bitmap of records: far beyond the records that are read.
@@ -64,6 +64,7 @@ fn check_record(
     clusters: &mut Clusters,
     balance: &mut Balance,
 ) -> Result<(), Trouble> {
+    shadows::check_record(record)?;
     let mut listed = record.base.is_some();
     if record.base.is_none()
         && let Some(list) = lists::read(mft.view, &mft.geometry, record)?

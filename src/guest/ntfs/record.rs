@@ -23,6 +23,8 @@ const END: u32 = 0xffff_ffff;
 pub(super) mod kind {
     /// Where the attributes lie that have left the base record.
     pub(in super::super) const ATTRIBUTE_LIST: u32 = 0x20;
+    /// A name of the file, and the folder that has it.
+    pub(in super::super) const FILE_NAME: u32 = 0x30;
     /// Version and flags, in $Volume.
     pub(in super::super) const VOLUME_INFORMATION: u32 = 0x70;
     /// A stream of a file.
@@ -180,12 +182,9 @@ impl<'a> Record<'a> {
             return Some(None);
         }
         let start = usize::from(raw.attrs_offset.get());
-        let fixups_end = usize::from(raw.usa_offset.get()) + 2 * usize::from(raw.usa_count.get());
         let end = usize_from_u32(raw.bytes_in_use.get());
         let numbered = raw.usa_offset.get() >= NUMBERED_FROM;
         let sensible = usize_from_u32(raw.bytes_allocated.get()) == bytes.len()
-            && start.is_multiple_of(8)
-            && start >= fixups_end
             && (!numbered || u64::from(raw.mft_record_number.get()) == number);
         let bytes = bytes.get(..end).filter(|_| sensible && start <= end)?;
         let base = raw.base_mft_record.get();
@@ -246,7 +245,7 @@ impl<'a> Record<'a> {
 struct RawAttribute {
     /// 0x00: see [`kind`].
     kind: U32,
-    /// 0x04: bytes of the attribute, a multiple of 8.
+    /// 0x04: bytes of the attribute.
     length: U32,
     /// 0x08: 1 where the value lies in clusters.
     non_resident: u8,
@@ -328,9 +327,6 @@ impl<'a> Attribute<'a> {
         let (raw, _) = RawAttribute::ref_from_prefix(bytes).ok()?;
         let length = usize_from_u32(raw.length.get());
         let (all, behind) = bytes.split_at_checked(length)?;
-        if !length.is_multiple_of(8) {
-            return None;
-        }
         let body = all.get(size_of::<RawAttribute>()..)?;
         let name_at = usize::from(raw.name_offset.get());
         let name = match usize::from(raw.name_length) {

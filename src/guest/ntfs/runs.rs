@@ -96,7 +96,7 @@ impl Walker<'_> {
             let is_hole = head >> 4 == 0;
             let delta = self.number(head >> 4)?;
             let start = self.vcn;
-            self.vcn = start.checked_add(length).filter(|vcn| *vcn <= self.end)?;
+            self.vcn = start.checked_add(length)?;
             if is_hole && length == 0 {
                 // chkdsk lets it pass for holes.
                 continue;
@@ -166,6 +166,11 @@ mod tests {
 
     #[test]
     fn nonsense() {
+        assert_eq!(
+            runs(&[0x11, 4, 2, 0x01, 1, 0], 4, 10),
+            None,
+            "a hole too many"
+        );
         assert_eq!(runs(&[], 0, 10), None, "no end");
         assert_eq!(runs(&[0x11, 4, 2], 4, 10), None, "no end");
         assert_eq!(runs(&[0x11, 4], 4, 10), None, "cut");

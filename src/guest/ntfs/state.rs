@@ -7,7 +7,7 @@ use super::mft::{Mft, number};
 use super::record::{kind, undo_fixups};
 use super::stream::{PIECE, Stream};
 use super::{Trouble, damaged};
-use crate::units::u64_from;
+use crate::units::{u64_from, usize_from};
 
 /// The value of $Volume's VOLUME_INFORMATION. [ntfs-3g `layout.h`, `VOLUME_INFORMATION`]
 #[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
@@ -123,7 +123,7 @@ const MAX_PAGE: u64 = 0x1_0000;
 /// volume mounted: an emptied one does not, for ntfs-3g leaves no mark.
 pub(super) fn check_log(mft: &Mft<'_, '_>) -> Result<bool, Trouble> {
     let log = mft.need(number::LOG, kind::DATA, "$LogFile")?;
-    if log.is_sparse() || log.size < 2 * MAX_PAGE {
+    if log.size < 2 * MAX_PAGE {
         return Err(damaged("$LogFile is too short"));
     }
     let start = log.read_first(mft.view, log.size.min(LOOK))?;
@@ -175,7 +175,7 @@ fn restart(mft: &Mft<'_, '_>, log: &Stream, offset: u64) -> Result<Restart, Trou
         }
         _ => return Err(unclean("its log makes no sense")),
     }
-    let mut bytes = vec![0; crate::units::usize_from(page_size(&head)?)];
+    let mut bytes = vec![0; usize_from(page_size(&head)?)];
     log.read_at(mft.view, &mut bytes, offset)?;
     if !undo_fixups(&mut bytes) {
         return Err(unclean("its log was written in part"));
@@ -187,7 +187,7 @@ fn decode_restart(bytes: &[u8]) -> Option<Restart> {
     let (page, _) = RawRestartPage::ref_from_prefix(bytes).ok()?;
     let area_at = usize::from(page.restart_area_offset.get());
     let fixups_end = usize::from(page.usa_offset.get()) + 2 * usize::from(page.usa_count.get());
-    if !area_at.is_multiple_of(8) || area_at < fixups_end {
+    if area_at < fixups_end {
         return None;
     }
     let (area, _) = RawRestartArea::ref_from_prefix(bytes.get(area_at..)?).ok()?;

@@ -215,3 +215,58 @@ fn read_runs(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::ntfs::tests::build::Image;
+
+    #[test]
+    fn any_part_of_any_run() {
+        let bytes: Vec<u8> = (0..16 * 512_u32)
+            .map(|at| (at / 7).to_le_bytes()[0] | 1)
+            .collect();
+        let disk = Image { bytes };
+        let view = View::whole(&disk);
+        // Backward, a hole, forward; the last bytes were never written.
+        let places = [
+            (0..3, Some(9)),
+            (3..4, Some(2)),
+            (4..6, None),
+            (6..9, Some(12)),
+        ];
+        let run = |(vcns, lcn)| Run { vcns, lcn };
+        let stream = Stream {
+            owner: 7,
+            size: 9 * 512 - 100,
+            initialized: 8 * 512 + 10,
+            content: Content::Clusters {
+                runs: places.clone().into_iter().map(run).collect(),
+                cluster_size: 512,
+            },
+        };
+        let mut whole = Vec::new();
+        for (vcns, lcn) in places {
+            let len = usize_from((vcns.end - vcns.start) * 512);
+            match lcn {
+                Some(lcn) => whole.extend_from_slice(&disk.bytes[usize_from(lcn * 512)..][..len]),
+                None => whole.resize(whole.len() + len, 0),
+            }
+        }
+        whole.truncate(usize_from(stream.size));
+        whole[usize_from(stream.initialized)..].fill(0);
+        for start in (0..whole.len()).step_by(37) {
+            for len in [0, 1, 511, 512, 513, 2000, 4000] {
+                let mut buf = vec![0xee; len];
+                let found = stream.read_at(&view, &mut buf, u64_from(start));
+                match whole.get(start..start + len) {
+                    Some(expected) => assert!(found.is_ok() && buf == expected, "{len} at {start}"),
+                    None => assert!(found.is_err(), "{len} at {start}"),
+                }
+            }
+        }
+        assert!(stream.read_at(&view, &mut [0], u64::MAX).is_err());
+        assert_eq!(stream.read_all(&view, stream.size).unwrap(), whole);
+        assert!(stream.read_all(&view, stream.size - 1).is_err());
+    }
+}

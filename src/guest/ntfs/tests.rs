@@ -1,11 +1,12 @@
 //! A volume built by hand, and all that can be wrong with it.
 
-mod build;
+pub(super) mod build;
 mod damage;
+mod lies;
 
 use build::{
-    BITMAP, CLUSTER, CLUSTERS, HIBERNATION, Image, LOG, LOST, OWNED, SPLIT, entry, index_entry,
-    put, reference, resident, restart,
+    BITMAP, CLUSTER, CLUSTERS, HIBERNATION, Image, LOG, LOST, OWNED, SPLIT, entry, file_name,
+    index_entry, put, reference, resident, restart,
 };
 
 use super::{is_here, read};
@@ -51,7 +52,10 @@ fn what_nobody_has_is_free() {
             assert_eq!(volume.free.contains(&byte), !used, "cluster {lcn}");
         }
     }
-    assert_eq!(volume.free.iter().last().unwrap().end, CLUSTERS * CLUSTER);
+    assert_eq!(
+        volume.free.iter().next_back().unwrap().end,
+        CLUSTERS * CLUSTER
+    );
     let free: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
     assert_eq!(volume.reported_free, free);
     assert_eq!(volume.size, CLUSTERS * CLUSTER + CLUSTER / 2);
@@ -217,7 +221,7 @@ fn with_file(name: &str, first: Option<&[u8]>, outside: bool) -> Image {
         image.add(5, 0, &[resident(0x90, 0, "$I30", &root), nodes]);
     }
     let data = match first {
-        None => resident(0x80, 0, "", b"hibr"),
+        None => resident(0x80, 0, "", b"wake"),
         Some(first) => {
             put(&mut image.bytes, usize_from(220 * CLUSTER), first);
             build::mapped(0x80, 0, "", 0, &[(220, 1)], [1, CLUSTER])
@@ -253,7 +257,7 @@ fn hibernation() {
         for name in [
             "hiberfil.sy",
             "hiberfil.sys1",
-            "iberfil.sys",
+            "\u{168}iberfil.sys",
             "hiberfil_sys",
         ] {
             assert_read(&with_file(name, Some(b"hibr"), outside));
@@ -282,15 +286,68 @@ fn a_name_that_is_no_longer_used() {
 }
 
 #[test]
+fn shadow_copies_in_the_boot_area() {
+    let identifier = [
+        0x6b, 0x87, 0x08, 0x38, 0x76, 0xc1, 0x48, 0x4e, 0xb7, 0xae, 0x04, 0x04, 0x6e, 0x6c, 0xc7,
+        0x52,
+    ];
+    // Where the catalog lies, this volume, and the one with the shadow copies.
+    for (catalog, volume, storage, has) in [
+        (0, 0, 0, false),
+        (0, 7, 7, false),
+        (0, 7, 0, false),
+        (0x4000, 7, 7, true),
+        (1 << 40, 0, 0, true),
+        (0, 7, 8, true),
+    ] {
+        let mut image = Image::new();
+        put(&mut image.bytes, 0x1e00, &identifier);
+        put(&mut image.bytes, 0x1e00 + 0x30, &u64::to_le_bytes(catalog));
+        put(&mut image.bytes, 0x1e00 + 0x40, &[volume; 16]);
+        put(&mut image.bytes, 0x1e00 + 0x50, &[storage; 16]);
+        match has {
+            true => assert_refused(&image, "has shadow copies"),
+            false => assert_read(&image),
+        }
+        image.bytes[0x1e00] = 0;
+        assert_read(&image);
+    }
+}
+
+#[test]
+fn shadow_copies_in_files() {
+    let identifier = "{3808876b-c176-4e48-b7ae-04046e6cc752}";
+    let other = "{673e7cc9-3a5c-11e9-b813-901b0e4d36dd}";
+    for (name, has) in [
+        (format!("{other}{identifier}"), true),
+        (format!("{other}{}", identifier.to_uppercase()), true),
+        (identifier.to_owned(), false),
+        (format!("{identifier}{other}"), false),
+        (format!("{other}{identifier}."), false),
+        (format!("{}{identifier}", &other[1..]), false),
+        (
+            format!("{other}{}", identifier.replace('b', "\u{162}")),
+            false,
+        ),
+    ] {
+        let mut image = Image::new();
+        image.add(29, 0, &[resident(0x30, 0, "", &file_name(&name))]);
+        match has {
+            true => assert_refused(&image, "has shadow copies"),
+            false => assert_read(&image),
+        }
+    }
+}
+
+#[test]
 fn attribute_lists() {
     let [base, second, third] = SPLIT;
     let list_at = usize_from(build::LIST * CLUSTER);
     let lacks = "a file lacks a part";
-    // Of each entry: another kind, place, holder, sequence number, attribute.
-    for at in [0, 8, 16, 22, 24]
-        .iter()
-        .flat_map(|at| [*at, at + 32, at + 64])
-    {
+    // Of each entry: another kind, place, holder, sequence number. Of the first: another attribute,
+    // which may be any in the others.
+    let all = [0, 8, 16, 22].map(|at| [at, at + 32, at + 64]);
+    for at in all.into_iter().flatten().chain([24]) {
         let mut image = Image::new();
         image.bytes[list_at + at] ^= 1;
         assert_refused(&image, lacks);
@@ -319,23 +376,60 @@ fn attribute_lists() {
 }
 
 #[test]
+fn attribute_lists_of_names() {
+    let named = || {
+        let mut named = entry(0x80, 0, 30, 1);
+        named[6] = 3;
+        put(&mut named, 26, b"a\0b\0c\0");
+        named
+    };
+    let at = 0x38 + 24;
+    let mut image = Image::new();
+    let stream = resident(0x80, 1, "abc", b"value");
+    image.add(30, 0, &[resident(0x20, 0, "", &named()), stream]);
+    assert_read(&image);
+    for change in [0, 16, 24, 26, 30] {
+        let mut other = image.clone();
+        other.edit(30, |bytes| bytes[at + change] ^= 1);
+        assert_refused(&other, "a file lacks a part");
+    }
+    // Of a part that is not the first, a list may say 0 for the attribute's number.
+    let mut image = Image::new();
+    image.bytes[usize_from(build::LIST * CLUSTER) + 64 + 24] = 0;
+    assert_read(&image);
+}
+
+#[test]
 fn fragmented_table() {
     // The part of $MFT that its first record does not map.
-    for at in [0x16, 0x20, 0x26, 0x38 + 16] {
+    for at in [0x10, 0x16, 0x20, 0x26] {
         let mut image = Image::new();
         image.edit(15, |bytes| bytes[at] ^= 1);
-        let (reason, _) = refused(&image);
-        assert!(reason.contains("damaged"), "{at:#x}: {reason}");
+        assert_refused(&image, "record 15 is not the part of a file that it was");
     }
-    // A table whose second part would only be found through itself.
     let mut image = Image::new();
-    let list = [
-        entry(0x80, 0, 0, 1),
-        entry(0x80, 4, 20, 0),
-        entry(0xb0, 0, 0, 2),
-    ];
-    image.edit(0, |bytes| put(bytes, 0x38 + 24, &list.concat()));
-    assert_refused(&image, "ends too early");
+    image.edit(15, |bytes| bytes[0x38] ^= 0x10);
+    assert_refused(&image, "an attribute list names what is not there");
+    // A table whose second part would only be found through itself, whose parts stand in any order.
+    let [first, second, other] = [(0, 0, 1), (4, 15, 0), (0, 0, 2)];
+    let beyond = (4, 20, 0);
+    for (list, words) in [
+        ([first, beyond, other], Some("ends too early")),
+        ([beyond, first, other], Some("ends too early")),
+        ([other, second, first], None),
+        ([other, second, second], Some("does not hold itself")),
+    ] {
+        let mut image = Image::new();
+        let entries = list.map(|(from, holder, instance)| {
+            let kind = if instance == 2 { 0xb0 } else { 0x80 };
+            entry(kind, from, holder, instance)
+        });
+        image.edit(0, |bytes| put(bytes, 0x38 + 24, &entries.concat()));
+        match words {
+            Some(words) => assert_refused(&image, words),
+            None => assert_read(&image),
+        }
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@ use std::ops::Range;
 use rangemap::RangeSet;
 
 use super::{Reader, survey_with};
+use crate::guest::lvm;
 use crate::guest::testing::{Disk, random};
 use crate::guest::view::View;
 use crate::guest::{Outcome, Rest, Survey, SurveyOptions, Trouble, Volume};
@@ -158,6 +159,51 @@ fn what_exceeds_its_part_is_in_use() {
 }
 
 #[test]
+fn what_is_in_use_by_its_type() {
+    let mut disk = Disk::new(8 * MIB, 512);
+    disk.mbr_entry(0, 0, 0xfd, 2048, 8192);
+    disk.mbr_entry(0, 1, 0xfd, 10240, 2048);
+    disk.put(MIB, b"FAKE\x04\x01\x03");
+    let volume = lvm::tests::volume(&lvm::tests::description(&[]));
+    disk.put(5 * MIB, &volume.bytes);
+    let survey = surveyed(&disk);
+    assert!(survey.free.is_empty());
+    let why = "is marked as a member of a RAID array";
+    assert_eq!(
+        lines(&survey),
+        [
+            format!("partition 1 fake {why}"),
+            format!("partition 2 LVM2 {why}")
+        ]
+    );
+    disk.mbr_entry(0, 0, 0x83, 2048, 8192);
+    disk.mbr_entry(0, 1, 0x8e, 10240, 2048);
+    let survey = surveyed(&disk);
+    let known = "holds nothing that is known here";
+    assert_eq!(
+        lines(&survey),
+        [
+            "partition 1 fake: 2",
+            &format!("volume vg0/home - {known}"),
+            &format!("volume vg0/root - {known}"),
+            "unused space of vg0 LVM2: 0",
+        ]
+    );
+    // Volumes count from the start of their partition, also those in pieces.
+    let root = &survey.parts[2];
+    let extent = |number: u64| 5 * MIB + (64 << 10) + number * 4096;
+    assert_eq!(
+        root.ranges,
+        [extent(30)..extent(50), extent(10)..extent(15)]
+    );
+    assert!(survey.free.contains(&extent(0)) && !survey.free.contains(&extent(10)));
+    // One in another one.
+    disk.put(extent(100), &volume.bytes[..2048]);
+    let why = "volume vg0/home LVM2 belongs to a storage pool";
+    assert_eq!(lines(&surveyed(&disk))[1], why);
+}
+
+#[test]
 fn a_guest_that_sleeps() {
     let mut asleep = disk();
     asleep.put(5 * MIB + 4, &[1]);
@@ -254,6 +300,14 @@ fn marks_outside_of_partitions() {
         assert!(line.starts_with("the disk - holds the marks of "), "{line}");
         assert!(line.contains("and of a partition table"), "{line}");
     }
+    // Two that cannot be read anyway.
+    let mut disk = Disk::new(8 * MIB, 512);
+    disk.put(32 << 10, b"\x01CD001");
+    disk.put(34 << 10, b"\0BEA01");
+    let both = "the disk ISO 9660 holds a filesystem that cannot be read here";
+    assert_eq!(lines(&surveyed(&disk)), [both]);
+    disk.put(512, b"LABELONE");
+    assert!(lines(&surveyed(&disk))[0].contains("the marks of "));
     // In a partition, it is the partition's.
     let mut disk = Disk::new(8 * MIB, 512);
     disk.mbr_entry(0, 0, 0x83, 2048, 4096);

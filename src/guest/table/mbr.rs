@@ -54,6 +54,10 @@ impl RawEntry {
         self.count.get() != 0
     }
 
+    fn has_status(&self) -> bool {
+        matches!(self.status, 0x00 | 0x80)
+    }
+
     fn is_extended(&self) -> bool {
         matches!(self.kind, 0x05 | 0x0f | 0x85)
     }
@@ -61,6 +65,13 @@ impl RawEntry {
     /// Whether it says that the disk has a GPT.
     pub(super) fn is_protective(&self) -> bool {
         self.is_used() && self.kind == PROTECTIVE
+    }
+
+    /// Whether it can be a partition of a disk with so many `sectors`, and is no piece of code that lies
+    /// where an entry would.
+    pub(super) fn is_likely(&self, sectors: u64) -> bool {
+        let (start, count) = (u64::from(self.start.get()), u64::from(self.count.get()));
+        self.is_used() && self.kind != UNTYPED && start > 0 && start + count <= sectors
     }
 
     fn kept(&self) -> Option<Kept> {
@@ -76,10 +87,19 @@ impl RawEntry {
 
 /// The entries of a boot record, if `sector` is one and says anything.
 pub(super) fn entries(sector: &[u8]) -> Option<[RawEntry; 4]> {
+    let entries = signed(sector)?;
+    let good = entries.iter().all(RawEntry::has_status) && entries.iter().any(RawEntry::is_used);
+    good.then_some(entries)
+}
+
+/// Whether `sector` has the signature of a boot record, but something else where its entries would be.
+pub(super) fn is_garbled(sector: &[u8]) -> bool {
+    signed(sector).is_some_and(|entries| !entries.iter().all(RawEntry::has_status))
+}
+
+fn signed(sector: &[u8]) -> Option<[RawEntry; 4]> {
     let record: RawRecord = decode(sector)?;
-    let bootable = |entry: &RawEntry| matches!(entry.status, 0x00 | 0x80);
-    let good = record.signature == SIGNATURE && record.entries.iter().all(bootable);
-    (good && record.entries.iter().any(RawEntry::is_used)).then_some(record.entries)
+    (record.signature == SIGNATURE).then_some(record.entries)
 }
 
 /// The partitions that the master boot record's `entries` tell of.
@@ -98,7 +118,9 @@ pub(super) fn read(
             return Err(Trouble::skip("is a dynamic disk of Windows (LDM)"));
         }
         if entry.is_protective() {
-            return Err(Trouble::skip("has a GPT that cannot be read"));
+            return Err(Trouble::skip(
+                "has a GPT of which neither copy is intact: repair it with gdisk or sgdisk",
+            ));
         }
         if !entry.is_extended() {
             slots.push(slot(number, 0, entry, sector)?);

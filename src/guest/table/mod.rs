@@ -60,27 +60,33 @@ pub(super) fn read(disk: &View<'_>) -> Result<Option<Vec<Slot>>, Trouble> {
             checked(disk, slots).map(Some)
         }
         (gpt::Found::Partitions(_), _) => Err(Trouble::skip(
-            "has a GPT, but its first sector does not say so: some systems take it for a disk without \
-             partitions",
+            "has a GPT that its first sector does not tell of: one of the two is a remnant (wipefs)",
         )),
         (gpt::Found::Foreign(other), _) => Err(Trouble::skip(format!(
             "has a GPT that counts in sectors of {other} bytes, but has itself sectors of {sector}"
         ))),
         (gpt::Found::Doubtful(reason), _) => Err(Trouble::skip(reason)),
-        (gpt::Found::Nothing, Some(_)) if protective && !is_boot_sector(&first) => {
-            Err(Trouble::skip(
-                "has a GPT of which neither copy is intact: repair it with gdisk or sgdisk",
-            ))
-        }
-        (gpt::Found::Nothing, Some(entries)) => {
-            let slots = mbr::read(disk, sector, &entries);
-            match slots.and_then(|slots| checked(disk, slots)) {
-                // The code of a boot sector lies where a table's entries would.
-                Err(Trouble::Skip { .. }) if is_boot_sector(&first) => Ok(None),
-                slots => slots.map(Some),
-            }
-        }
+        (gpt::Found::Nothing, Some(entries)) => by_mbr(disk, &first, &entries),
+        (gpt::Found::Nothing, None) if mbr::is_garbled(&first) && !is_boot_sector(&first) => Err(
+            Trouble::skip("has a first sector that is neither a partition table nor a boot sector"),
+        ),
         (gpt::Found::Nothing, None) => Ok(None),
+    }
+}
+
+/// The partitions of a disk without a GPT whose first sector has these `entries`, unless that is a boot
+/// sector with code where entries would be.
+fn by_mbr(
+    disk: &View<'_>,
+    first: &[u8],
+    entries: &[mbr::RawEntry; 4],
+) -> Result<Option<Vec<Slot>>, Trouble> {
+    let sector = disk.sector_size();
+    let slots = mbr::read(disk, sector, entries).and_then(|slots| checked(disk, slots));
+    let likely = (entries.iter()).any(|entry| entry.is_likely(disk.len() / sector));
+    match slots {
+        Err(Trouble::Skip { .. }) if is_boot_sector(first) && !likely => Ok(None),
+        slots => slots.map(Some),
     }
 }
 
@@ -90,7 +96,6 @@ pub(super) fn is_here(part: &View<'_>) -> Result<Option<&'static str>, Trouble> 
     if gpt::is_here(part)? {
         return Ok(Some("a GPT"));
     }
-    let sector = part.sector_size();
     if part.len() < RECORD_LEN {
         return Ok(None);
     }
@@ -98,22 +103,21 @@ pub(super) fn is_here(part: &View<'_>) -> Result<Option<&'static str>, Trouble> 
     let Some(entries) = mbr::entries(&first) else {
         return Ok(None);
     };
-    match mbr::read(part, sector, &entries).and_then(|slots| checked(part, slots)) {
-        Err(Trouble::Skip { .. }) if is_boot_sector(&first) => Ok(None),
+    match by_mbr(part, &first, &entries) {
+        Ok(None) => Ok(None),
         Err(Trouble::Io(error)) => Err(Trouble::Io(error)),
-        _ => Ok(Some("a partition table")),
+        Ok(Some(_)) | Err(Trouble::Skip { .. }) => Ok(Some("a partition table")),
     }
 }
 
-/// Whether the first sector is that of a FAT, NTFS or exFAT volume: a jump, and either sizes or a name
-/// that make sense. A master boot record has none of it.
+/// Whether the first sector is that of a FAT, NTFS or exFAT volume, or made like one (extlinux): a jump,
+/// and either a size of sectors or a name that makes sense. A master boot record has none of it.
 fn is_boot_sector(first: &[u8]) -> bool {
     let jumps = matches!(first, [0xeb, _, 0x90, ..] | [0xe9, ..]);
     let names: [&[u8]; 2] = [b"NTFS    ", b"EXFAT   "];
     let named = names.iter().any(|name| first[3..].starts_with(name));
     let sector = u16::from_le_bytes([first[11], first[12]]);
-    let sized = matches!(sector, 512 | 1024 | 2048 | 4096) && first[13].is_power_of_two();
-    jumps && (named || sized)
+    jumps && (named || matches!(sector, 512 | 1024 | 2048 | 4096))
 }
 
 /// The slots, if they lie on the disk, clear of its first sector and of each other.

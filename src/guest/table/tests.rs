@@ -16,8 +16,11 @@ fn found(disk: &Disk) -> Result<Option<Vec<Slot>>, String> {
     })
 }
 
+/// The names and places of partitions, or why there are none.
+type Listed = Result<Option<Vec<(String, Range<u64>)>>, String>;
+
 /// Number and sectors of each partition.
-fn ranges(disk: &Disk) -> Result<Option<Vec<(String, Range<u64>)>>, String> {
+fn ranges(disk: &Disk) -> Listed {
     let short = |slot: Slot| {
         let sectors = slot.range.start / disk.sector..slot.range.end / disk.sector;
         (slot.name.replace("partition ", ""), sectors)
@@ -25,7 +28,7 @@ fn ranges(disk: &Disk) -> Result<Option<Vec<(String, Range<u64>)>>, String> {
     Ok(found(disk)?.map(|slots| slots.into_iter().map(short).collect()))
 }
 
-fn list(slots: &[(u32, Range<u64>)]) -> Result<Option<Vec<(String, Range<u64>)>>, String> {
+fn list(slots: &[(u32, Range<u64>)]) -> Listed {
     Ok(Some(
         (slots.iter())
             .map(|(number, range)| (number.to_string(), range.clone()))
@@ -83,7 +86,9 @@ fn no_table() {
     assert_eq!(ranges(&disk), Ok(None), "no signature");
     let mut disk = mbr(512);
     disk.put(446 + 32, &[0x12]);
-    assert_eq!(ranges(&disk), Ok(None), "a status that cannot be");
+    refused(&disk, "neither a partition table nor a boot sector");
+    disk.put(0, b"\xeb\x58\x90EXTLINUX\0\x02");
+    assert_eq!(ranges(&disk), Ok(None), "a boot sector's code");
     refused(&Disk::new(4096, 520), "sectors of 520 bytes");
 }
 
@@ -203,6 +208,9 @@ fn boot_sectors_are_no_tables() {
     // One that makes sense is taken for one, whatever stands before it.
     entry[..16].copy_from_slice(b"\0\0\0\0\x83\0\0\0\x10\0\0\0\x10\0\0\0");
     assert_eq!(ranges(&superfloppy(&entry)), list(&[(1, 16..32)]));
+    // Nor if only some of it does.
+    entry[16..32].copy_from_slice(b"\0\0\0\0\x83\0\0\0\0\0\x10\0\x10\0\0\0");
+    refused(&superfloppy(&entry), "too small");
     // Without a volume's sizes it is a table, and wrong.
     let mut disk = superfloppy(&[0; 64]);
     disk.put(11, &[0; 3]);
@@ -219,7 +227,7 @@ fn gpt(sector: u64) -> Disk {
     disk
 }
 
-fn all() -> Result<Option<Vec<(String, Range<u64>)>>, String> {
+fn all() -> Listed {
     list(&[(1, 40..100), (2, 300..301), (3, 100..300)])
 }
 
@@ -296,16 +304,16 @@ fn two_tables() {
     refused(&disk, "two partition tables, MBR and GPT, that disagree");
     let mut disk = gpt(512);
     disk.put(446, &[0; 66]);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(512, &[0; 92]);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(999 * 512, &[0; 92]);
     assert_eq!(ranges(&disk), Ok(None));
     // Of a GPT that was given up, something often stays.
     let mut disk = gpt(512);
     disk.put(446, &[0; 64]);
     disk.mbr_entry(0, 0, 0x83, 500, 100);
-    refused(&disk, "its first sector does not say so");
+    refused(&disk, "its first sector does not tell of");
     disk.put(512 + 20, &[1]);
     disk.put(999 * 512 + 20, &[1]);
     assert_eq!(ranges(&disk), list(&[(1, 500..600)]));
@@ -313,7 +321,14 @@ fn two_tables() {
 
 #[test]
 fn entries_that_cannot_be() {
-    for partition in [39..40, 1..5, 966..967, 999..1000, 100..u64::MAX, 60..50] {
+    for partition in [
+        39..40,
+        1..5,
+        966..967,
+        999..1000,
+        100..u64::MAX,
+        60..std::hint::black_box(50),
+    ] {
         let mut disk = gpt(512);
         let fits = partition == (39..40) || partition == (966..967);
         let name = format!("{partition:?}");
@@ -332,6 +347,71 @@ fn entries_that_cannot_be() {
     disk.gpt_header(1, 999, 2, &entries);
     disk.put(999 * 512, &[0; 92]);
     assert!(found(&disk).is_err());
+}
+
+/// Changes a field of a header, whose checksum stays right.
+fn set(disk: &mut Disk, header: u64, at: u64, value: u64) {
+    let start = header * disk.sector;
+    disk.put(start + at, &value.to_le_bytes());
+    disk.put(start + 16, &[0; 4]);
+    let bytes = &disk.bytes[crate::units::usize_from(start)..][..92];
+    let crc = crc32fast::hash(bytes);
+    disk.put(start + 16, &crc.to_le_bytes());
+}
+
+#[test]
+fn headers_that_cannot_be() {
+    const LAST_USABLE: u64 = 48;
+    let mut fresh = gpt(512);
+    fresh.gpt(&[(LINUX, 40..100)]);
+    fresh.put(999 * 512, &[0; 92]);
+    let mut disk = fresh.clone();
+    set(&mut disk, 1, LAST_USABLE, 99);
+    assert_eq!(ranges(&disk), list(&[(1, 40..100)]));
+    set(&mut disk, 1, LAST_USABLE, 98);
+    refused(&disk, "partition 1 lies outside of what it may use");
+
+    // Partitions where the table itself lies.
+    for (first, partition) in [
+        (1, 1..2),
+        (2, 2..3),
+        (2, 33..40),
+        (34, 960..968),
+        (34, 998..1000),
+    ] {
+        let mut disk = fresh.clone();
+        disk.gpt(&[(LINUX, partition.clone())]);
+        for header in [1, 999] {
+            set(&mut disk, header, 40, first);
+            set(&mut disk, header, LAST_USABLE, 999);
+        }
+        refused(&disk, "overlap: ");
+        disk.put(512, &[0; 92]);
+        assert!(
+            found(&disk).is_err() || partition == (2..3) || partition == (33..40),
+            "{partition:?}"
+        );
+    }
+
+    // A backup from elsewhere.
+    let mut disk = gpt(512);
+    disk.put(512, &[0; 92]);
+    assert_eq!(ranges(&disk), all());
+    set(&mut disk, 999, 24, 998);
+    refused(&disk, "neither copy is intact");
+}
+
+#[test]
+fn more_entries_than_anybody_has() {
+    let mut disk = Disk::new(8 << 20, 512);
+    let mut entries = gpt_entries(&[(LINUX, 10_000..10_001)]);
+    for (len, fits) in [(2 << 20, true), (3 << 20, false)] {
+        entries.resize(len, 0);
+        disk.mbr_entry(0, 0, 0xee, 1, 16383);
+        disk.put(1024, &entries);
+        disk.gpt_header(1, 16383, 2, &entries);
+        assert_eq!(found(&disk).is_ok(), fits, "{:?}", found(&disk));
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ pub(super) fn read(view: &View<'_>, fs: &Superblock, index: u32) -> Result<Group
         return Err(disagree(index));
     }
     let in_btrees = btree_blocks(fs, index, &agf, &block_tree, &count_tree)?;
-    let mut used = vec![0..fs.header_blocks()];
+    let mut used: Vec<_> = std::iter::once(0..fs.header_blocks()).collect();
     let single = |block: &u32| *block..block.saturating_add(1);
     used.extend((block_tree.iter().chain(&count_tree).chain(&list)).map(single));
     used.extend(known_in_use(fs, index, &agf, &agi));

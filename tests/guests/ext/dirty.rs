@@ -9,15 +9,19 @@ use std::path::{Path, PathBuf};
 use vhdfs::guest::{Outcome, Rest};
 
 use super::{
-    MIB, Variant, can_test, files, fill, look, make, mounted, refused_for, spoil, sum, told_free,
-    used,
+    MIB, Variant, can_test, files, fill, folder, look, make, mounted, refused_for, spoil, sum,
+    told_free, used,
 };
-use crate::rig::can_mount;
+use crate::rig::{Mounted, can_mount};
 use crate::support::tools::{run, tool};
 
 /// A copy of the disk as it is at this moment.
 fn copied(path: &Path) -> PathBuf {
-    let copy = path.with_extension("copy");
+    copied_to(path, "copy")
+}
+
+fn copied_to(path: &Path, extension: &str) -> PathBuf {
+    let copy = path.with_extension(extension);
     tool("cp", &["--sparse=always"], &[path, &copy]);
     copy
 }
@@ -26,8 +30,7 @@ fn copied(path: &Path) -> PathBuf {
 /// that nothing rests on what is free.
 fn agrees(name: &str, path: &Path) {
     let (part, free) = look(path);
-    let replayed = path.with_extension("replayed");
-    tool("cp", &["--sparse=always"], &[path, &replayed]);
+    let replayed = copied_to(path, "replayed");
     let checked = run("e2fsck", &["-f", "-y"], &[&replayed]);
     let said = String::from_utf8_lossy(&checked.stdout).into_owned()
         + &String::from_utf8_lossy(&checked.stderr);
@@ -41,7 +44,10 @@ fn agrees(name: &str, path: &Path) {
         rest: Rest::Replayed,
     };
     assert_eq!(part.outcome, outcome, "{name}");
-    assert!(part.content.unwrap().contains("dirty journal"), "{name}");
+    assert!(
+        part.content.unwrap().contains("journal to replay"),
+        "{name}"
+    );
     let (_, later) = look(&replayed);
     for (start, end) in &free {
         let inside = later.iter().any(|run| run.0 <= *start && *end <= run.1);
@@ -90,7 +96,7 @@ fn copied_while_mounted() {
     if !can_test() || !can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let variants: [(Variant, &str); 7] = [
         (("ext3", "-t ext3 -b 1024 -J size=4", 64 * MIB), ""),
         (("ext4", "-t ext4", 96 * MIB), ""),
@@ -121,13 +127,42 @@ fn copied_while_mounted() {
     }
 }
 
+/// Whatever mounts it once, the disk is read again as one that was unmounted.
+#[test]
+fn mounted_once_afterwards() {
+    if !can_test() || !can_mount() {
+        return;
+    }
+    let folder = folder();
+    let path = make(folder.path(), ("once", "-t ext4", 64 * MIB));
+    let copy = {
+        let mounted = mounted(&path, "");
+        work(mounted.path(), 3);
+        copied(&path)
+    };
+    for how in ["ro", "rw", "e2fsck"] {
+        let again = copied_to(&copy, "again");
+        if how == "e2fsck" {
+            run("e2fsck", &["-p"], &[&again]);
+        } else {
+            // The device has to be writable, whatever the mount.
+            let device = tool("losetup", &["--find", "--show"], &[&again]);
+            let device = Path::new(device.trim());
+            let folder = again.with_extension("mnt");
+            drop(Mounted::kernel(device, &folder, "ext4", how));
+            tool("losetup", &["--detach"], &[device]);
+        }
+        super::agrees(how, &again, true);
+    }
+}
+
 /// Nothing was ever written: the journal is empty, though it is in use.
 #[test]
 fn empty_but_mounted() {
     if !can_test() || !can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = make(folder.path(), ("idle", "-t ext4", 64 * MIB));
     used(&path, 1, true);
     let copy = {
@@ -142,7 +177,7 @@ fn left_alone_while_mounted() {
     if !can_test() || !can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let variants = [
         (
             ("ext2", "-t ext2", 32 * MIB),
@@ -217,7 +252,7 @@ fn journals_by_debugfs() {
         ("v3-wide", "-t ext4 -b 1024 -J size=16", "jo -c -v 3"),
     ];
     for (name, words, open) in variants {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let path = make(folder.path(), (name, words, 48 * MIB));
         used(&path, 11, true);
         let target = copied(&path);

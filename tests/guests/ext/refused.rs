@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 
-use super::{MIB, can_test, make, refused_for};
+use super::{MIB, can_test, folder, make, refused_for};
 use crate::support::tools::tool;
 
 /// Has `debugfs` do these things to a fresh filesystem, and sees why it is left alone.
 fn refused(words: &'static str, commands: &[&str], reason: &str) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = make(folder.path(), ("fs", words, 32 * MIB));
     let script = folder.path().join("script");
     fs::write(&script, commands.join("\n")).unwrap();
@@ -76,6 +76,11 @@ fn what_does_not_agree() {
             &["set_bg 0 inode_table 8191"],
             "where it cannot be",
         ),
+        (
+            "-t ext2",
+            &["set_bg 1 inode_bitmap 20000"],
+            "where it cannot be",
+        ),
         ("-t ext2", &["freeb 3"], "its metadata free"),
         ("-t ext2", &["freeb 8193"], "its metadata free"),
         (
@@ -105,7 +110,7 @@ fn what_is_not_all_there() {
     if !can_test() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = make(folder.path(), ("short", "-t ext4", 32 * MIB));
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(31 * MIB).unwrap();

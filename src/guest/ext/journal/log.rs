@@ -135,9 +135,6 @@ impl Journal {
         sequence: u32,
     ) -> Result<Option<Pending>, Trouble> {
         let mut pending = Pending::default();
-        if cursor.left == 0 {
-            return Ok(None);
-        }
         loop {
             let block = self.read(blocks, cursor.next)?;
             let header = RawHeader::read_from_prefix(&block);
@@ -268,7 +265,10 @@ impl Journal {
         if !self.is_checked() {
             return Ok(());
         }
-        for found in committed.values() {
+        // In the order in which they lie there.
+        let mut all: Vec<&Found> = committed.values().collect();
+        all.sort_unstable_by_key(|found| found.copy.at);
+        for found in all {
             let seed = crc32c(self.seed, &found.sequence.to_be_bytes());
             let sum = crc32c(seed, &blocks.read(found.copy.at)?);
             let sum = if self.has(INCOMPAT_CSUM_V3) {

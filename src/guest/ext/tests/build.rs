@@ -26,7 +26,8 @@ pub(super) const BLOCKS: u64 = 253;
 pub(super) const JOURNAL_INODE: u64 = 8;
 pub(super) const JOURNAL_AT: u64 = 140;
 pub(super) const JOURNAL_LEN: u64 = 32;
-const SEED_UUID: [u8; 16] = [0x5e; 16];
+/// What every checksum begins with.
+pub(super) const SEED: u32 = 0x5eed_5eed;
 
 /// A disk in memory.
 #[derive(Clone)]
@@ -66,9 +67,10 @@ impl Image {
             raw.rev_level.set(1);
             raw.inode_size.set(256);
             raw.feature_compat.set(0x4);
-            raw.feature_incompat.set(0x2 | 0x40 | 0x80 | 0x200);
+            raw.feature_incompat.set(0x2 | 0x40 | 0x80 | 0x200 | 0x2000);
             raw.feature_ro_compat.set(0x1 | 0x400);
-            raw.uuid = SEED_UUID;
+            raw.uuid = [0x11; 16];
+            raw.checksum_seed.set(SEED);
             raw.journal_inum.set(8);
             raw.desc_size.set(64);
             raw.checksum_type = 1;
@@ -213,8 +215,7 @@ impl Image {
 
     /// Makes all checksums right.
     pub(super) fn seal(&mut self) {
-        let seed = crc32c(!0, &SEED_UUID);
-        self.seal_inode(JOURNAL_INODE, seed);
+        self.seal_inode(JOURNAL_INODE);
         for group in 0..GROUPS {
             let bitmap = self.bitmap_block(group);
             // Mischief may have it anywhere.
@@ -222,7 +223,7 @@ impl Image {
                 .bytes
                 .get(usize_from(bitmap * 1024)..)
                 .unwrap_or_default();
-            let sum = crc32c(seed, &bytes[..bytes.len().min(8)]);
+            let sum = crc32c(SEED, &bytes[..bytes.len().min(8)]);
             self.descriptor(group, |raw| {
                 let halves = sum.to_le_bytes();
                 raw.block_bitmap_csum_lo
@@ -232,7 +233,7 @@ impl Image {
                 raw.checksum.set(0);
             });
             let raw = self.raw_descriptor(group);
-            let sum = crc32c(crc32c(seed, &low_u32(group).to_le_bytes()), raw.as_bytes());
+            let sum = crc32c(crc32c(SEED, &low_u32(group).to_le_bytes()), raw.as_bytes());
             let sum = sum.to_le_bytes();
             self.descriptor(group, |raw| {
                 raw.checksum.set(u16::from_le_bytes([sum[0], sum[1]]))
@@ -242,14 +243,14 @@ impl Image {
         self.superblock(|raw| raw.checksum.set(sum));
     }
 
-    fn seal_inode(&mut self, number: u64, seed: u32) {
+    pub(super) fn seal_inode(&mut self, number: u64) {
         let at = usize_from(self.inode_at(number));
         let Some(inode) = self.bytes.get_mut(at..at.saturating_add(256)) else {
             return;
         };
         inode[0x7c..0x7e].fill(0);
         inode[0x82..0x84].fill(0);
-        let seed = crc32c(seed, &low_u32(number).to_le_bytes());
+        let seed = crc32c(SEED, &low_u32(number).to_le_bytes());
         let seed = crc32c(seed, &inode[0x64..0x68]);
         let sum = crc32c(seed, inode).to_le_bytes();
         inode[0x7c..0x7e].copy_from_slice(&sum[..2]);

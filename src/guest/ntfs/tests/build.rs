@@ -46,8 +46,8 @@ pub(super) const OWNED: [Range<u64>; 12] = [
 
 /// The volume, as a disk of its own.
 #[derive(Clone)]
-pub(super) struct Image {
-    pub(super) bytes: Vec<u8>,
+pub(in super::super) struct Image {
+    pub(in super::super) bytes: Vec<u8>,
 }
 
 impl Source for Image {
@@ -209,15 +209,23 @@ pub(super) fn restart(lsn: u8, version: u8, in_use: bool, clean: bool) -> Vec<u8
     bytes
 }
 
+/// The value of a FILE_NAME.
+pub(super) fn file_name(name: &str) -> Vec<u8> {
+    let units = utf16(name);
+    let mut bytes = vec![0; 0x42];
+    bytes[0x40] = low_u8(u64_from(units.len() / 2));
+    bytes.extend(units);
+    bytes
+}
+
 /// A FILE_NAME, in the entry of an index.
 pub(super) fn index_entry(number: u64, name: &str) -> Vec<u8> {
-    let units = utf16(name);
-    let mut bytes = vec![0; (16 + 0x42 + units.len()).next_multiple_of(8)];
+    let name = file_name(name);
+    let mut bytes = vec![0; (16 + name.len()).next_multiple_of(8)];
     put(&mut bytes, 0, &reference(number).to_le_bytes());
     bytes[8] = low_u8(u64_from(bytes.len()));
-    bytes[10] = low_u8(u64_from(0x42 + units.len()));
-    bytes[16 + 0x40] = low_u8(u64_from(units.len() / 2));
-    put(&mut bytes, 16 + 0x42, &units);
+    bytes[10] = low_u8(u64_from(name.len()));
+    put(&mut bytes, 16, &name);
     bytes
 }
 
@@ -363,6 +371,8 @@ impl Image {
             &[mapped(0x80, 3, "", 20, &[(160, 10)], [0, 0])],
         );
         let holes = [
+            // So long that the next head lies across two sectors, where the fixups are.
+            resident(0x100, 3, "", &[0x77; 424]),
             mapped(
                 0x80,
                 0,

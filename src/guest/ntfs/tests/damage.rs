@@ -33,6 +33,17 @@ fn torn_records() {
 }
 
 #[test]
+fn torn_records_of_nobody() {
+    let mut image = Image::new();
+    put(&mut image.bytes, Image::place(30), b"BAAD");
+    assert_refused(&image, "record 30 was marked as torn");
+    put(&mut image.bytes, Image::place(30), b"FILE");
+    assert_refused(&image, "record 30 was written in part");
+    put(&mut image.bytes, Image::place(30), b"DATA");
+    assert!(look(&image).is_ok(), "never was a record");
+}
+
+#[test]
 fn torn_node_of_the_root() {
     let mut image = Image::new();
     image.bytes[usize_from(ROOT * CLUSTER) + 1023] ^= 1;
