@@ -66,6 +66,11 @@ fn signature(bytes: &[u8]) -> Option<Signature> {
     }
 }
 
+/// Whether a system sleeps in the swap space whose first page ends with `bytes`.
+pub(super) fn is_asleep(bytes: &[u8]) -> bool {
+    signature(bytes) == Some(Signature::Asleep)
+}
+
 /// Every signature, with the page size that it tells of.
 fn signatures(part: &View<'_>) -> Result<Vec<(u64, Signature)>, Trouble> {
     let mut found = Vec::new();

@@ -266,6 +266,23 @@ fn a_copy_of_a_disk_in_use() {
     assert!(skipped(&logged).contains("its log of fsync calls"));
 }
 
+/// btrfs looks the same whether its system sleeps or was shut down.
+#[test]
+fn a_system_that_sleeps_in_a_file() {
+    let Some(bench) = Bench::new(&["--mixed"]) else {
+        return;
+    };
+    let mut memory = vec![1; 1 << 20];
+    memory[4086..4096].copy_from_slice(b"S1SUSPEND\0");
+    let mounted = bench.mount("rw");
+    fs::write(mounted.path().join("small"), &memory[..8192]).expect("written");
+    tool("sync", &["-f"], &[mounted.path()]);
+    assert!(read(&bench.copy("copy")).1 > 0);
+    fs::write(mounted.path().join("swapfile"), &memory).expect("written");
+    drop(mounted);
+    assert!(skipped(&bench.image()).contains("memory of a system that sleeps"));
+}
+
 #[test]
 fn what_is_not_one_plain_device_is_left_alone() {
     let Some(bench) = Bench::new(&[]) else { return };

@@ -35,6 +35,15 @@ impl Checksum {
         }
     }
 
+    /// Bytes of a checksum.
+    pub(super) fn len(self) -> u64 {
+        match self {
+            Self::Crc32c => 4,
+            Self::XxHash => 8,
+            Self::Sha256 | Self::Blake2b => 32,
+        }
+    }
+
     /// The checksum of `bytes`.
     pub(super) fn of(self, bytes: &[u8]) -> Vec<u8> {
         match self {

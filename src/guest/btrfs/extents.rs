@@ -16,7 +16,9 @@ use crate::guest::{MAX_RUNS, Trouble};
 const EXTENT_ITEM: u8 = 168;
 const METADATA_ITEM: u8 = 169;
 /// Who refers to an extent: owner, tree block, data, shared block, shared data.
-const REFERENCES: [u8; 5] = [172, 176, 178, 182, 184];
+const REFERENCES: [u8; 5] = [OWNER, 176, DATA_REFERENCE, 182, 184];
+const OWNER: u8 = 172;
+const DATA_REFERENCE: u8 = 178;
 const BLOCK_GROUP_ITEM: u8 = 192;
 
 const FLAG_DATA: u64 = 1 << 0;
@@ -43,12 +45,31 @@ struct RawBlockGroup {
     flags: U64,
 }
 
-const _: () = assert!(size_of::<RawExtent>() == 24 && size_of::<RawBlockGroup>() == 24);
+const EXTENT_LEN: usize = size_of::<RawExtent>();
+const _: () = assert!(EXTENT_LEN == 24 && size_of::<RawBlockGroup>() == 24);
+
+/// The reference that a file's data has most often. [btrfs_tree.h `btrfs_extent_data_ref`]
+#[derive(Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawDataReference {
+    /// 0: 178.
+    kind: u8,
+    /// 1: tree and inode of the file.
+    file: [U64; 2],
+    /// 17: where in the file.
+    offset: U64,
+}
+
+/// The shortest beginning of a file that swap space is looked for in. Files for it are made in one
+/// piece, and are as large as memory.
+const MIN_SWAP: u64 = 256 << 10;
 
 /// What of all chunks is free.
 pub(super) struct Extents {
     /// Logical addresses, in order, none empty, each inside one chunk.
     pub(super) free: Vec<Range<u64>>,
+    /// Logical addresses of what may be the beginnings of swap files.
+    pub(super) may_be_swap: Vec<u64>,
 }
 
 impl Extents {
@@ -89,15 +110,23 @@ impl Extents {
         if sum != fs.bytes_used {
             return Err(damaged("the count of bytes that are allocated"));
         }
-        Ok(Self { free: sweep.free })
+        Ok(Self {
+            free: sweep.free,
+            may_be_swap: sweep.may_be_swap,
+        })
     }
 
     /// Whether a logical address is free.
     pub(super) fn is_free(&self, address: u64) -> bool {
-        let behind = (self.free).partition_point(|range| range.start <= address);
+        self.has_free(&(address..address.saturating_add(1)))
+    }
+
+    /// Whether any part of a range of logical addresses is free.
+    pub(super) fn has_free(&self, range: &Range<u64>) -> bool {
+        let behind = (self.free).partition_point(|free| free.start < range.end);
         behind
             .checked_sub(1)
-            .is_some_and(|at| self.free[at].end > address)
+            .is_some_and(|at| self.free[at].end > range.start)
     }
 }
 
@@ -145,6 +174,7 @@ struct Sweep<'a> {
     /// Allocated bytes of each chunk.
     used: Vec<u64>,
     free: Vec<Range<u64>>,
+    may_be_swap: Vec<u64>,
 }
 
 impl<'a> Sweep<'a> {
@@ -157,6 +187,7 @@ impl<'a> Sweep<'a> {
             used: vec![0; chunks.len()],
             chunks,
             free: Vec::new(),
+            may_be_swap: Vec::new(),
         }
     }
 
@@ -180,6 +211,9 @@ impl<'a> Sweep<'a> {
             && of_its_kind;
         if !sound {
             return Err(wrong());
+        }
+        if len >= MIN_SWAP && begins_a_file(&raw, data)? {
+            self.may_be_swap.push(key.object);
         }
         self.go_to(index)?;
         self.gap(key.object)?;
@@ -217,6 +251,23 @@ impl<'a> Sweep<'a> {
         self.go_to(last)?;
         self.gap(self.chunks[last].end())
     }
+}
+
+/// Whether an extent is the beginning of one file, as each file for swap space must have it for itself.
+fn begins_a_file(raw: &RawExtent, data: &[u8]) -> Result<bool, Trouble> {
+    if raw.references.get() != 1 || raw.flags.get() & FLAG_DATA == 0 {
+        return Ok(false);
+    }
+    // With simple quotas, the owner stands in front.
+    let at = match data.get(EXTENT_LEN) {
+        Some(&OWNER) => EXTENT_LEN + 9,
+        _ => EXTENT_LEN,
+    };
+    if data.len() < at + size_of::<RawDataReference>() {
+        return Ok(false);
+    }
+    let reference: RawDataReference = structure(data, at)?;
+    Ok(reference.kind == DATA_REFERENCE && reference.offset.get() == 0)
 }
 
 /// Joins ranges that touch.

@@ -14,6 +14,7 @@
 //!   device       the device tree: what of the device belongs to chunks
 //!   extents      the extent tree: what of the chunks is allocated; and their counts
 //!   free_space   the free space tree, if there is one: it must say the same
+//!   checksums    else: whatever has a checksum must be allocated
 //! ```
 //!
 //! What goes that a rescue might have wanted: the trees that the superblock's backup roots lead to,
@@ -23,6 +24,7 @@
 //! `free-space-tree.c`) and `include/uapi/linux/btrfs_tree.h`. All integers are little-endian.
 
 mod checksum;
+mod checksums;
 mod chunks;
 mod device;
 mod extents;
@@ -40,11 +42,11 @@ use rangemap::RangeSet;
 
 use self::chunks::Chunks;
 use self::extents::Extents;
-use self::roots::Roots;
+use self::roots::{Roots, Second};
 use self::superblock::Superblock;
 use self::tree::Forest;
 use super::view::View;
-use super::{Rest, Trouble, Volume, add_run};
+use super::{Rest, Trouble, Volume, add_run, swap};
 use crate::units::round_down;
 
 /// The beginning of the device, which the kernel never allocates: boot loaders put things there.
@@ -52,6 +54,10 @@ use crate::units::round_down;
 const RESERVED: Range<u64> = 0..1 << 20;
 /// Bytes that stay unallocated around each copy of the superblock. [volumes.h `BTRFS_STRIPE_LEN`]
 const SUPERBLOCK_ROOM: u64 = 64 << 10;
+
+/// Bytes of a page of memory, and of the signature that ends the first one of swap space.
+const PAGE: u64 = 4096;
+const SIGNATURE_LEN: u64 = 10;
 
 /// Whether btrfs is here.
 ///
@@ -76,9 +82,11 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
     let roots = Roots::read(&mut forest)?;
     let holes = device::holes(&mut forest, &roots)?;
     let extents = Extents::read(&mut forest, &roots)?;
-    if let Some(tree) = roots.free_space {
-        free_space::check(&mut forest, tree, &extents)?;
+    match roots.second {
+        Second::FreeSpace(tree) => free_space::check(&mut forest, tree, &extents)?,
+        Second::Checksums(tree) => checksums::check(&mut forest, tree, &extents)?,
     }
+    refuse_sleep(&forest, &extents)?;
     // What was read, and what will be, is in use.
     for node in forest.nodes.iter().chain(&roots.all) {
         if extents.is_free(*node) {
@@ -86,6 +94,24 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         }
     }
     free_bytes(&fs, &forest.chunks, &extents, &holes)
+}
+
+/// Refuses a guest that sleeps in a file of this filesystem: what it wrote last may lie where its last
+/// commit still calls it free.
+fn refuse_sleep(forest: &Forest<'_, '_>, extents: &Extents) -> Result<(), Trouble> {
+    let signature = PAGE - SIGNATURE_LEN..PAGE;
+    for start in &extents.may_be_swap {
+        let range = start.saturating_add(signature.start)..start.saturating_add(signature.end);
+        let places = forest.chunks.places(&range)?;
+        for place in places.take(1) {
+            if swap::is_asleep(&forest.view.read(place.start, SIGNATURE_LEN)?) {
+                return Err(Trouble::hibernated(
+                    "has a file that holds the memory of a system that sleeps: wake it and shut it down",
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// All that is free, on the device.

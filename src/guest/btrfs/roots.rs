@@ -14,8 +14,16 @@ const TEMPORARY_ITEM: u8 = 248;
 
 const EXTENT_TREE: u64 = 2;
 const DEVICE_TREE: u64 = 4;
+const CHECKSUM_TREE: u64 = 7;
 const FREE_SPACE_TREE: u64 = 10;
 const BLOCK_GROUP_TREE: u64 = 11;
+const WANTED: [u64; 5] = [
+    EXTENT_TREE,
+    DEVICE_TREE,
+    CHECKSUM_TREE,
+    FREE_SPACE_TREE,
+    BLOCK_GROUP_TREE,
+];
 
 /// A tree's root, without what only newer kernels write. [btrfs_tree.h `btrfs_root_item`]
 #[derive(Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -41,12 +49,20 @@ struct RawRoot {
 
 const _: () = assert!(size_of::<RawRoot>() == 239);
 
+/// A tree that tells what the extent tree tells, or a part of that.
+#[derive(Clone, Copy)]
+pub(super) enum Second {
+    FreeSpace(Root),
+    Checksums(Root),
+}
+
 /// Where the trees are that tell what is free, and the roots of all.
 pub(super) struct Roots {
     pub(super) extent: Root,
     pub(super) device: Root,
-    /// If the superblock says that it may be believed.
-    pub(super) free_space: Option<Root>,
+    /// What the extent tree is checked by: the free space tree if the superblock says that it may be
+    /// believed, else the checksums of all data.
+    pub(super) second: Second,
     /// Where block groups are: if they have no tree of their own, the extent tree.
     pub(super) block_group: Root,
     /// Root nodes of all trees, among them subvolumes and snapshots.
@@ -83,8 +99,7 @@ impl Roots {
                 return Err(damaged(format_args!("the root of tree {}", root.tree)));
             }
             all.push(root.node);
-            let wanted = [EXTENT_TREE, DEVICE_TREE, FREE_SPACE_TREE, BLOCK_GROUP_TREE];
-            if wanted.contains(&root.tree) {
+            if WANTED.contains(&root.tree) {
                 found.push(root);
             }
             Ok(())
@@ -100,9 +115,9 @@ impl Roots {
         Ok(Self {
             extent,
             device: only(DEVICE_TREE)?,
-            free_space: match fs.free_space_tree {
-                true => Some(only(FREE_SPACE_TREE)?),
-                false => None,
+            second: match fs.free_space_tree {
+                true => Second::FreeSpace(only(FREE_SPACE_TREE)?),
+                false => Second::Checksums(only(CHECKSUM_TREE)?),
             },
             block_group: match fs.block_group_tree {
                 true => only(BLOCK_GROUP_TREE)?,

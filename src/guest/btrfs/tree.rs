@@ -113,7 +113,7 @@ pub(super) type Each<'e> = &'e mut dyn FnMut(Key, &[u8]) -> Result<(), Trouble>;
 
 /// All trees, and what it takes to read them.
 pub(super) struct Forest<'a, 'v> {
-    view: &'a View<'v>,
+    pub(super) view: &'a View<'v>,
     pub(super) fs: &'a Superblock,
     pub(super) chunks: Chunks,
     /// Logical addresses of all nodes that were read.

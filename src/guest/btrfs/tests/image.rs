@@ -9,6 +9,7 @@ use crate::guest::btrfs::checksum::Checksum;
 use crate::units::{u64_from, usize_from};
 
 pub(super) const NODE: u64 = 4096;
+const NODE_ROOM: usize = 4096 - 101;
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 /// With room for the second superblock, and no multiple of a sector.
@@ -26,9 +27,9 @@ pub(super) type RawChunk = (u64, u64, u64, &'static [u64]);
 pub(super) const SYSTEM: RawChunk = (MIB, 256 * KIB, 0x22, &[MIB, 2 * MIB]);
 pub(super) const METADATA: RawChunk = (16 * MIB, 512 * KIB, 0x24, &[4 * MIB, 8 * MIB]);
 /// Around the second superblock.
-pub(super) const DATA: RawChunk = (32 * MIB, MIB, 0x01, &[63 * MIB + 512 * KIB]);
+pub(super) const DATA: RawChunk = (32 * MIB, 1536 * KIB, 0x01, &[63 * MIB + 512 * KIB]);
 /// In the reserved part, as old versions of mkfs.btrfs had it; and right behind the one before.
-pub(super) const OLD: RawChunk = (33 * MIB, 256 * KIB, 0x01, &[768 * KIB]);
+pub(super) const OLD: RawChunk = (33 * MIB + 512 * KIB, 256 * KIB, 0x01, &[768 * KIB]);
 pub(super) const CHUNKS: [RawChunk; 4] = [SYSTEM, METADATA, DATA, OLD];
 
 // Nodes.
@@ -40,8 +41,12 @@ pub(super) const EXTENT_LEAF_2: u64 = METADATA.0 + 3 * NODE;
 pub(super) const DEVICE_TREE: u64 = METADATA.0 + 4 * NODE;
 pub(super) const FREE_SPACE_TREE: u64 = METADATA.0 + 5 * NODE;
 pub(super) const BLOCK_GROUP_TREE: u64 = METADATA.0 + 6 * NODE;
+pub(super) const CHECKSUM_TREE: u64 = METADATA.0 + 7 * NODE;
 /// A subvolume and its snapshot, which nothing here reads.
 pub(super) const SUBVOLUMES: [u64; 2] = [METADATA.0 + 9 * NODE, METADATA.0 + 10 * NODE];
+
+/// A file that may be swap space, which has no checksums.
+pub(super) const SWAP: (u64, u64) = (DATA.0 + MIB, 256 * KIB);
 
 pub(super) type Key = (u64, u8, u64);
 pub(super) type Item = (Key, Vec<u8>);
@@ -112,8 +117,9 @@ impl Image {
         image.write_extent_tree();
         let extents = device_extents();
         image.leaf(DEVICE_TREE, 4, &extents);
-        if shape.free_space_tree {
-            image.leaf(FREE_SPACE_TREE, 10, &image.free_space());
+        match shape.free_space_tree {
+            true => image.leaf(FREE_SPACE_TREE, 10, &image.free_space()),
+            false => image.leaf(CHECKSUM_TREE, 7, &image.checksums()),
         }
         if shape.block_group_tree {
             image.leaf(BLOCK_GROUP_TREE, 11, &image.block_groups());
@@ -205,9 +211,10 @@ impl Image {
             ((5, 12, 6), vec![1; 20]),
             ((5, 132, 0), root_item(SUBVOLUMES[0], 0, 239)),
         ];
-        if self.shape.free_space_tree {
-            items.push(((10, 132, 0), root_item(FREE_SPACE_TREE, 0, 439)));
-        }
+        items.push(match self.shape.free_space_tree {
+            true => ((10, 132, 0), root_item(FREE_SPACE_TREE, 0, 439)),
+            false => ((7, 132, 0), root_item(CHECKSUM_TREE, 0, 239)),
+        });
         if self.shape.block_group_tree {
             items.push(((11, 132, 0), root_item(BLOCK_GROUP_TREE, 0, 439)));
         }
@@ -235,6 +242,9 @@ impl Image {
         if self.shape.block_group_tree {
             found.push(BLOCK_GROUP_TREE);
         }
+        if !self.shape.free_space_tree {
+            found.push(CHECKSUM_TREE);
+        }
         found.extend(SUBVOLUMES);
         found
     }
@@ -245,10 +255,20 @@ impl Image {
         let data = (0..100).map(|number| (DATA.0 + number * 2 * NODE, NODE));
         let copy = DATA.0 + 512 * KIB..DATA.0 + 576 * KIB;
         let data = data.filter(|(start, _)| !copy.contains(start));
-        nodes
-            .chain(data)
-            .chain([(DATA.0 + DATA.1 - NODE, NODE)])
-            .collect()
+        let last = (DATA.0 + DATA.1 - NODE, NODE);
+        nodes.chain(data).chain([SWAP, last]).collect()
+    }
+
+    /// Checksums, which do not matter, of all data but the first extent's; as many as there is room for.
+    pub(super) fn checksums(&self) -> Vec<Item> {
+        let len = usize_from(Checksum::new(self.shape.checksum).unwrap().len());
+        let extents = self
+            .extents()
+            .into_iter()
+            .filter(|extent| extent.0 > DATA.0 && *extent != SWAP);
+        let object = 10_u64.wrapping_neg();
+        let item = |(start, _)| ((object, 128, start), vec![0; len]);
+        extents.map(item).take(NODE_ROOM / (25 + len)).collect()
     }
 
     /// Bytes that are allocated of a chunk.
@@ -277,7 +297,15 @@ impl Image {
                 (start, 169, 0)
             };
             let flags = if is_data { 1 } else { 2 };
-            (key, [1_u64, 5, flags].map(u64::to_le_bytes).concat())
+            let mut data = [1_u64, 5, flags].map(u64::to_le_bytes).concat();
+            if start == SWAP.0 || start == DATA.0 {
+                // With quotas, the owner; then the file.
+                if self.shape.skinny {
+                    data.extend([&[172][..], &[0; 8]].concat());
+                }
+                data.extend([&[178][..], &[5; 16], &[0; 8], &[1, 0, 0, 0]].concat());
+            }
+            (key, data)
         };
         let mut items: Vec<Item> = self.extents().into_iter().map(item).collect();
         // A reference that had no room in its item.
@@ -296,9 +324,13 @@ impl Image {
     /// Whether each sector of a chunk is free.
     fn free_sectors(&self, chunk: RawChunk) -> Vec<bool> {
         let extents = self.extents();
+        let used = |at| {
+            let mut extents = extents.iter();
+            extents.any(|(start, len)| (*start..start + len).contains(&at))
+        };
         (chunk.0..chunk.0 + chunk.1)
             .step_by(usize_from(NODE))
-            .map(|at| !extents.contains(&(at, NODE)))
+            .map(|at| !used(at))
             .collect()
     }
 

@@ -5,9 +5,10 @@ mod image;
 use proptest::prelude::*;
 
 use self::image::{
-    BLOCK_GROUP_TREE, CHUNK_TREE, COPY, DATA, DEVICE_TREE, Disk, EXTENT_LEAF_1, EXTENT_LEAF_2,
-    EXTENT_TREE, FREE_SPACE_TREE, GENERATION, Image, Item, KIB, METADATA, MIB, MODERN, NODE,
-    OLD_STYLE, ROOT_TREE, SUBVOLUMES, SUPERBLOCK, Shape, TOTAL, device_extents, places, root_item,
+    BLOCK_GROUP_TREE, CHECKSUM_TREE, CHUNK_TREE, COPY, DATA, DEVICE_TREE, Disk, EXTENT_LEAF_1,
+    EXTENT_LEAF_2, EXTENT_TREE, FREE_SPACE_TREE, GENERATION, Image, Item, KIB, METADATA, MIB,
+    MODERN, NODE, OLD_STYLE, ROOT_TREE, SUBVOLUMES, SUPERBLOCK, SWAP, Shape, TOTAL, device_extents,
+    places, root_item,
 };
 use super::*;
 use crate::units::{u64_from, usize_from};
@@ -242,6 +243,38 @@ fn copies_of_the_superblock_must_say_the_same() {
     assert!(look(&image.bytes).is_err());
 }
 
+#[test]
+fn what_has_a_checksum_is_not_free() {
+    let mut checksums = Image::new(OLD_STYLE).checksums();
+    let change = |items: &[Item]| {
+        let mut image = Image::new(OLD_STYLE);
+        image.leaf(CHECKSUM_TREE, 7, items);
+        image.seal();
+        look(&image.bytes)
+    };
+    assert!(change(&checksums[1..]).is_ok());
+    let free = ((checksums[0].0.0, 128, DATA.0 + NODE), vec![0; 4]);
+    checksums.insert(0, free);
+    assert!(
+        change(&checksums)
+            .unwrap_err()
+            .contains("where something is free")
+    );
+    // The second one of two.
+    checksums[0].0.2 = DATA.0;
+    assert!(change(&checksums).is_ok());
+    checksums[0].1 = vec![0; 8];
+    assert!(
+        change(&checksums)
+            .unwrap_err()
+            .contains("where something is free")
+    );
+    for key in [(5, 128, DATA.0), (checksums[0].0.0, 129, DATA.0)] {
+        let found = change(&[(key, vec![0; 4])]).unwrap_err();
+        assert!(found.contains("the checksum tree, with"), "{found}");
+    }
+}
+
 /// With the items of a leaf changed.
 fn with_items(leaf: u64, owner: u64, items: &[Item]) -> String {
     skipped(MODERN, |image| image.leaf(leaf, owner, items))
@@ -280,7 +313,16 @@ fn work_that_goes_on_with_the_next_mount() {
 #[test]
 fn roots_must_be_there_once() {
     let roots = Image::new(MODERN).roots();
-    for tree in [2, 4, 10, 11] {
+    for (shape, tree) in [
+        (MODERN, 2),
+        (MODERN, 4),
+        (MODERN, 10),
+        (MODERN, 11),
+        (OLD_STYLE, 7),
+    ] {
+        let roots = Image::new(shape).roots();
+        let with_items =
+            |leaf, owner, items: &[Item]| skipped(shape, |image| image.leaf(leaf, owner, items));
         let without: Vec<_> = (roots.iter().filter(|item| item.0.0 != tree).cloned()).collect();
         let found = with_items(ROOT_TREE, 1, &without);
         assert!(
@@ -358,8 +400,8 @@ fn chunks_must_lie_on_this_device() {
         assert!(found.contains(reason), "{index} {at}: {found}");
     }
     // Two chunks, one address.
-    let found = changed(3, 2, &[0x11]);
-    assert!(found.contains("the chunk at 34603008"), "{found}");
+    let found = changed(3, 2, &[0x19]);
+    assert!(found.contains("the chunk at 35127296"), "{found}");
 }
 
 #[test]
@@ -508,14 +550,38 @@ fn the_free_space_tree_must_list_the_same() {
         assert!(found.contains("free space tree"), "{found}");
     }
     // Which nobody believes if the superblock does not.
-    let mut image = Image::new(MODERN);
-    image.leaf(FREE_SPACE_TREE, 10, &[]);
-    image.bytes[SUPERBLOCK + 0xb4] = 0x09;
+    let mut image = Image::new(OLD_STYLE);
+    let mut roots = image.roots();
+    roots.insert(5, ((10, 132, 0), root_item(SUBVOLUMES[0], 0, 439)));
+    image.write_root_tree(&roots);
+    image.bytes[SUPERBLOCK + 0xb4] = 0x01;
     image.seal();
     assert_eq!(look(&image.bytes).unwrap().free, image.free());
-    image.bytes[SUPERBLOCK + 0xb4] = 0x0b;
+    image.bytes[SUPERBLOCK + 0xb4] = 0x03;
     image.seal();
     assert!(look(&image.bytes).is_err());
+}
+
+#[test]
+fn a_guest_that_sleeps_in_a_file() {
+    for shape in [MODERN, OLD_STYLE] {
+        let mut image = Image::new(shape);
+        let page = node(SWAP.0);
+        image.put(page + 4086, b"SWAPSPACE2");
+        assert_eq!(look(&image.bytes).unwrap().free, image.free());
+        image.put(page + 4086, b"S1SUSPEND\0");
+        let disk = Disk(&image.bytes);
+        match read(&View::whole(&disk)) {
+            Err(Trouble::Skip { reason, hibernated }) => {
+                assert!(hibernated && reason.contains("sleeps"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        // No other file has all that it takes.
+        image.put(page + 4086, b"SWAPSPACE2");
+        image.put(node(DATA.0) + 4086, b"S1SUSPEND\0");
+        assert_eq!(look(&image.bytes).unwrap().free, image.free());
+    }
 }
 
 #[test]
