@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[cfg(unix)]
+#[path = "cli/compact.rs"]
+mod compact;
 
 use std::fs;
 use std::path::Path;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::freed::Freed;
 use crate::disk::Disk;
 use crate::error::DiskError;
-use crate::guest::{Outcome, Survey};
+use crate::guest::{Outcome, Rest, Survey};
 use crate::image::Frame;
 use crate::units::{BlockIndex, u64_from};
 
@@ -34,6 +34,9 @@ pub struct PartReport {
     pub reclaimed: u64,
     /// Why all of it counts as in use, if it does: the end of a sentence.
     pub skipped: Option<String>,
+    /// Whether it was not unmounted, and what is free was told with its journal replayed in memory
+    /// ([`CompactOptions::replay_journal`](super::CompactOptions::replay_journal)).
+    pub journal_replayed: bool,
     /// Where it lies on the disk.
     pub(super) ranges: Vec<Range<u64>>,
 }
@@ -64,6 +67,13 @@ pub(super) fn part_reports(survey: &Survey) -> Vec<PartReport> {
             Outcome::Read { .. } => None,
             Outcome::Skipped { reason } => Some(reason.clone()),
         },
+        journal_replayed: matches!(
+            part.outcome,
+            Outcome::Read {
+                rest: Rest::Replayed,
+                ..
+            }
+        ),
         ranges: part.ranges.clone(),
     });
     parts.collect()

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rangemap::RangeSet;
 use vhdfs::check::{CheckOptions, check};
 use vhdfs::compact::{CompactOptions, CompactReport};
 use vhdfs::disk::{Disk, OpenOptions};
@@ -99,6 +101,15 @@ struct Made {
 impl Made {
     /// `None`, and it is said, where something is missing for it.
     fn new(kind: &'static Kind, seed: u64) -> Option<Self> {
+        Self::build(kind, seed, false)
+    }
+
+    /// The same, but copied from below its system, which has it mounted.
+    fn in_use(kind: &'static Kind) -> Option<Self> {
+        Self::build(kind, 1, true)
+    }
+
+    fn build(kind: &'static Kind, seed: u64, in_use: bool) -> Option<Self> {
         let needs_mount = !matches!(kind.mount, Mount::Mtools);
         if !installed(kind.tools) || !installed(&["sgdisk", "qemu-img"]) {
             return None;
@@ -111,18 +122,24 @@ impl Made {
             folder: tempfile::tempdir().unwrap(),
             contents: BTreeMap::new(),
         };
-        let part = made.path("part");
+        let (part, disk) = (made.path("part"), made.path("raw"));
+        blank(&disk, START + kind.size + START);
+        let sectors = (kind.size / 512).to_string();
+        tool("sgdisk", &["-n", &format!("1:2048:+{sectors}")], &[&disk]);
         blank(&part, kind.size);
         tool(kind.make[0], &kind.make[1..], &[&part]);
         made.contents = made.used(&part, |folder| {
             fill(folder, seed, 90, |number| number % 2 == 0);
             churn(folder, seed, 60);
+            if in_use {
+                tool("sync", &["-f"], &[folder]);
+                write_through(&folder.join("logged"));
+                copy(&part, &disk, 0, START, kind.size);
+            }
         });
-        let disk = made.path("raw");
-        blank(&disk, START + kind.size + START);
-        let sectors = (kind.size / 512).to_string();
-        tool("sgdisk", &["-n", &format!("1:2048:+{sectors}")], &[&disk]);
-        copy(&part, &disk, 0, START, kind.size);
+        if !in_use {
+            copy(&part, &disk, 0, START, kind.size);
+        }
         Some(made)
     }
 
@@ -183,7 +200,18 @@ impl Made {
     }
 
     /// The disk of `image` is as it should be: what is in use did not change, files and checker agree.
-    fn verify(&self, image: &Path, free: &rangemap::RangeSet<u64>) {
+    fn verify(&self, image: &Path, free: &RangeSet<u64>) {
+        self.verify_bytes(image, free);
+        let part = self.path("part-after");
+        blank(&part, self.kind.size);
+        copy(&self.path("after"), &part, START, 0, self.kind.size);
+        tool(self.kind.check[0], &self.kind.check[1..], &[&part]);
+        let found = self.used_read_only(&part);
+        assert!(found == self.contents, "{}: other files", self.kind.name);
+    }
+
+    /// All but what is `free` is what it was.
+    fn verify_bytes(&self, image: &Path, free: &RangeSet<u64>) {
         let name = self.kind.name;
         assert!(check(image, &CheckOptions::default()).unwrap().is_clean());
         let after = self.path("after");
@@ -197,12 +225,6 @@ impl Made {
             let (start, end) = (size(used.start), size(used.end));
             assert!(old[start..end] == new[start..end], "{name}: {used:?}");
         }
-        let part = self.path("part-after");
-        blank(&part, self.kind.size);
-        copy(&after, &part, START, 0, self.kind.size);
-        tool(self.kind.check[0], &self.kind.check[1..], &[&part]);
-        let found = self.used_read_only(&part);
-        assert!(found == self.contents, "{name}: other files");
     }
 
     fn used_read_only(&self, part: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -219,6 +241,13 @@ impl Made {
             _ => self.used(part, |_| {}),
         }
     }
+}
+
+/// Writes a file so that it is durable before the file system's next commit.
+fn write_through(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(&[7; 300]).unwrap();
+    file.sync_all().unwrap();
 }
 
 /// Copies what is not zero.
@@ -257,16 +286,20 @@ fn extract(image: &Path, raw: &Path) {
 }
 
 fn compact(image: &Path, fs_aware: bool) -> CompactReport {
-    let options = OpenOptions {
-        punch_holes: false,
-        ..OpenOptions::default()
-    };
-    let disk = Disk::open(image, &options).unwrap();
     let options = CompactOptions {
         fs_aware,
         ..CompactOptions::default()
     };
-    let report = disk.compact(&options).wait().unwrap();
+    compact_with(image, &options)
+}
+
+fn compact_with(image: &Path, options: &CompactOptions) -> CompactReport {
+    let open = OpenOptions {
+        punch_holes: false,
+        ..OpenOptions::default()
+    };
+    let disk = Disk::open(image, &open).unwrap();
+    let report = disk.compact(options).wait().unwrap();
     disk.close().unwrap();
     report
 }
@@ -371,4 +404,76 @@ fn exfat_shrinks() {
 #[test]
 fn fat32_shrinks() {
     shrinks(&FAT32);
+}
+
+/// Of a disk that was copied while its guest had it mounted, nothing goes but zeros, and the report says
+/// why. Returns the report.
+fn stays(kind: &'static Kind, format: &str, made: &Made) -> CompactReport {
+    let image = made.image(format);
+    let agnostic = made.path("agnostic");
+    fs::copy(&image, &agnostic).unwrap();
+    let without = compact(&agnostic, false);
+    let report = compact(&image, true);
+    assert_eq!(report.length_after, without.length_after, "{}", kind.name);
+    assert_eq!(
+        report.blocks_dropped, without.blocks_dropped,
+        "{}",
+        kind.name
+    );
+    let [part] = &report.parts[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!((part.content, part.free), (Some(kind.name), 0));
+    println!("{}: {}", kind.name, part.skipped.as_ref().unwrap());
+    made.verify_bytes(&image, &RangeSet::new());
+    report
+}
+
+#[test]
+fn a_copy_of_a_disk_in_use_keeps_all() {
+    for kind in [&XFS, &BTRFS, &EXFAT] {
+        let Some(made) = Made::in_use(kind) else {
+            continue;
+        };
+        stays(kind, "vhd", &made);
+        stays(kind, "vhdx", &made);
+    }
+}
+
+/// What ntfs-3g has mounted looks as if it were not; what Windows is to look through does not.
+#[test]
+fn a_dirty_ntfs_keeps_all() {
+    let Some(made) = Made::new(&NTFS, 1) else {
+        return;
+    };
+    tool("ntfsfix", &[], &[&made.path("part")]);
+    copy(&made.path("part"), &made.path("raw"), 0, START, NTFS.size);
+    stays(&NTFS, "vhd", &made);
+    stays(&NTFS, "vhdx", &made);
+}
+
+/// ext4 tells what is free after a crash, if somebody says that it was one.
+#[test]
+fn a_crashed_ext4() {
+    let Some(made) = Made::in_use(&EXT4) else {
+        return;
+    };
+    let kept = stays(&EXT4, "vhd", &made);
+    stays(&EXT4, "vhdx", &made);
+    let options = CompactOptions {
+        fs_aware: true,
+        replay_journal: true,
+        ..CompactOptions::default()
+    };
+    let image = made.image("vhd");
+    let report = compact_with(&image, &options);
+    assert!(report.parts[0].journal_replayed);
+    assert!(report.length_after + (16 << 20) < kept.length_after);
+    extract(&image, &made.path("after"));
+    let part = made.path("part-after");
+    blank(&part, EXT4.size);
+    copy(&made.path("after"), &part, START, 0, EXT4.size);
+    // Its own system replays the journal.
+    assert!(made.used(&part, |_| {}) == made.contents);
+    tool("e2fsck", &["-fn"], &[&part]);
 }

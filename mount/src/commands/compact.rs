@@ -53,6 +53,7 @@ struct Partition {
     free: u64,
     reclaimed: u64,
     skipped: Option<String>,
+    journal_replayed: bool,
 }
 
 /// Runs the command.
@@ -189,6 +190,7 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         free: part.free,
         reclaimed: part.reclaimed,
         skipped: part.skipped,
+        journal_replayed: part.journal_replayed,
     });
     Compacted {
         file: name(file),
@@ -218,7 +220,14 @@ impl Partition {
             Some(reason) => writeln!(out, ": all in use: {reason}"),
             None => {
                 let (free, reclaimed) = (Bytes(self.free), Bytes(self.reclaimed));
-                writeln!(out, ": {free} free, {reclaimed} of it {would}given back")
+                let journal = match self.journal_replayed {
+                    true => ", not unmounted, read as its journal has it",
+                    false => "",
+                };
+                writeln!(
+                    out,
+                    "{journal}: {free} free, {reclaimed} of it {would}given back"
+                )
             }
         }
     }

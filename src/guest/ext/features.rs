@@ -61,12 +61,10 @@ impl Features {
         if self.incompat & INCOMPAT_JOURNAL_DEV != 0 {
             return "ext4 journal";
         }
-        match (newer, self.has_journal(), self.needs_recovery()) {
-            (true, _, false) => "ext4",
-            (true, _, true) => "ext4 with a journal to replay",
-            (false, true, false) => "ext3",
-            (false, true, true) => "ext3 with a journal to replay",
-            (false, false, _) => "ext2",
+        match (newer, self.has_journal()) {
+            (true, _) => "ext4",
+            (false, true) => "ext3",
+            (false, false) => "ext2",
         }
     }
 
