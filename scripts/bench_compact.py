@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bench_mount import vhdfs_binary
 from bench_tools import (
-    MIB, drop_caches, fail, figure, median, progress, ratio, read_data, run, sync_file, table, timed_run, written_to_device,
+    MIB, drop_caches, fail, figure, median, progress, ratio, read_data, run, sync_file, table, timed_run, device_traffic,
 )  # fmt: skip
 
 BLOCK = 2 * MIB
@@ -155,10 +155,10 @@ def measure(case, place, blocks, compare):
     converted_length = copy.stat().st_size
 
     drop_caches()
-    written_before = written_to_device(disk)
+    before = device_traffic(disk)
     compact, printed = timed_run(vhdfs_binary(), "compact", "--json", disk)
     os.sync()
-    written = None if written_before is None else written_to_device(disk) - written_before
+    written = None if before is None else device_traffic(disk)[1] - before[1]
     report = json.loads(printed)
     report = report[0] if isinstance(report, list) else report
     if compare:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bench_mount import vhdfs_binary
 from bench_tools import (
-    MIB, drop_caches, fail, figure, median, progress, ratio, run, sync_file, table, written_to_device,
+    MIB, device_traffic, drop_caches, fail, figure, median, progress, ratio, run, sync_file, table,
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Outcome(NamedTuple):
     """One way to get one disk small: seconds, and bytes."""
 
     seconds: float
+    read: int
     written: int
     extra: int
     length: int
@@ -81,14 +82,17 @@ def make_disk(guest, place, size):
 
 
 def timed(path, work):
-    """Seconds that `work` takes with cold caches, and bytes that the device wrote."""
+    """Seconds that `work` takes with cold caches, and bytes that the device read and wrote."""
     drop_caches()
-    before = written_to_device(path)
+    before = device_traffic(path)
     started = time.monotonic()
     work()
     seconds = time.monotonic() - started
     os.sync()
-    return seconds, None if before is None else written_to_device(path) - before
+    if before is None:
+        return seconds, None, None
+    after = device_traffic(path)
+    return seconds, after[0] - before[0], after[1] - before[1]
 
 
 def stored(*paths):
@@ -100,18 +104,18 @@ def by_vhdfs(guest, disk, place):
     shutil.copyfile(disk, copy)
     sync_file(copy)
     before, report = stored(copy), []
-    seconds, written = timed(copy, lambda: report.append(json.loads(run(vhdfs_binary(), "compact", "--json", copy))))
+    seconds, read, written = timed(copy, lambda: report.append(json.loads(run(vhdfs_binary(), "compact", "--json", copy))))
     part = report[0]["partitions"][0]
     if part["skipped"]:
         fail(f"{guest.name} was skipped: {part['skipped']}")
     run(vhdfs_binary(), "check", copy)
-    outcome = Outcome(seconds, written, max(0, stored(copy) - before), copy.stat().st_size)
+    outcome = Outcome(seconds, read, written, max(0, stored(copy) - before), copy.stat().st_size)
     after = place / "after.raw"
     run("qemu-img", "convert", "-O", "raw", copy, after)
     run(*guest.check, after)
     for path in (copy, after):
         path.unlink()
-    return outcome, report[0]["bytes_read"]
+    return outcome
 
 
 def by_convert(guest, disk, place, prepare):
@@ -124,8 +128,8 @@ def by_convert(guest, disk, place, prepare):
         run("qemu-img", "convert", "-O", "vhdx", "-o", "subformat=dynamic,block_size=2M", raw, new)
         sync_file(new)
 
-    seconds, written = timed(disk, work)
-    outcome = Outcome(seconds, written, stored(raw, new), new.stat().st_size)
+    seconds, read, written = timed(disk, work)
+    outcome = Outcome(seconds, read, written, stored(raw, new), new.stat().st_size)
     for path in (raw, new):
         path.unlink()
     return outcome
@@ -155,8 +159,8 @@ def zero(guest, raw, place):
 def by_sparsify(disk, place):
     """Where libguestfs is installed, which needs a kernel and an emulator of its own."""
     new = place / "peer.vhdx"
-    seconds, written = timed(disk, lambda: run("virt-sparsify", "--quiet", "--convert", "vhdx", disk, new))
-    outcome = Outcome(seconds, written, stored(new), new.stat().st_size)
+    seconds, read, written = timed(disk, lambda: run("virt-sparsify", "--quiet", "--convert", "vhdx", disk, new))
+    outcome = Outcome(seconds, read, written, stored(new), new.stat().st_size)
     new.unlink()
     return outcome
 
@@ -178,16 +182,15 @@ def bench(place, size, rounds):
         if guest.name == "NTFS":
             # ntfs-3g trims only block devices.
             del ways["fstrim + convert"]
-        ours, read, peers = [], 0, {name: [] for name in ways}
+        ours, peers = [], {name: [] for name in ways}
         for number in range(1, rounds + 1):
             progress(f"round {number} of {rounds}: {guest.name}")
-            outcome, read = by_vhdfs(guest, disk, place)
-            ours.append(outcome)
+            ours.append(by_vhdfs(guest, disk, place))
             for name, way in ways.items():
                 peers[name].append(way())
         before = disk.stat().st_size
-        rows.append(row(guest.name, "vhdfs compact", ours, before, read, None))
-        rows.extend(row(guest.name, name, found, before, None, ours) for name, found in peers.items())
+        rows.append(row(guest.name, "vhdfs compact", ours, before, None))
+        rows.extend(row(guest.name, name, found, before, ours) for name, found in peers.items())
         disk.unlink()
     progress("")
     header = [
@@ -197,9 +200,10 @@ def bench(place, size, rounds):
     return table(header, rows)
 
 
-def row(name, how, outcomes, before, read, ours):
-    seconds, written, extra, length = zip(*outcomes)
-    least = None if None in written else min(written)
+def row(name, how, outcomes, before, ours):
+    seconds, read, written, extra, length = zip(*outcomes)
+    # Whatever else the machine does can only add to them.
+    read, written = (None if None in each else min(each) for each in (read, written))
     slower = ratio(seconds, [outcome.seconds for outcome in ours]) if ours else None
-    sizes = [figure(value if value is None else value / MIB) for value in (read, least, median(extra), before, median(length))]
+    sizes = [figure(value if value is None else value / MIB) for value in (read, written, median(extra), before, median(length))]
     return [name, how, figure(median(seconds)), figure(slower), *sizes]

@@ -30,13 +30,14 @@ def timed_run(*command):
     return time.monotonic() - started, printed
 
 
-def written_to_device(path):
-    """Bytes that the block device under `path` has written since it started; None where there is no such one."""
+def device_traffic(path):
+    """Bytes that the block device under `path` has read and written since it started; None where there is no such one."""
     number = os.stat(path).st_dev
     statistics_file = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
     if not statistics_file.exists():
         return None
-    return int(statistics_file.read_text().split()[6]) * 512
+    counts = statistics_file.read_text().split()
+    return int(counts[2]) * 512, int(counts[6]) * 512
 
 
 def sync_file(path):
