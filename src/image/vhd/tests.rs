@@ -260,6 +260,20 @@ fn spare_entries_in_use_stay_where_they_are() {
     assert_eq!(image.file_len(), spare + SLOT + 512);
 }
 
+/// Found by fuzzing: the next block was put behind it, and made the file 2 TiB long.
+#[test]
+fn what_headers_name_beyond_the_end_makes_the_file_no_longer() {
+    let sim = with_slots(&[FLOOR]);
+    let header = DynamicHeader::new(17, 512 << 10, at(TABLE));
+    sim.write_all_at(&header.to_bytes(), at(FOOTER_LEN))
+        .unwrap();
+    set_entry(&sim, 16, u32::MAX - 1);
+    let error = not_writable(&sim).to_string();
+    assert!(error.contains("block 16, which lies beyond"), "{error}");
+    let report = verify::verify(&sim, &crate::image::CheckOptions::default()).unwrap();
+    assert_eq!(report.errors.len(), 1, "{report:?}");
+}
+
 #[test]
 fn unwritten_sectors_read_as_zeros_and_become_zeros() {
     let sim = with_slots(&[FLOOR]);
