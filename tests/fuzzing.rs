@@ -65,7 +65,11 @@ fn targets_hold_on_seeds_changes_and_former_finds() {
     for target in TARGETS.iter().filter(wanted) {
         let mut tally = Tally::default();
         let folder = regressions.join(target.name);
-        let mut finds: Vec<_> = fs::read_dir(&folder).into_iter().flatten().flatten().collect();
+        let mut finds: Vec<_> = fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
         finds.sort_by_key(fs::DirEntry::file_name);
         for find in finds {
             let name = find.file_name().to_string_lossy().into_owned();
@@ -75,7 +79,11 @@ fn targets_hold_on_seeds_changes_and_former_finds() {
         for (n, seed) in seeds.iter().enumerate() {
             tally.run(target, seed, &format!("seed {n}"));
         }
-        let count = if seeds.is_empty() { 0 } else { target.rounds * env_number("VHDFS_SOAK", 1) };
+        let count = if seeds.is_empty() {
+            0
+        } else {
+            target.rounds * env_number("VHDFS_SOAK", 1)
+        };
         for n in 0..count {
             let mut random = Random::new(env_number("VHDFS_SEED", 1) << 32 | n);
             let mut data = seeds[usize_from(random.below(u64_from(seeds.len())))].clone();
@@ -84,7 +92,11 @@ fn targets_hold_on_seeds_changes_and_former_finds() {
             }
             tally.run(target, &data, &format!("change {n}"));
         }
-        let Tally { runs, memory, slowest } = tally;
+        let Tally {
+            runs,
+            memory,
+            slowest,
+        } = tally;
         let name = target.name;
         println!("{name}: {runs} inputs, at most {memory} bytes at once, at most {slowest:?}");
     }

@@ -168,14 +168,13 @@ impl Disk {
             read_only: options.read_only,
             punch_holes: options.punch_holes,
         };
-        let opened = image::open(storage, name, image_options)
+        let fits = |link: Option<&ParentLink>| Ok(check_parent(link, parent.as_deref())?);
+        let opened = image::open_if(storage, name, image_options, &fits)
             .map_err(|problem| OpenError::new(name, problem))?;
         for repair in opened.repaired {
             log::info!("{}: {repair}", name.display());
         }
         let image = opened.image;
-        check_parent(image.parent(), parent.as_deref())
-            .map_err(|problem| OpenError::new(name, problem))?;
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {

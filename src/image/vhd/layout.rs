@@ -153,6 +153,11 @@ impl Layout {
         }
         Ok(layout)
     }
+
+    /// What a differencing disk says of its parent.
+    pub(super) fn parent(&self) -> Option<&ParentLink> {
+        self.dynamic.as_ref()?.parent.as_ref()
+    }
 }
 
 /// Without a footer at the end, the copy at offset 0 may be what the guest of a fixed disk wrote there.

@@ -37,8 +37,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Durability, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads, Reserved,
-    Space,
+    Durability, Fits, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads,
+    Reserved, Space,
 };
 use crate::error::{DiskError, OpenProblem};
 use crate::format::Format;
@@ -87,8 +87,10 @@ pub(crate) struct Vhd {
 pub(crate) fn open(
     storage: Arc<dyn Storage>,
     options: ImageOptions,
+    fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
     let mut layout = Layout::read(&*storage)?;
+    fits(layout.parent())?;
     let mut repaired = Vec::new();
     if !options.read_only {
         if let Some(error) = layout.not_writable.take() {

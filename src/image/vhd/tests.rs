@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::error::FormatError;
+use crate::error::{FormatError, ParentProblem};
 use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
 use crate::image::{LayoutError, read_array};
@@ -62,13 +62,13 @@ fn set_entry(sim: &SimStorage, entry: u64, sector: u32) {
 }
 
 fn open(sim: &SimStorage, options: ImageOptions) -> Result<Box<dyn Image>, OpenProblem> {
-    Ok(super::open(Arc::new(sim.fork()), options)?.image)
+    Ok(super::open(Arc::new(sim.fork()), options, &|_| Ok(()))?.image)
 }
 
 /// Opens the very file in `storage` for writing.
 fn open_shared(storage: &Arc<SimStorage>) -> Box<dyn Image> {
     let storage: Arc<SimStorage> = Arc::clone(storage);
-    super::open(storage, OPTIONS).unwrap().image
+    super::open(storage, OPTIONS, &|_| Ok(())).unwrap().image
 }
 
 /// That `sim` can be read but not written, and why.
@@ -110,7 +110,7 @@ fn a_missing_footer_is_restored_behind_the_last_block() {
         sim.set_len(len - lost).unwrap();
         let storage = Arc::new(sim);
         // The block itself is whole.
-        super::open(Arc::<SimStorage>::clone(&storage), READ_ONLY).unwrap();
+        super::open(Arc::<SimStorage>::clone(&storage), READ_ONLY, &|_| Ok(())).unwrap();
         open_shared(&storage);
         assert_eq!(storage.len().unwrap(), len);
         assert_eq!(end_footer(&storage), footer_of(&storage));
@@ -427,7 +427,7 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         let before = sim.to_bytes();
         assert!(open(&sim, OPTIONS).is_err());
         let storage = Arc::new(sim);
-        assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS).is_err());
+        assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS, &|_| Ok(())).is_err());
         let repair = crate::image::CheckOptions {
             repair: true,
             dry_run: false,
@@ -439,4 +439,21 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         );
         assert!(storage.to_bytes() == before);
     }
+}
+
+/// Found by fuzzing: the copy was put right in a file that was then refused.
+#[test]
+fn what_is_refused_for_its_parent_is_not_repaired_before() {
+    let sim = with_slots(&[FLOOR]);
+    sim.write_all_at(&[0; 512], at(0)).unwrap();
+    let before = sim.counters();
+    let storage = Arc::new(sim);
+    let refused = || OpenProblem::Parent(ParentProblem::Missing { tried: Vec::new() });
+    let opened = super::open(Arc::<SimStorage>::clone(&storage), OPTIONS, &|_| {
+        Err(refused())
+    });
+    assert!(matches!(opened, Err(OpenProblem::Parent(_))));
+    assert_eq!(storage.counters().writes, before.writes);
+    let opened = super::open(storage, OPTIONS, &|_| Ok(())).unwrap();
+    assert_eq!(opened.repaired.len(), 1);
 }

@@ -292,7 +292,9 @@ pub(super) fn locators(data: &[u8]) {
         };
         let again = ParentLocator::parse(&locator.to_bytes());
         assert_eq!(again.as_ref().ok(), Some(&locator), "as it was written");
-        locator.link().map_or_else(|_| Vec::new(), |link| link.paths)
+        locator
+            .link()
+            .map_or_else(|_| Vec::new(), |link| link.paths)
     } else {
         let kind = *input.one_of(&[PathKind::Relative, PathKind::Absolute, PathKind::Volume]);
         let text = String::from_utf8_lossy(input.rest()).into_owned();

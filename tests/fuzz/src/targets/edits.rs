@@ -88,7 +88,11 @@ fn run(bases: &[Base], data: &[u8]) {
         Case {
             file,
             parents: base.parents.iter().map(SimStorage::fork).collect(),
-            name: if base.is_vhdx { "fuzzed.vhdx" } else { "fuzzed.vhd" },
+            name: if base.is_vhdx {
+                "fuzzed.vhdx"
+            } else {
+                "fuzzed.vhd"
+            },
         },
         &mut input,
     );
@@ -215,21 +219,36 @@ fn vhd_base(chain: &[VhdImage]) -> Base {
     let file = image.build();
     let len = file.len().expect("known");
     let table = image.table_at();
-    let mut spots = vec![Spot { at: len - 512, len: 512 }];
+    let mut spots = vec![Spot {
+        at: len - 512,
+        len: 512,
+    }];
     if !matches!(image.kind, VhdKind::Fixed) {
         let entries = image.disk_len.div_ceil(image.block_size) + image.spare_entries;
         spots.extend([
             Spot { at: 0, len: 512 },
             Spot { at: 512, len: 768 },
-            Spot { at: table, len: entries * 4 },
+            Spot {
+                at: table,
+                len: entries * 4,
+            },
             // More often than the others: what it says moves data.
-            Spot { at: table, len: entries * 4 },
-            Spot { at: 1536, len: image.floor() - 1536 },
+            Spot {
+                at: table,
+                len: entries * 4,
+            },
+            Spot {
+                at: 1536,
+                len: image.floor() - 1536,
+            },
         ]);
         for entry in get(&file, table, entries * 4).expect("inside").chunks(4) {
             let sector = number(entry, false);
             if sector != 0xffff_ffff {
-                spots.push(Spot { at: sector * 512, len: 512 });
+                spots.push(Spot {
+                    at: sector * 512,
+                    len: 512,
+                });
             }
         }
     }
@@ -247,7 +266,12 @@ fn vhds() -> Vec<Base> {
     let dynamic = |style, blocks: &[u64]| VhdImage::dynamic(VHD_BLOCK, disk_len, style, blocks);
     let parent = dynamic(Style::Packed, &[0, 2, 3, 6]);
     let kind = VhdKind::Differencing(ParentOf::new(parent.unique_id, "parent.vhd"));
-    let bits = [(1, Bits::All), (2, Bits::Random(5)), (7, Bits::Random(9)), (0, Bits::None)];
+    let bits = [
+        (1, Bits::All),
+        (2, Bits::Random(5)),
+        (7, Bits::Random(9)),
+        (0, Bits::None),
+    ];
     let mut child = VhdImage::new(kind, VHD_BLOCK, disk_len, Style::Gapped, &bits);
     (child.tag, child.unique_id) = (2, [9; 16]);
     vec![
@@ -263,28 +287,58 @@ fn vhds() -> Vec<Base> {
 fn vhdx_base(built: &Built, parents: Vec<SimStorage>) -> Base {
     let (log_at, log_len) = built.log;
     let (bat_at, entries) = (built.bat.0, u64_from(built.table.len()));
-    let bat = Spot { at: bat_at, len: entries * 8 };
+    let bat = Spot {
+        at: bat_at,
+        len: entries * 8,
+    };
     let header = |at| Spot { at, len: 80 };
     let mut spots = vec![
         Spot { at: 0, len: 64 },
         header(64 << 10),
         header(128 << 10),
-        Spot { at: 192 << 10, len: 96 },
-        Spot { at: 256 << 10, len: 96 },
-        Spot { at: built.metadata_at, len: 32 * 8 },
-        Spot { at: built.metadata_at + (64 << 10), len: 512 },
+        Spot {
+            at: 192 << 10,
+            len: 96,
+        },
+        Spot {
+            at: 256 << 10,
+            len: 96,
+        },
+        Spot {
+            at: built.metadata_at,
+            len: 32 * 8,
+        },
+        Spot {
+            at: built.metadata_at + (64 << 10),
+            len: 512,
+        },
         bat,
         bat,
     ];
     spots.extend(built.bitmaps.values().map(|&at| Spot { at, len: 4096 }));
-    let log = Spot { at: log_at, len: log_len };
+    let log = Spot {
+        at: log_at,
+        len: log_len,
+    };
     let bytes = get(&built.sim, log_at, log_len).expect("inside");
     for at in (0..bytes.len()).step_by(4096) {
         let sector = log_at + u64_from(at);
         if bytes[at..].starts_with(b"loge") {
-            spots.extend([Spot { at: sector, len: 64 }, Spot { at: sector + 64, len: 32 * 6 }]);
+            spots.extend([
+                Spot {
+                    at: sector,
+                    len: 64,
+                },
+                Spot {
+                    at: sector + 64,
+                    len: 32 * 6,
+                },
+            ]);
         } else if bytes[at..].starts_with(b"data") {
-            spots.push(Spot { at: sector, len: 4096 });
+            spots.push(Spot {
+                at: sector,
+                len: 4096,
+            });
         }
     }
     let base = Base {
@@ -327,7 +381,11 @@ fn vhdxs() -> Vec<Base> {
     vec![
         alone(dynamic(Layout::Packed, &[2, 0])),
         alone(dynamic(Layout::Gapped, &[3, 1]).with_order(Order::Qemu)),
-        alone(dynamic(Layout::Packed, &[0, 1]).with_4k_sectors().with_order(Order::Behind)),
+        alone(
+            dynamic(Layout::Packed, &[0, 1])
+                .with_4k_sectors()
+                .with_order(Order::Behind),
+        ),
         vhdx_base(&child.build(), vec![parent.build().sim]),
         alone(VhdxImage::fixed(MIB, 2 * MIB)),
     ]

@@ -79,7 +79,11 @@ pub(super) fn run(data: &[u8]) {
     let mut sum = 0;
     for part in &found.parts {
         assert!(!part.name.is_empty());
-        let own: u64 = part.ranges.iter().map(|range| range.end - range.start).sum();
+        let own: u64 = part
+            .ranges
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
         assert!(own <= disk.len(), "{part:?}");
         if let Outcome::Read { free, .. } = part.outcome {
             assert!(free <= own, "{part:?}");
@@ -93,6 +97,9 @@ pub(super) fn run(data: &[u8]) {
     }
     disk.reads.store(0, Ordering::Relaxed);
     disk.read.store(0, Ordering::Relaxed);
-    let holds = found.evidence.still_holds(&disk).expect("the disk can be read");
+    let holds = found
+        .evidence
+        .still_holds(&disk)
+        .expect("the disk can be read");
     assert!(holds, "nothing has changed");
 }

@@ -84,11 +84,19 @@ pub(crate) const TARGETS: &[Target] = &[
     target("locators", decoders::locators, seeds::locators),
     Target {
         mutate: sparse::mutate,
-        ..session_of("file_vhd", |data| file(data, "fuzzed.vhd"), seeds::vhd_images)
+        ..session_of(
+            "file_vhd",
+            |data| file(data, "fuzzed.vhd"),
+            seeds::vhd_images,
+        )
     },
     Target {
         mutate: sparse::mutate,
-        ..session_of("file_vhdx", |data| file(data, "fuzzed.vhdx"), seeds::vhdx_images)
+        ..session_of(
+            "file_vhdx",
+            |data| file(data, "fuzzed.vhdx"),
+            seeds::vhdx_images,
+        )
     },
     session_of("edit_vhd", edits::vhd, seeds::edited_vhds),
     session_of("edit_vhdx", edits::vhdx, seeds::edited_vhdxs),
@@ -115,7 +123,11 @@ impl Target {
         (self.run)(data);
         let most = u64_from(PeakAlloc.peak_usage().saturating_sub(before));
         let bound = self.memory + 64 * u64_from(data.len());
-        assert!(most <= bound, "{} allocated {most} bytes at once, over {bound}", self.name);
+        assert!(
+            most <= bound,
+            "{} allocated {most} bytes at once, over {bound}",
+            self.name
+        );
         most
     }
 }

@@ -10,7 +10,9 @@ pub(super) const FOOTER_FIELD: usize = 64;
 pub(super) const HEADER_FIELD: usize = 36;
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
-    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
+    let field = bytes
+        .get(at..at + 4)
+        .and_then(|field| field.try_into().ok());
     u32::from_le_bytes(field.unwrap_or_default())
 }
 
@@ -170,7 +172,9 @@ fn exfat(disk: &mut Sparse) {
         return;
     }
     let region = disk.bytes(0, 11 * 512);
-    let counted = (0..).zip(&region).filter(|(at, _)| ![106, 107, 112].contains(at));
+    let counted = (0..)
+        .zip(&region)
+        .filter(|(at, _)| ![106, 107, 112].contains(at));
     let sum = counted.fold(0_u32, |sum: u32, (_, byte)| {
         sum.rotate_right(1).wrapping_add(u32::from(*byte))
     });
@@ -187,7 +191,11 @@ fn fat(disk: &mut Sparse) {
     }
     let le16 = |at| u64::from(le32(&boot, at) & 0xffff);
     let start = le16(14) * le16(11);
-    let sectors = if le16(22) == 0 { u64::from(le32(&boot, 36)) } else { le16(22) };
+    let sectors = if le16(22) == 0 {
+        u64::from(le32(&boot, 36))
+    } else {
+        le16(22)
+    };
     let len = sectors * le16(11);
     if boot[16] == 2 && (1..1 << 20).contains(&len) && start + 2 * len <= disk.len() {
         let table = disk.bytes(start, len);

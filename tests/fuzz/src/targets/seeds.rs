@@ -23,7 +23,10 @@ fn images(extension: &str) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for entry in std::fs::read_dir(&folder).expect("readable").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(name) = name.strip_suffix(".bz2").filter(|name| name.ends_with(extension)) else {
+        let Some(name) = name
+            .strip_suffix(".bz2")
+            .filter(|name| name.ends_with(extension))
+        else {
             continue;
         };
         let path = unpack(&folder, scratch.path(), name);
@@ -66,21 +69,29 @@ fn made(programs: &[&str], len: u64, make: impl FnOnce(&Path)) -> Option<Vec<u8>
 
 /// One filesystem for each list of words to its `program`.
 fn filesystems(program: &str, len: u64, variants: &[&[&str]]) -> Vec<Vec<u8>> {
-    let one = |words: &&[&str]| {
-        made(&[program], len, |path| drop(tool(program, words, &[path])))
-    };
+    let one = |words: &&[&str]| made(&[program], len, |path| drop(tool(program, words, &[path])));
     variants.iter().filter_map(one).collect()
 }
 
 pub(super) fn ext() -> Vec<Vec<u8>> {
     // Without checksums, which depend on each other, a fuzzer gets further.
-    filesystems("mkfs.ext4", 4 << 20, &[
-        &["-qF", "-O", "^metadata_csum,^uninit_bg"],
-        &["-qF", "-b", "1024", "-O", "^metadata_csum,^uninit_bg,bigalloc,^resize_inode"],
-        &["-qF", "-t", "ext2", "-b", "1024"],
-        &["-qF", "-t", "ext3", "-O", "^resize_inode,meta_bg"],
-        &["-qF"],
-    ])
+    filesystems(
+        "mkfs.ext4",
+        4 << 20,
+        &[
+            &["-qF", "-O", "^metadata_csum,^uninit_bg"],
+            &[
+                "-qF",
+                "-b",
+                "1024",
+                "-O",
+                "^metadata_csum,^uninit_bg,bigalloc,^resize_inode",
+            ],
+            &["-qF", "-t", "ext2", "-b", "1024"],
+            &["-qF", "-t", "ext3", "-O", "^resize_inode,meta_bg"],
+            &["-qF"],
+        ],
+    )
 }
 
 pub(super) fn ntfs() -> Vec<Vec<u8>> {
@@ -99,9 +110,21 @@ pub(super) fn btrfs() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn fat() -> Vec<Vec<u8>> {
-    let mut seeds = filesystems("mkfs.vfat", 2 << 20, &[&["-F", "12"], &["-F", "12", "-s", "1", "-f", "1"]]);
-    seeds.extend(filesystems("mkfs.vfat", 5 << 20, &[&["-F", "16", "-s", "1"]]));
-    seeds.extend(filesystems("mkfs.vfat", 34 << 20, &[&["-F", "32", "-s", "1"]]));
+    let mut seeds = filesystems(
+        "mkfs.vfat",
+        2 << 20,
+        &[&["-F", "12"], &["-F", "12", "-s", "1", "-f", "1"]],
+    );
+    seeds.extend(filesystems(
+        "mkfs.vfat",
+        5 << 20,
+        &[&["-F", "16", "-s", "1"]],
+    ));
+    seeds.extend(filesystems(
+        "mkfs.vfat",
+        34 << 20,
+        &[&["-F", "32", "-s", "1"]],
+    ));
     seeds
 }
 
@@ -121,7 +144,9 @@ pub(super) fn swap() -> Vec<Vec<u8>> {
 
 pub(super) fn tables() -> Vec<Vec<u8>> {
     let words = ["-n1:2048:+1M", "-n2:0:+1M", "-t2:8200"];
-    let gpt = made(&["sgdisk"], 8 << 20, |path| drop(tool("sgdisk", &words, &[path])));
+    let gpt = made(&["sgdisk"], 8 << 20, |path| {
+        drop(tool("sgdisk", &words, &[path]))
+    });
     gpt.into_iter().chain([mbr()]).collect()
 }
 
@@ -139,7 +164,10 @@ fn mbr() -> Vec<u8> {
         sector
     };
     let mut disk = Sparse::default();
-    disk.write(&table(&[(0x83, 64, 1000), (5, 2000, 8000), (7, 12_000, 1000)]), 0);
+    disk.write(
+        &table(&[(0x83, 64, 1000), (5, 2000, 8000), (7, 12_000, 1000)]),
+        0,
+    );
     disk.write(&table(&[(0x83, 64, 1000), (5, 3000, 3000)]), 2000 * 512);
     disk.write(&table(&[(0x82, 64, 1000)]), 5000 * 512);
     disk.write(&[0], (8 << 20) - 1);
@@ -212,11 +240,27 @@ stripes = ["pv0", 100]
 /// A physical volume of LVM2, which needs no root to make. [`super::seal`] adds the checksums.
 pub(super) fn lvm() -> Vec<Vec<u8>> {
     const AREA: u64 = 4096;
-    let words = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>();
+    let words = |numbers: &[u64]| {
+        numbers
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
     let mut label = b"LABELONE\x01\0\0\0\0\0\0\0\0\0\0\0\x20\0\0\0LVM2 001".to_vec();
     label.extend(b"abcdefghijklmnopqrstuvwxyz012345");
     // The device's size, the area of data, that of metadata, and the version of what follows.
-    label.extend(words(&[1 << 20, 64 << 10, 0, 0, 0, AREA, 60 << 10, 0, 0, 2 | 1 << 32]));
+    label.extend(words(&[
+        1 << 20,
+        64 << 10,
+        0,
+        0,
+        0,
+        AREA,
+        60 << 10,
+        0,
+        0,
+        2 | 1 << 32,
+    ]));
     let mut area = vec![0; 4];
     area.extend(b" LVM2 x[5A%r0N*>\x01\0\0\0");
     area.extend(words(&[AREA, 60 << 10, 1024, u64_from(GROUP.len())]));
@@ -295,7 +339,11 @@ pub(super) fn locators() -> Vec<Vec<u8>> {
         }
         for platform in 0..5 {
             let wide: Vec<u8> = path.encode_utf16().flat_map(u16::to_le_bytes).collect();
-            let text = if platform < 2 { &wide[..] } else { path.as_bytes() };
+            let text = if platform < 2 {
+                &wide[..]
+            } else {
+                path.as_bytes()
+            };
             seeds.push([&[0, platform], text].concat());
         }
         let locator = vhdfs::format::vhdx::ParentLocator::new(Default::default(), path, path);

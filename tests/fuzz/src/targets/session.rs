@@ -115,7 +115,10 @@ impl Session {
         let ops = Arc::clone(&self.ops);
         file.on_op(move |_, _| {
             let so_far = ops.fetch_add(1, Ordering::Relaxed);
-            assert!(so_far < MAX_OPS, "more than {MAX_OPS} operations of the host");
+            assert!(
+                so_far < MAX_OPS,
+                "more than {MAX_OPS} operations of the host"
+            );
         });
         Arc::new(file)
     }
@@ -124,7 +127,10 @@ impl Session {
         let mut parent = None;
         let mut name = self.parents.len();
         for file in &self.parents {
-            let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+            let options = OpenOptions {
+                read_only: true,
+                ..OpenOptions::default()
+            };
             let path = format!("parent{name}");
             name -= 1;
             parent = Some(Disk::open_over(
@@ -169,9 +175,15 @@ impl Session {
         readable: &Result<Content, OpenError>,
         report: &CheckReport,
     ) {
-        let told = CheckOptions { repair: true, dry_run: true };
+        let told = CheckOptions {
+            repair: true,
+            dry_run: true,
+        };
         let told = check_storage(&**file, &told).expect("the host reads");
-        let done = CheckOptions { repair: true, dry_run: false };
+        let done = CheckOptions {
+            repair: true,
+            dry_run: false,
+        };
         let done = check_storage(&**file, &done).expect("the host writes");
         assert_eq!(told.repaired, done.repaired, "what a dry run tells is done");
         if let Ok(content) = readable {
@@ -225,7 +237,10 @@ impl Session {
                         ..CompactOptions::default()
                     };
                     // What it refuses or cannot do changes nothing either.
-                    let _ = disk.compact(&options).wait().map_err(|error| error.to_string());
+                    let _ = disk
+                        .compact(&options)
+                        .wait()
+                        .map_err(|error| error.to_string());
                 }
                 7 | 8 => {
                     let next = match kind % 10 {
@@ -312,7 +327,10 @@ impl Content {
         self.unflushed.insert(range.clone());
         let mut at = range.start / PIECE * PIECE;
         while at < range.end {
-            let piece = self.pieces.entry(at).or_insert_with(|| vec![0; usize_from(PIECE)]);
+            let piece = self
+                .pieces
+                .entry(at)
+                .or_insert_with(|| vec![0; usize_from(PIECE)]);
             let (from, to) = (range.start.max(at), range.end.min(at + PIECE));
             piece[usize_from(from - at)..usize_from(to - at)].fill(tag.unwrap_or(0));
             at += PIECE;
@@ -324,7 +342,10 @@ impl Content {
         let mut choice = match variant % 4 {
             0 => Choice::AllLost,
             1 => Choice::AllKept,
-            _ => Choice::Seeded { seed: variant.into(), atomic: 512 },
+            _ => Choice::Seeded {
+                seed: variant.into(),
+                atomic: 512,
+            },
         };
         let next = file.crash(&mut choice);
         for range in std::mem::take(&mut self.unflushed) {
@@ -337,7 +358,10 @@ impl Content {
 /// The pieces of `disk` that are not known to be zeros; not all of very many.
 fn data_pieces(disk: &Disk) -> BTreeSet<u64> {
     let mut pieces = BTreeSet::new();
-    for extent in disk.extents(0).filter(|extent| extent.kind == ExtentKind::Data) {
+    for extent in disk
+        .extents(0)
+        .filter(|extent| extent.kind == ExtentKind::Data)
+    {
         let mut at = extent.offset / PIECE * PIECE;
         while at < extent.offset + extent.len {
             if pieces.len() >= MAX_PIECES {
@@ -368,4 +392,3 @@ fn check(file: &Arc<SimStorage>) -> CheckReport {
     let options = CheckOptions::default();
     check_storage(&**file, &options).expect("the host reads")
 }
-

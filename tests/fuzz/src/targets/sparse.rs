@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use vhdfs::storage::sim::{Random, SimStorage};
 use vhdfs::storage::Storage;
 use vhdfs::storage::host::{HostFile, HostOptions};
+use vhdfs::storage::sim::{Random, SimStorage};
 use vhdfs::units::{FileOffset, low_u8, low_u32, u64_from, usize_from};
 
 use super::input::Input;
@@ -250,7 +250,9 @@ fn change_head(data: &mut [u8], random: &mut Random) {
         // Sectors of the length that matter: one more or less.
         2 => {
             let sectors = u32::from_le_bytes([data[0], data[1], data[2], data[3]]);
-            let new = sectors.wrapping_add(low_u32(random.below(9))).wrapping_sub(4);
+            let new = sectors
+                .wrapping_add(low_u32(random.below(9)))
+                .wrapping_sub(4);
             data[..4].copy_from_slice(&new.to_le_bytes());
         }
         _ => change_field(&mut data[6..8], random),
