@@ -2,6 +2,7 @@
 
 #[path = "../../support/mod.rs"]
 mod support;
+#[allow(dead_code, reason = "some of it is for tests/fuzzing.rs")]
 mod targets;
 
 use peak_alloc::PeakAlloc;

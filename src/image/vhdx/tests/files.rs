@@ -171,3 +171,23 @@ fn format_errors_are_told_apart() {
     );
     assert!(error.to_string().contains("the file was cut"), "{error}");
 }
+
+/// Found by fuzzing: the headers went on to name that version beside a log of ours, so that nothing could
+/// open a file whose last user had died.
+#[test]
+fn a_log_of_ours_is_of_our_version_whatever_the_header_said() {
+    let sim = empty(8, 512, false);
+    for (slot, mut header) in headers(&sim).into_iter().enumerate() {
+        header.log_version = 5;
+        sim.write_all_at(&header.to_bytes(), CurrentHeader::offset_of(slot))
+            .unwrap();
+    }
+    let sim = Arc::new(sim);
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    allocate(&*image, 1);
+    image.sync().unwrap();
+    let next = Arc::new(sim.kill());
+    let again = open_shared(&next, OPTIONS);
+    assert_eq!(again.map().present_count(), 1);
+}

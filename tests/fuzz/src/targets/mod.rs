@@ -61,8 +61,8 @@ const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>)
 
 const fn session_of(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target {
-        memory: 256 * MIB,
-        rounds: 40,
+        memory: 64 * MIB,
+        rounds: 10,
         ..target(name, run, seeds)
     }
 }
@@ -73,6 +73,14 @@ const fn guest(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Target {
         rounds: 60,
         mutate: sparse::mutate,
         ..target(name, guests::run, seeds)
+    }
+}
+
+const fn edit(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
+    Target {
+        rounds: 120,
+        mutate: seeds::mutate_edits,
+        ..session_of(name, run, seeds)
     }
 }
 
@@ -98,9 +106,9 @@ pub(crate) const TARGETS: &[Target] = &[
             seeds::vhdx_images,
         )
     },
-    session_of("edit_vhd", edits::vhd, seeds::edited_vhds),
-    session_of("edit_vhdx", edits::vhdx, seeds::edited_vhdxs),
-    session_of("replay", edits::log, seeds::edited_logs),
+    edit("edit_vhd", edits::vhd, seeds::edited_vhds),
+    edit("edit_vhdx", edits::vhdx, seeds::edited_vhdxs),
+    edit("replay", edits::log, seeds::edited_logs),
     guest("guest_table", seeds::tables),
     guest("guest_lvm", seeds::lvm),
     guest("guest_ntfs", seeds::ntfs),

@@ -272,25 +272,35 @@ pub(super) fn lvm() -> Vec<Vec<u8>> {
     vec![disk.encode()]
 }
 
-/// Sessions of edited images: none, and some at random, of each.
+/// Sessions of edited images: of each some, with ever more edits.
 fn edited(which: usize) -> Vec<Vec<u8>> {
     let mut random = Random::new(1);
-    let count = edits::counts()[which];
-    let mut seeds = Vec::new();
-    for base in 0..count {
-        for edits in 0..6 {
-            let mut seed = vec![base, 0, edits];
-            for _ in 0..edits {
-                seed.extend((0..12).map(|_| low_u8(random.next())));
-            }
-            seed.push(0);
-            for _ in 0..random.below(10) {
-                seed.extend((0..8).map(|_| low_u8(random.next())));
-            }
-            seeds.push(seed);
-        }
-    }
+    let bases = 0..edits::counts()[which];
+    let seeds = bases.flat_map(|base| (0..6).map(move |edits| (base, edits)));
     seeds
+        .map(|(base, edits)| edited_session(base, edits, &mut random))
+        .collect()
+}
+
+/// A session of image `base` with so many edits.
+fn edited_session(base: u8, edits: u8, random: &mut Random) -> Vec<u8> {
+    let mut any = |count: u64| -> Vec<u8> { (0..count).map(|_| low_u8(random.next())).collect() };
+    let mut session = vec![base, 0, edits];
+    session.extend(any(u64::from(edits) * 12));
+    let [flags, operations] = [any(1)[0], any(1)[0] % 16];
+    // Most are not repaired first.
+    session.push(flags & (flags >> 1 | 2));
+    session.extend(any(u64::from(operations) * 8));
+    session
+}
+
+/// Changes the input of a target that edits images: its bytes, or all of it.
+pub(super) fn mutate_edits(data: &mut Vec<u8>, random: &mut Random) {
+    if random.below(4) > 0 {
+        return mutate(data, random);
+    }
+    let [base, edits] = [random.next(), random.below(4)].map(low_u8);
+    *data = edited_session(base, edits, random);
 }
 
 pub(super) fn edited_vhds() -> Vec<Vec<u8>> {
