@@ -37,11 +37,19 @@ struct Spot {
     len: u64,
 }
 
+impl Spot {
+    const fn fields(at: u64, len: u64) -> Self {
+        Self { at, len }
+    }
+}
+
 /// An image to edit, and its parents, the oldest first.
 struct Base {
     file: SimStorage,
     parents: Vec<SimStorage>,
     spots: Vec<Spot>,
+    /// The block table; nothing of a fixed VHD.
+    table: Spot,
     /// Where a VHDX's log lies.
     log: Option<Spot>,
     is_vhdx: bool,
@@ -111,8 +119,14 @@ fn edit(file: &SimStorage, base: &Base, input: &mut Input<'_>) {
         file.set_len(new.min(MAX_LEN)).expect("it is short");
         return;
     }
-    let width = 1_u64 << (kind & 3);
+    // Every fourth changes an entry of the block table as a whole: what it says moves data.
+    let entry = if base.is_vhdx { 8 } else { 4 };
+    let is_entry = kind & 0x60 == 0x20 && base.table.len > 0;
+    let width = if is_entry { entry } else { 1_u64 << (kind & 3) };
     let place_of = |spot: u64, place: u64| {
+        if is_entry {
+            return base.table.at + place % (base.table.len / entry) * entry;
+        }
         let spot = base.spots[usize_from(spot) % base.spots.len()];
         spot.at + place % spot.len / width * width
     };
@@ -218,37 +232,21 @@ fn vhd_base(chain: &[VhdImage]) -> Base {
     let (image, parents) = chain.split_last().expect("there is one");
     let file = image.build();
     let len = file.len().expect("known");
-    let table = image.table_at();
-    let mut spots = vec![Spot {
-        at: len - 512,
-        len: 512,
-    }];
+    let mut spots = vec![Spot::fields(len - 512, 512)];
+    let mut table = Spot::fields(0, 0);
     if !matches!(image.kind, VhdKind::Fixed) {
         let entries = image.disk_len.div_ceil(image.block_size) + image.spare_entries;
+        table = Spot::fields(image.table_at(), entries * 4);
         spots.extend([
-            Spot { at: 0, len: 512 },
-            Spot { at: 512, len: 768 },
-            Spot {
-                at: table,
-                len: entries * 4,
-            },
-            // More often than the others: what it says moves data.
-            Spot {
-                at: table,
-                len: entries * 4,
-            },
-            Spot {
-                at: 1536,
-                len: image.floor() - 1536,
-            },
+            Spot::fields(0, 512),
+            Spot::fields(512, 768),
+            table,
+            Spot::fields(1536, image.floor() - 1536),
         ]);
-        for entry in get(&file, table, entries * 4).expect("inside").chunks(4) {
+        for entry in get(&file, table.at, table.len).expect("inside").chunks(4) {
             let sector = number(entry, false);
             if sector != 0xffff_ffff {
-                spots.push(Spot {
-                    at: sector * 512,
-                    len: 512,
-                });
+                spots.push(Spot::fields(sector * 512, 512));
             }
         }
     }
@@ -256,6 +254,7 @@ fn vhd_base(chain: &[VhdImage]) -> Base {
         file,
         parents: parents.iter().map(VhdImage::build).collect(),
         spots,
+        table,
         log: None,
         is_vhdx: false,
     }
@@ -287,64 +286,34 @@ fn vhds() -> Vec<Base> {
 fn vhdx_base(built: &Built, parents: Vec<SimStorage>) -> Base {
     let (log_at, log_len) = built.log;
     let (bat_at, entries) = (built.bat.0, u64_from(built.table.len()));
-    let bat = Spot {
-        at: bat_at,
-        len: entries * 8,
-    };
-    let header = |at| Spot { at, len: 80 };
+    let bat = Spot::fields(bat_at, entries * 8);
+    let header = |at| Spot::fields(at, 80);
     let mut spots = vec![
-        Spot { at: 0, len: 64 },
+        Spot::fields(0, 64),
         header(64 << 10),
         header(128 << 10),
-        Spot {
-            at: 192 << 10,
-            len: 96,
-        },
-        Spot {
-            at: 256 << 10,
-            len: 96,
-        },
-        Spot {
-            at: built.metadata_at,
-            len: 32 * 8,
-        },
-        Spot {
-            at: built.metadata_at + (64 << 10),
-            len: 512,
-        },
-        bat,
+        Spot::fields(192 << 10, 96),
+        Spot::fields(256 << 10, 96),
+        Spot::fields(built.metadata_at, 32 * 8),
+        Spot::fields(built.metadata_at + (64 << 10), 512),
         bat,
     ];
-    spots.extend(built.bitmaps.values().map(|&at| Spot { at, len: 4096 }));
-    let log = Spot {
-        at: log_at,
-        len: log_len,
-    };
+    spots.extend(built.bitmaps.values().map(|&at| Spot::fields(at, 4096)));
+    let log = Spot::fields(log_at, log_len);
     let bytes = get(&built.sim, log_at, log_len).expect("inside");
     for at in (0..bytes.len()).step_by(4096) {
         let sector = log_at + u64_from(at);
         if bytes[at..].starts_with(b"loge") {
-            spots.extend([
-                Spot {
-                    at: sector,
-                    len: 64,
-                },
-                Spot {
-                    at: sector + 64,
-                    len: 32 * 6,
-                },
-            ]);
+            spots.extend([Spot::fields(sector, 64), Spot::fields(sector + 64, 32 * 6)]);
         } else if bytes[at..].starts_with(b"data") {
-            spots.push(Spot {
-                at: sector,
-                len: 4096,
-            });
+            spots.push(Spot::fields(sector, 4096));
         }
     }
     let base = Base {
         file: built.sim.fork(),
         parents,
         spots,
+        table: bat,
         log: Some(log),
         is_vhdx: true,
     };
