@@ -161,9 +161,14 @@ impl Oracle {
     /// After a power cut everything that is there is durable: what `disk` reads is all that is legal
     /// from now on.
     pub(crate) fn settle(&mut self, disk: &Disk) {
+        self.settle_reads(&|bytes, offset| disk.read_at(bytes, offset).unwrap());
+    }
+
+    /// As [`Self::settle`], of all that `read` gives.
+    pub(crate) fn settle_reads(&mut self, read: &dyn Fn(&mut [u8], u64)) {
         let mut bytes = [0; 512];
         for (&sector, state) in &mut self.sectors {
-            disk.read_at(&mut bytes, sector * SECTOR).unwrap();
+            read(&mut bytes, sector * SECTOR);
             let content = Arc::new(bytes);
             *state = Arc::new(Sector {
                 legal: vec![content.clone()],
