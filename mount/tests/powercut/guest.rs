@@ -76,17 +76,20 @@ impl Guest {
             let within = random.below(ZONE);
             let count = 1 + random.below(ZONE - within);
             match random.below(20) {
-                0..8 => self.write(disk, zone + within, count.min(5000), 1)?,
-                8..12 => self.write(disk, zone + within, count, 1)?,
-                12 => self.write(disk, zone, ZONE, 0)?,
-                13 => self.change_zeros(disk, zone + within, count, FallocateFlags::ZERO_RANGE)?,
-                14 | 15 => {
+                0..9 => self.write(disk, zone + within, count.min(5000), 1)?,
+                9..14 => self.write(disk, zone + within, count, 1)?,
+                14 => self.write(disk, zone, ZONE, 0)?,
+                15 => {
+                    let _zone = self.zones.read();
+                    self.change_zeros(disk, zone + within, count, FallocateFlags::ZERO_RANGE)?;
+                }
+                16 | 17 => {
                     let _alone = self.zones.write();
                     let start = random.below(self.len);
                     let count = (1 + random.below(LARGEST_DISCARD)).min(self.len - start);
                     self.change_zeros(disk, start, count, FallocateFlags::PUNCH_HOLE)?;
                 }
-                16..19 => self.flush(disk)?,
+                18 => self.flush(disk)?,
                 _ if random.below(4) == 0 => {
                     // Long enough for a compaction.
                     let _alone = self.zones.write();

@@ -145,13 +145,6 @@ impl Rig {
         assert!(self.try_serve(options), "\n{}", self.log());
     }
 
-    /// The daemon lives.
-    pub(crate) fn assert_alive(&mut self) {
-        let daemon = self.daemon.as_mut().unwrap();
-        let ended = daemon.try_wait().unwrap();
-        assert!(ended.is_none(), "{ended:?}\n{}", self.log());
-    }
-
     /// Kills the daemon, if there is one, and takes its mount away.
     pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
