@@ -169,9 +169,8 @@ impl Trial {
             self.rig.order(&cut);
         }
         let seed = self.random.next();
-        if self.rig.try_serve(&[])
-            && let Ok(disk) = open(&self.rig.raw(&self.kind.file(DISK)))
-        {
+        self.rig.serve(&[]);
+        if let Ok(disk) = open(&self.rig.raw(&self.kind.file(DISK))) {
             if !soon {
                 self.rig.order(&cut);
             }

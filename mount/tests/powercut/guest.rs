@@ -161,6 +161,11 @@ impl Guest {
         self.oracle.lock().check_reads(read, after)
     }
 
+    /// As [`Self::settle`], of a mounted disk.
+    pub(crate) fn settle_disk(&self, disk: &File) {
+        self.settle(&|buf, offset| disk.read_exact_at(buf, offset).unwrap());
+    }
+
     /// As [`Self::check`], of a mounted disk.
     pub(crate) fn check_disk(&self, disk: &File, after: After) -> Result<(), String> {
         assert_eq!(disk.metadata().unwrap().len(), self.len);
@@ -170,7 +175,7 @@ impl Guest {
         )
     }
 
-    /// After a power cut: what is there is durable, and nothing else legal any more.
+    /// After a power cut, or a flush that failed: what is there is durable, and nothing else legal any more.
     pub(crate) fn settle(&self, read: &dyn Fn(&mut [u8], u64)) {
         let mut content = vec![0; size(self.len)];
         for (part, chunk) in (0..).zip(content.chunks_mut(1 << 20)) {

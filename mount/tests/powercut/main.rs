@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod cuts;
+mod faults;
 mod guest;
 mod host;
 mod rig;

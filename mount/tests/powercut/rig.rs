@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vhdfs::storage::sim::SimStorage;
 
-use crate::common::{can_mount, exit_code, json, run, stderr, vhdfs};
+use crate::common::{can_mount, eventually, exit_code, json, run, stderr, vhdfs};
 use crate::host::Host;
 use crate::host::orders::{Answer, Order};
 
-/// A directory with a host, and what is mounted from it.
+/// A directory in which there is a faulty host, `host`, and what the program shows of it.
 pub(crate) struct Rig {
     host: Host,
     daemon: Option<Child>,
@@ -73,11 +73,11 @@ impl Rig {
             return None;
         }
         let place = tempfile::tempdir().unwrap();
-        for name in ["host", "mnt"] {
+        for name in ["source", "source/host", "mnt"] {
             fs::create_dir(place.path().join(name)).unwrap();
         }
         Some(Self {
-            host: Host::start(&place.path().join("host")),
+            host: Host::start(&place.path().join("source/host")),
             daemon: None,
             place,
         })
@@ -92,12 +92,22 @@ impl Rig {
         self.host.path(name)
     }
 
-    /// What the program shows for a disk file.
+    /// What the program shows for a disk file on the host.
     pub(crate) fn raw(&self, name: &str) -> PathBuf {
+        self.shown(&format!("host/{name}"))
+    }
+
+    /// A disk file elsewhere in the directory.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.place.path().join("source").join(name)
+    }
+
+    /// What the program shows for it.
+    pub(crate) fn shown(&self, name: &str) -> PathBuf {
         self.mount_point().join(format!("{name}.raw"))
     }
 
-    /// A path beside the host.
+    /// A path outside of the directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
@@ -111,8 +121,8 @@ impl Rig {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Starts the daemon on the host; says whether it serves. It may not where the host fails.
-    pub(crate) fn try_serve(&mut self, options: &[&str]) -> bool {
+    /// Starts the daemon.
+    pub(crate) fn serve(&mut self, options: &[&str]) {
         assert!(self.daemon.is_none());
         let log = File::options()
             .append(true)
@@ -123,26 +133,25 @@ impl Rig {
             .args(["mount", "--foreground", "--fs-aware", "off"])
             .args(["--idle-after", "20ms", "--min-reclaim", "64K"])
             .args(options)
-            .args([self.path("host"), self.mount_point()])
+            .args([self.path("source"), self.mount_point()])
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while !is_mounted(&self.mount_point()) {
-            if daemon.try_wait().unwrap().is_some() {
-                return false;
-            }
-            assert!(Instant::now() < deadline, "not mounted:\n{}", self.log());
+            let in_time = Instant::now() < deadline && daemon.try_wait().unwrap().is_none();
+            assert!(in_time, "not mounted:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(2));
         }
         self.daemon = Some(daemon);
-        true
     }
 
-    /// Starts the daemon, which must serve.
-    pub(crate) fn serve(&mut self, options: &[&str]) {
-        assert!(self.try_serve(options), "\n{}", self.log());
+    /// The daemon lives.
+    pub(crate) fn assert_alive(&mut self) {
+        let daemon = self.daemon.as_mut().unwrap();
+        let ended = daemon.try_wait().unwrap();
+        assert!(ended.is_none(), "{ended:?}\n{}", self.log());
     }
 
     /// Kills the daemon, if there is one, and takes its mount away.
@@ -160,18 +169,18 @@ impl Rig {
 
     /// `vhdfs unmount`, after which the daemon must end well.
     pub(crate) fn unmount(&mut self) {
-        let output = run([Path::new("unmount"), &self.mount_point()]);
-        assert!(output.status.success(), "{}", stderr(&output));
+        // A program that another test is just starting shares our descriptors for a moment.
+        eventually("unmounted", || {
+            let output = run([Path::new("unmount"), &self.mount_point()]);
+            output.status.success()
+        });
         let status = self.daemon.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
     }
 
     /// Makes an empty disk on the host.
     pub(crate) fn create(&self, kind: Kind, name: &str, size: &str) {
-        let options = ["create", "--block-size", kind.block_size(), "--size", size];
-        let mut command = vhdfs();
-        command.args(options).arg(self.behind(&kind.file(name)));
-        assert_done(&command.output().unwrap());
+        create(kind, &self.behind(&kind.file(name)), size);
     }
 
     /// Makes a disk on the host that reads as `parent`.
@@ -210,6 +219,12 @@ impl Rig {
     pub(crate) fn image(&self, name: &str) -> Arc<SimStorage> {
         Arc::new(SimStorage::from_file(&self.behind(name)).unwrap())
     }
+}
+
+/// Makes an empty disk.
+pub(crate) fn create(kind: Kind, path: &Path, size: &str) {
+    let options = ["create", "--block-size", kind.block_size(), "--size", size];
+    assert_done(&vhdfs().args(options).arg(path).output().unwrap());
 }
 
 fn assert_done(output: &Output) {

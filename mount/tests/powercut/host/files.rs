@@ -51,6 +51,7 @@ pub(crate) struct Files {
     syncs: AtomicU64,
     pause: AtomicU64,
     lies: AtomicBool,
+    pub(crate) is_cached: AtomicBool,
 }
 
 impl Node {
@@ -215,6 +216,7 @@ impl Files {
                 self.with_file(&file, |node| node.storage.set_capacity(bytes))?;
             }
             Order::Slow { microseconds } => self.pause.store(microseconds, Ordering::SeqCst),
+            Order::Cache => self.is_cached.store(true, Ordering::SeqCst),
             Order::Lie => self.lies.store(true, Ordering::SeqCst),
             Order::Recover => self.recover(),
         }

@@ -29,6 +29,9 @@ pub(crate) enum Order {
     Limit { file: String, bytes: Option<u64> },
     /// Each change takes that long.
     Slow { microseconds: u64 },
+    /// From now on the kernel may cache what it reads and writes in files that are opened: it shows what
+    /// a failed sync has lost.
+    Cache,
     /// Answer each sync at once, and do nothing.
     Lie,
     /// No failures any more, no limits, and no delays. Power and lies stay.
@@ -69,8 +72,6 @@ pub(crate) struct Failure {
     pub(crate) forever: bool,
     /// ENOSPC instead of EIO.
     pub(crate) full: bool,
-    /// Of a failed sync: the seed by which it is chosen what it made durable; nothing else ever is.
-    pub(crate) scatter: Option<u64>,
 }
 
 /// Every answer.
@@ -123,7 +124,7 @@ impl From<Failure> for Fault {
                 true => io::ErrorKind::StorageFull,
                 false => io::ErrorKind::Other,
             },
-            effect: failure.scatter.map_or(Effect::Nothing, Effect::Scatter),
+            effect: Effect::Nothing,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The process that serves a faulty host through FUSE.
 //!
-//! The kernel caches nothing: what is asked for arrives here at once, and what is answered is seen.
+//! The kernel caches nothing, unless it is let: what is asked for arrives here at once, and what is answered is
+//! seen.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -109,6 +111,13 @@ impl Host {
         self.attributes(INodeNo(self.0.find(name)?))
     }
 
+    fn open_flags(&self) -> FopenFlags {
+        match self.0.is_cached.load(Ordering::SeqCst) {
+            true => FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+        }
+    }
+
     fn query<T>(
         &self,
         number: INodeNo,
@@ -193,8 +202,7 @@ impl Filesystem for Host {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        reply.opened(FileHandle(0), flags);
+        reply.opened(FileHandle(0), self.open_flags());
     }
 
     fn create(
@@ -210,7 +218,7 @@ impl Filesystem for Host {
         let created = self.0.create(name, mode & !umask);
         match created.and_then(|_| self.entry(name)) {
             Ok(found) => {
-                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+                let flags = self.open_flags();
                 reply.created(&NO_TIME, &found, Generation(0), FileHandle(0), flags);
             }
             Err(error) => reply.error(errno(error)),
