@@ -101,7 +101,9 @@ impl Files {
         let node = tree.nodes.get(&number).ok_or(io::ErrorKind::NotFound)?;
         node.tempt(kind);
         let result = work(node);
-        if kind.changes() && kind != OpKind::Sync {
+        // A new time would make the kernel drop what it has cached.
+        let is_cached = self.is_cached.load(Ordering::SeqCst);
+        if kind.changes() && kind != OpKind::Sync && !is_cached {
             *node.modified.lock() = SystemTime::now();
         }
         result
