@@ -2,13 +2,14 @@
 //! compacts meanwhile, and the host loses its power at any operation. What is left is judged by two
 //! readers, and the next life begins on it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
 use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::storage::Storage;
 use vhdfs::storage::sim::Random;
@@ -26,7 +27,9 @@ const PARENT: &str = "parent";
 const SIZE: &str = "24M";
 const LEN: u64 = 24 << 20;
 /// How long a guest works at most before the power is cut.
-const LIFE: Duration = Duration::from_millis(400);
+const LIFE: Duration = Duration::from_millis(250);
+/// How long the disk then has for a compaction.
+const REST: Duration = Duration::from_millis(300);
 const ROUNDS: u64 = 5;
 
 #[test]
@@ -59,7 +62,7 @@ fn a_host_that_does_not_sync_is_found_out() {
         trial.rig.order(&Order::Lie);
         let mut found = Ok(());
         for _ in 0..5 {
-            trial.live(false);
+            trial.live(Moment::Working);
             trial.rig.order(&Order::Restart(Kept::Nothing));
             found = trial.judge(After::PowerCut);
             if found.is_err() {
@@ -79,6 +82,17 @@ struct Trial {
     random: Random,
     parent: Option<Vec<u8>>,
     cuts: Cuts,
+}
+
+/// When the power is to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// While the disk is being opened.
+    Opening,
+    /// While its guest uses it.
+    Working,
+    /// While the disk is compacted because its guest rests.
+    Resting,
 }
 
 /// How often the power was cut, and when.
@@ -148,8 +162,12 @@ impl Trial {
     fn round(&mut self) -> Result<(), String> {
         let microseconds = self.random.below(3) * self.random.below(200);
         self.rig.order(&Order::Slow { microseconds });
-        let soon = self.random.below(4) == 0;
-        self.live(soon);
+        let moment = match self.random.below(8) {
+            0 => Moment::Opening,
+            1..4 => Moment::Working,
+            _ => Moment::Resting,
+        };
+        self.live(moment);
         let after = self.restart();
         self.judge(after)
             .map_err(|error| format!("{after:?}: {error}"))?;
@@ -159,43 +177,60 @@ impl Trial {
         Ok(())
     }
 
-    /// Mounts, works, loses power. `soon`: while it is being opened, perhaps.
-    fn live(&mut self, soon: bool) {
-        // Early ones as often as late ones.
-        let limit = if soon { 8 } else { 16 << self.random.below(7) };
-        let after = self.random.below(limit);
-        let cut = Order::CutAfter(after);
-        if soon {
-            self.rig.order(&cut);
+    /// Mounts, works, loses power at `moment`, or before.
+    fn live(&mut self, moment: Moment) {
+        if moment == Moment::Opening {
+            self.cut_within(8);
         }
-        let seed = self.random.next();
         self.rig.serve(&[]);
-        if let Ok(disk) = open(&self.rig.raw(&self.kind.file(DISK))) {
-            if !soon {
-                self.rig.order(&cut);
-            }
-            let stop = AtomicBool::new(false);
-            let begun = Instant::now();
-            let errors = std::thread::scope(|scope| {
-                let work = scope.spawn(|| self.guest.work(&disk, seed, &stop));
-                while !work.is_finished() && begun.elapsed() < LIFE {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                stop.store(true, Ordering::Relaxed);
-                work.join().unwrap()
-            });
-            if errors.is_empty() {
-                // Nobody writes any more: a compaction may begin, or be under way.
-                self.cuts.resting += 1;
-                std::thread::sleep(Duration::from_millis(self.random.below(120)));
-            } else {
-                self.cuts.working += 1;
-            }
-        } else {
-            self.cuts.opening += 1;
+        match open(&self.rig.raw(&self.kind.file(DISK))) {
+            Ok(disk) => self.use_disk(&disk, moment),
+            Err(_) => self.cuts.opening += 1,
         }
         self.rig.order(&Order::Cut);
         self.rig.kill();
+    }
+
+    fn use_disk(&mut self, disk: &File, moment: Moment) {
+        if moment == Moment::Working {
+            // Early ones as often as late ones.
+            let limit = 16 << self.random.below(7);
+            self.cut_within(limit);
+        }
+        let seed = self.random.next();
+        let stop = AtomicBool::new(false);
+        let begun = Instant::now();
+        let errors = std::thread::scope(|scope| {
+            let work = scope.spawn(|| self.guest.work(disk, seed, &stop));
+            while !work.is_finished() && begun.elapsed() < LIFE {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            stop.store(true, Ordering::Relaxed);
+            work.join().unwrap()
+        });
+        if !errors.is_empty() {
+            self.cuts.working += 1;
+            return;
+        }
+        // Nobody asks for anything any more: what is in use is moved to where this was.
+        let start = self.random.below(LEN / 2);
+        let hole = FallocateFlags::PUNCH_HOLE;
+        if self.guest.change_zeros(disk, start, LEN / 6, hole).is_err() {
+            self.cuts.working += 1;
+            return;
+        }
+        self.cut_within(64);
+        let begun = Instant::now();
+        while begun.elapsed() < REST && !self.rig.order(&Order::Report).is_off {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.cuts.resting += 1;
+    }
+
+    /// Has the power cut before one of the next changes.
+    fn cut_within(&mut self, changes: u64) {
+        let after = self.random.below(changes);
+        self.rig.order(&Order::CutAfter(after));
     }
 
     /// The host after a power cut, and what that is for the guest.
@@ -242,8 +277,7 @@ impl Trial {
     /// Compacts the file offline, with a power cut in the middle of it perhaps, and then to the end.
     fn compact(&mut self) -> Result<(), String> {
         let name = self.kind.file(DISK);
-        let after = self.random.below(60);
-        self.rig.order(&Order::CutAfter(after));
+        self.cut_within(60);
         let output = self.rig.compact(&name);
         let answer = self.rig.order(&Order::Report);
         assert_eq!(
