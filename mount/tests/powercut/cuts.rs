@@ -197,7 +197,7 @@ impl Trial {
     fn use_disk(&mut self, disk: &File, moment: Moment) {
         if moment == Moment::Working {
             // Early ones as often as late ones.
-            let limit = 16 << self.random.below(7);
+            let limit = 16 << self.random.below(6);
             self.cut_within(limit);
         }
         let seed = self.random.next();
@@ -234,10 +234,13 @@ impl Trial {
         self.cuts.resting += 1;
     }
 
-    /// Has the power cut before one of the next changes.
+    /// Has the power cut before one of the next changes, or of the next syncs.
     fn cut_within(&mut self, changes: u64) {
-        let after = self.random.below(changes);
-        self.rig.order(&Order::CutAfter(after));
+        let order = match self.random.below(2) {
+            0 => Order::CutAfter(self.random.below(changes)),
+            _ => Order::CutAtSync(self.random.below(changes.div_ceil(8))),
+        };
+        self.rig.order(&order);
     }
 
     /// The host after a power cut, and what that is for the guest.

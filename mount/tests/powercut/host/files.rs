@@ -45,10 +45,11 @@ pub(crate) struct Files {
     /// Held for reading by every operation, so that a restart finds none under way.
     tree: RwLock<Tree>,
     is_off: AtomicBool,
-    /// Changes so far, and at how many the power goes.
+    /// Changes and syncs so far, and at how many the power goes.
     changes: AtomicU64,
     cut_at: AtomicU64,
     syncs: AtomicU64,
+    cut_at_sync: AtomicU64,
     pause: AtomicU64,
     lies: AtomicBool,
     pub(crate) is_cached: AtomicBool,
@@ -82,7 +83,7 @@ impl Node {
 impl Files {
     pub(crate) fn new() -> Self {
         let files = Self::default();
-        files.cut_at.store(u64::MAX, Ordering::SeqCst);
+        files.stay_on();
         files
     }
 
@@ -109,6 +110,12 @@ impl Files {
         result
     }
 
+    fn stay_on(&self) {
+        self.cut_at.store(u64::MAX, Ordering::SeqCst);
+        self.cut_at_sync.store(u64::MAX, Ordering::SeqCst);
+        self.is_off.store(false, Ordering::SeqCst);
+    }
+
     /// Makes the file of that number durable, or says so.
     pub(crate) fn sync(&self, number: u64) -> io::Result<()> {
         if self.lies.load(Ordering::SeqCst) {
@@ -124,12 +131,13 @@ impl Files {
             if pause > 0 {
                 std::thread::sleep(Duration::from_micros(pause));
             }
-            let before = self.changes.fetch_add(1, Ordering::SeqCst);
-            if before >= self.cut_at.load(Ordering::SeqCst) {
+            let reaches = |count: &AtomicU64, limit: &AtomicU64| {
+                count.fetch_add(1, Ordering::SeqCst) >= limit.load(Ordering::SeqCst)
+            };
+            if reaches(&self.changes, &self.cut_at)
+                || kind == OpKind::Sync && reaches(&self.syncs, &self.cut_at_sync)
+            {
                 self.is_off.store(true, Ordering::SeqCst);
-            }
-            if kind == OpKind::Sync {
-                self.syncs.fetch_add(1, Ordering::SeqCst);
             }
         }
         match self.is_off.load(Ordering::SeqCst) {
@@ -196,6 +204,10 @@ impl Files {
             Order::CutAfter(changes) => {
                 let at = self.changes.load(Ordering::SeqCst).saturating_add(changes);
                 self.cut_at.store(at, Ordering::SeqCst);
+            }
+            Order::CutAtSync(syncs) => {
+                let at = self.syncs.load(Ordering::SeqCst).saturating_add(syncs);
+                self.cut_at_sync.store(at, Ordering::SeqCst);
             }
             Order::Restart(kept) => self.restart(kept),
             Order::Fail { file, failure } => {
@@ -269,8 +281,7 @@ impl Files {
         }
         tree.names = left.clone();
         tree.durable_names = left;
-        self.cut_at.store(u64::MAX, Ordering::SeqCst);
-        self.is_off.store(false, Ordering::SeqCst);
+        self.stay_on();
     }
 
     fn answer(&self) -> Answer {

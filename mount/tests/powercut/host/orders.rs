@@ -14,6 +14,9 @@ pub(crate) enum Order {
     Cut,
     /// Cut it before the operation behind that many that change something.
     CutAfter(u64),
+    /// Cut it before the sync behind that many: all that a cut since the last one could lose is there to
+    /// be lost.
+    CutAtSync(u64),
     /// Power again: serve what a cut now, or the one that was, leaves. Nothing fails any more.
     Restart(Kept),
     /// An operation on `file` will fail.
