@@ -80,6 +80,8 @@ struct Trial {
     rig: Rig,
     guest: Guest,
     random: Random,
+    /// What the disk held at first.
+    start: Oracle,
     parent: Option<Vec<u8>>,
     cuts: Cuts,
 }
@@ -154,7 +156,8 @@ impl Trial {
         Some(Self {
             kind,
             rig,
-            guest: Guest::new(LEN, oracle),
+            guest: Guest::new(LEN, oracle.clone()),
+            start: oracle,
             random: Random::new(seed),
             parent,
             cuts: Cuts::default(),
@@ -163,6 +166,12 @@ impl Trial {
 
     /// A life, and what is left of it.
     fn round(&mut self) -> Result<(), String> {
+        // A child that has been used for long shows nothing of its parent any more.
+        if self.kind.has_parent && self.random.below(2) == 0 {
+            fs::remove_file(self.rig.behind(&self.kind.file(DISK))).unwrap();
+            self.rig.create_child(self.kind, DISK, PARENT);
+            self.guest.begin_anew(self.start.clone());
+        }
         let microseconds = self.random.below(3) * self.random.below(200);
         self.rig.order(&Order::Slow { microseconds });
         let moment = match self.random.below(8) {

@@ -56,6 +56,11 @@ impl Guest {
         }
     }
 
+    /// Gets another disk, of which `oracle` knows what is on it.
+    pub(crate) fn begin_anew(&self, oracle: Oracle) {
+        *self.oracle.lock() = oracle;
+    }
+
     /// Writes, discards, flushes and rests until the disk fails or `stop` is set. The first error of
     /// each thread.
     pub(crate) fn work(&self, disk: &File, seed: u64, stop: &AtomicBool) -> Vec<io::Error> {
