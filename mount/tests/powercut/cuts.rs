@@ -30,7 +30,7 @@ const LEN: u64 = 24 << 20;
 const LIFE: Duration = Duration::from_millis(250);
 /// How long the disk then has for a compaction.
 const REST: Duration = Duration::from_millis(300);
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 4;
 
 #[test]
 fn power_cuts_under_a_vhd() {

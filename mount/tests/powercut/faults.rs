@@ -385,7 +385,7 @@ fn a_host_that_fails_now_and_then() {
             seed,
         });
         trial.rig.order(&Order::Slow { microseconds: 100 });
-        for turn in 0..12 {
+        for turn in 0..8 {
             // It may fail to open, too.
             let Ok(disk) = trial.open() else { continue };
             let stop = AtomicBool::new(false);

@@ -10,6 +10,7 @@
 mod common;
 mod cuts;
 mod faults;
+mod full;
 mod guest;
 mod host;
 mod rig;
