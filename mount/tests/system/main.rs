@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 
 mod fs_aware;
+mod kills;
 mod mirror;
 mod rig;
 
