@@ -7,6 +7,7 @@
 
 mod fs_aware;
 mod kills;
+mod many;
 mod mirror;
 mod rig;
 

@@ -66,6 +66,15 @@ impl Mirror {
         }
     }
 
+    /// Discards all but the first MiB.
+    pub(crate) fn discard_most(&mut self) {
+        let range = MIB..self.len;
+        let change = Change::Discard { range, zero: false };
+        for file in [&self.disk, &self.expected] {
+            apply(file, &change).expect("the disk takes it");
+        }
+    }
+
     /// Takes what the disk holds already, which need not be zero, for what is expected.
     pub(crate) fn learn(&mut self) {
         for start in (0..self.len).step_by(1 << 22) {
