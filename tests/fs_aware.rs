@@ -375,39 +375,60 @@ fn an_open_for_writing_ends_it() {
 #[test]
 fn nothing_goes_once_a_writer_is_in() {
     let made = Made::new(KINDS[0], 11);
-    let storage = Arc::new(made.storage.fork());
-    let disk = made.open(&storage);
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let writer = std::thread::spawn({
-        let disk = Arc::clone(&disk);
-        move || {
-            wait.recv().unwrap();
-            disk.begin_writing();
-            content(&disk)
-        }
-    });
-    let go = parking_lot::Mutex::new(Some(go));
-    storage.on_op(move |_, op| {
-        if op.kind == OpKind::PunchHole
-            && let Some(go) = go.lock().take()
-        {
-            go.send(()).unwrap();
-            // It cannot get in before this step ends.
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
-    let report = compact(
-        &disk,
-        CompactOptions {
-            punch_free: true,
+    let run = |punch_free: bool, moment: u64, kind: OpKind| {
+        let storage = Arc::new(made.storage.fork());
+        let disk = made.open(&storage);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let writer = std::thread::spawn({
+            let disk = Arc::clone(&disk);
+            move || {
+                wait.recv().ok()?;
+                disk.begin_writing();
+                Some(content(&disk))
+            }
+        });
+        // Operations of that kind, and those of them before anything changed.
+        let counts = Arc::new(parking_lot::Mutex::new((0, 0, Some(go))));
+        let counted = Arc::clone(&counts);
+        storage.on_op(move |_, op| {
+            let mut counted = counted.lock();
+            if op.kind.changes() && counted.1 == 0 {
+                counted.1 = counted.0;
+            }
+            if op.kind != kind {
+                return;
+            }
+            counted.0 += 1;
+            if counted.0 == moment
+                && let Some(go) = counted.2.take()
+            {
+                drop(counted);
+                go.send(()).unwrap();
+                // If it cannot get in before this step ends, that is not waited for.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let options = CompactOptions {
+            punch_free,
             ..options()
-        },
-    );
-    storage.clear_hook();
-    let then = writer.join().unwrap();
-    assert!(then == content(&disk));
-    assert!(report.not_surveyed.is_some(), "{report:?}");
-    disk.end_writing();
+        };
+        let report = compact(&disk, options);
+        storage.clear_hook();
+        let before_changes = counts.lock().1;
+        counts.lock().2 = None;
+        if let Some(then) = writer.join().unwrap() {
+            assert!(then == content(&disk), "{kind:?} {moment}");
+            assert!(report.not_surveyed.is_some(), "{report:?}");
+            disk.end_writing();
+        }
+        before_changes
+    };
+    run(true, 1, OpKind::PunchHole);
+    // Right before blocks are dropped, the metadata were just read again.
+    let reads = run(false, u64::MAX, OpKind::Read);
+    for moment in [reads - 1, reads] {
+        run(false, moment, OpKind::Read);
+    }
 }
 
 /// The metadata changes behind our back: it is noticed before anything goes.

@@ -217,6 +217,12 @@ impl Disk {
         self.read_only
     }
 
+    /// Whether it takes no changes because of an earlier failure: every one fails with
+    /// [`DiskError::Poisoned`] until the image is opened anew.
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self.image.check_writable(), Err(DiskError::Poisoned(_)))
+    }
+
     /// The file's name, as given to [`Self::open`].
     pub fn path(&self) -> &Path {
         &self.path
@@ -363,8 +369,10 @@ fn check_parent(link: Option<&ParentLink>, parent: Option<&Disk>) -> Result<(), 
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = self.close() {
-            log::error!("{}: {error} while closing", self.path.display());
+        match self.close() {
+            // Somebody was told when it failed.
+            Ok(()) | Err(DiskError::Poisoned(_)) => {}
+            Err(error) => log::error!("{}: {error} while closing", self.path.display()),
         }
     }
 }

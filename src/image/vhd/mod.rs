@@ -289,7 +289,8 @@ impl Image for Vhd {
             return Ok(());
         };
         // Sectors with a clear bit must be zeros in the file (VHD 1.0); other readers rely on
-        // that. Where they are not, zeros must be durable before a set bit uncovers them.
+        // that. Zeros must be durable before a set bit uncovers them, and those that are read may
+        // be there only since they were punched, perhaps by a process that was killed.
         if self.zero_unwritten(slot, &bitmap)? {
             self.sync()?;
         }
@@ -502,17 +503,18 @@ impl Vhd {
 
 impl Vhd {
     /// Makes sure that the sectors that `bitmap` does not name are zeros in the slot; says whether
-    /// any had to be written.
+    /// there are any.
     fn zero_unwritten(&self, slot: FileOffset, bitmap: &SectorBitmap) -> Result<bool, DiskError> {
         const PIECE_SECTORS: u64 = 1 << 11;
         let sectors = self.geometry.block_size / SECTOR_SIZE;
         let data = self.geometry.data_at(slot);
-        let mut wrote = false;
+        let mut any = false;
         let mut buf = Vec::new();
         let mut sector = 0;
         while sector < sectors {
             let end = bitmap.run_end(sector, sectors.min(sector.saturating_add(PIECE_SECTORS)));
             if !bitmap.is_written(sector) {
+                any = true;
                 let len = (end.saturating_sub(sector)).saturating_mul(SECTOR_SIZE);
                 let at = data.plus(sector.saturating_mul(SECTOR_SIZE));
                 buf.resize(usize_from(len), 0);
@@ -528,12 +530,11 @@ impl Vhd {
                         .write_zeroes(FileRange::new(at, len))
                         .map_err(|error| DiskError::io("zero unwritten sectors", error))?;
                     self.durability.note_write();
-                    wrote = true;
                 }
             }
             sector = end;
         }
-        Ok(wrote)
+        Ok(any)
     }
 }
 

@@ -145,7 +145,7 @@ impl Session {
             punch_holes: self.punch_holes,
             ..OpenOptions::default()
         };
-        let file: Arc<dyn Storage> = Arc::clone(file) as _;
+        let file: Arc<dyn Storage> = Arc::<SimStorage>::clone(file);
         Disk::open_over(file, self.name, &options, parent)
     }
 
