@@ -9,9 +9,11 @@
 //! | `guest_*` | disks with filesystems of their own tools, checksums repaired | reads bounded; free space inside, once |
 //!
 //! # Bounds
-//! What a target allocates at once is at most [`Target::memory`]: it is counted by the allocator.
-//! How often it reads is counted by the storage: see [`session`] and [`guests`]. An input that takes
-//! more than `scripts/fuzz` allows is a find, too.
+//! What is allocated at once, as the allocator counts it, is at most 64 bytes for each byte of the
+//! input, and 4 MiB for decoders, 64 MiB for sessions (most of that is the simulated file and what is
+//! remembered of it), 24 MiB for surveys (a structure is read in pieces of 16 MiB at most). Reads are
+//! counted by the storage: 400,000 operations a session, and what [`guests`] says a survey. An input
+//! that takes longer than 20 s is a find, too.
 
 mod decoders;
 mod edits;
@@ -69,7 +71,7 @@ const fn session_of(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u
 
 const fn guest(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target {
-        memory: 64 * MIB,
+        memory: 24 * MIB,
         rounds: 200,
         mutate: sparse::mutate,
         ..target(name, guests::run, seeds)
