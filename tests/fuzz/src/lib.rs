@@ -44,7 +44,9 @@ pub fn mutate(name: &str, data: &mut [u8], len: usize, seed: u32) -> usize {
 
 /// The names of all targets, and what each starts from.
 pub fn targets() -> impl Iterator<Item = (&'static str, fn() -> Vec<Vec<u8>>)> {
-    targets::TARGETS.iter().map(|target| (target.name, target.seeds))
+    targets::TARGETS
+        .iter()
+        .map(|target| (target.name, target.seeds))
 }
 
 /// The `main` of a target.
@@ -53,10 +55,11 @@ macro_rules! fuzz {
     ($name:literal) => {
         use $crate::libfuzzer_sys;
         $crate::libfuzzer_sys::fuzz_target!(|data: &[u8]| $crate::run($name, data));
-        $crate::libfuzzer_sys::fuzz_mutator!(
-            |data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-                $crate::mutate($name, &mut data[..max_size], size, seed)
-            }
-        );
+        $crate::libfuzzer_sys::fuzz_mutator!(|data: &mut [u8],
+                                              size: usize,
+                                              max_size: usize,
+                                              seed: u32| {
+            $crate::mutate($name, &mut data[..max_size], size, seed)
+        });
     };
 }
