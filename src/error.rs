@@ -426,6 +426,46 @@ impl CreateError {
     }
 }
 
+/// Why what a repair changed was not put back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// One of the two files cannot be opened or used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What should be the backup is none.
+    #[error("{}: not a usable backup: {reason}", path.display())]
+    NoBackup {
+        /// The backup.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is not as the repair left it.
+    #[error(
+        "{}: nothing was put back: {reason}; either the backup is that of another file, or this one \
+         was changed since its repair",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+impl RestoreError {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open(error) => error.kind(),
+            Self::NoBackup { .. } => ErrorKind::Corrupt,
+            Self::Changed { .. } => ErrorKind::InvalidInput,
+        }
+    }
+}
+
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -41,7 +41,7 @@ pub(crate) use durability::Durability;
 pub use identify::{Identified, identify};
 pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
 pub(crate) use open::{LayoutError, read_array};
-pub use report::{CheckOptions, CheckReport};
+pub use report::CheckReport;
 pub(crate) use space::Space;
 
 /// Sizes that do not change while an image is open.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use vhdfs::check::{CheckOptions, check};
+use vhdfs::check::{CheckOptions, check, restore};
 use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::error::OpenProblem;
 
@@ -18,19 +18,36 @@ struct Checked {
     errors: Vec<String>,
     warnings: Vec<String>,
     repaired: Vec<String>,
+    /// Where what was changed is saved, if that was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
     #[serde(skip)]
     dry_run: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
+    if let (Some(backup), [file]) = (&arguments.restore, &arguments.files[..]) {
+        return put_back(backup, file);
+    }
     let options = CheckOptions {
         repair: arguments.repair,
         dry_run: arguments.dry_run,
+        backup: arguments.backup,
     };
     for_each_file(&arguments.files, arguments.json, |file| {
         check_file(file, &options, &arguments.parents)
     })
+}
+
+fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
+    let count = restore(backup, file)?;
+    let text = match count {
+        0 => "is as it was before the repair already".to_owned(),
+        some => format!("is as it was before the repair: {some} sectors put back"),
+    };
+    writeln!(io::stdout().lock(), "{}: {text}", file.display())?;
+    Ok(Outcome::Fine)
 }
 
 fn check_file(
@@ -45,6 +62,7 @@ fn check_file(
         errors: report.errors,
         warnings: report.warnings,
         repaired: report.repaired,
+        backup: report.backup.as_deref().map(name),
         dry_run: options.dry_run,
     })
 }
@@ -77,6 +95,9 @@ impl Report for Checked {
             for text in texts {
                 writeln!(out, "{}: {what}: {text}", self.file)?;
             }
+        }
+        if let Some(backup) = &self.backup {
+            writeln!(out, "{}: what was changed is saved in {backup}", self.file)?;
         }
         if found.iter().all(|(_, texts)| texts.is_empty()) {
             writeln!(out, "{}: clean", self.file)?;

@@ -27,6 +27,7 @@ mod recover;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 pub(crate) mod verify;
 
 use std::num::NonZeroUsize;

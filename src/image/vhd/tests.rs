@@ -414,11 +414,7 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         assert!(open(&sim, OPTIONS).is_err());
         let storage = Arc::new(sim);
         assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS).is_err());
-        let repair = crate::image::CheckOptions {
-            repair: true,
-            dry_run: false,
-        };
-        let report = verify::verify(&*storage, &repair).unwrap();
+        let report = verify::verify(&*storage, true).unwrap();
         assert!(
             !report.is_clean() && report.repaired.is_empty(),
             "{report:?}"
