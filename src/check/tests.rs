@@ -139,7 +139,8 @@ fn with_log() -> SimStorage {
     storage.kill()
 }
 
-type Damage = (&'static str, Format, fn(&SimStorage));
+type Change = fn(&SimStorage);
+type Damage = (&'static str, Format, Change);
 
 /// What a repair mends, a VHD's and then a VHDX's.
 const DAMAGES: &[Damage] = &[
@@ -447,7 +448,7 @@ fn a_damaged_backup_is_refused_and_harms_nothing() {
 
 #[test]
 fn what_may_be_lost_data_is_not_taken_out() {
-    let refused: [(&str, fn(&SimStorage)); 5] = [
+    let refused: [(&str, Change); 5] = [
         ("one beside the end", |sim| name_lost_blocks(sim, 1, 4096)),
         ("a gap between", |sim| {
             name_lost_blocks(sim, 2, 0);

@@ -10,6 +10,7 @@ use vhdfs::error::OpenProblem;
 
 use super::{Report, for_each_file, name};
 use crate::cli::{CheckArguments, ParentArguments};
+use crate::text::{plain, shown};
 use crate::{Failure, Outcome};
 
 #[derive(Serialize)]
@@ -46,7 +47,7 @@ fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
         0 => "is as it was before the repair already".to_owned(),
         some => format!("is as it was before the repair: {some} sectors put back"),
     };
-    writeln!(io::stdout().lock(), "{}: {text}", file.display())?;
+    writeln!(io::stdout().lock(), "{}: {text}", shown(file))?;
     Ok(Outcome::Fine)
 }
 
@@ -81,6 +82,7 @@ fn missing_parent(file: &Path, parents: &ParentArguments) -> Option<String> {
 
 impl Report for Checked {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let file = plain(&self.file);
         let repaired = if self.dry_run {
             "would repair"
         } else {
@@ -93,14 +95,15 @@ impl Report for Checked {
         ];
         for (what, texts) in found {
             for text in texts {
-                writeln!(out, "{}: {what}: {text}", self.file)?;
+                writeln!(out, "{file}: {what}: {}", plain(text))?;
             }
         }
         if let Some(backup) = &self.backup {
-            writeln!(out, "{}: what was changed is saved in {backup}", self.file)?;
+            let backup = plain(backup);
+            writeln!(out, "{file}: what was changed is saved in {backup}")?;
         }
         if found.iter().all(|(_, texts)| texts.is_empty()) {
-            writeln!(out, "{}: clean", self.file)?;
+            writeln!(out, "{file}: clean")?;
         }
         Ok(())
     }
