@@ -39,6 +39,21 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
 
+/// Tests both formats side by side: there is waiting in it.
+fn each_format(test: impl Fn(&str) + Sync) {
+    std::thread::scope(|scope| {
+        let tests = FORMATS.map(|format| {
+            scope.spawn({
+                let test = &test;
+                move || test(format)
+            })
+        });
+        for test in tests {
+            test.join().unwrap();
+        }
+    });
+}
+
 /// Reads past what the kernel has cached.
 fn read(file: &File, at: u64) -> std::io::Result<u8> {
     fadvise(file, 0, None, Advice::DontNeed).unwrap();
@@ -57,7 +72,7 @@ fn others_do_not_notice(mount: &Mount, format: &str) {
 
 #[test]
 fn a_file_that_is_cut_gives_errors() {
-    for format in FORMATS {
+    each_format(|format| {
         let Some(mount) = sample(&["--no-compact"]) else {
             return;
         };
@@ -96,7 +111,7 @@ fn a_file_that_is_cut_gives_errors() {
         );
         assert!(fs::read(&backing).unwrap() == now);
         mount_ends(&mount);
-    }
+    });
 }
 
 /// Unmounts; not all may have been left clean.
@@ -360,7 +375,7 @@ fn two_of_us_do_not_share_a_disk() {
     ]);
     assert!(output.status.success(), "{}", stderr(&output));
     let done = std::panic::catch_unwind(|| {
-        for format in FORMATS {
+        each_format(|format| {
             let (name, backing) = (
                 format!("a.{format}.raw"),
                 mount.behind(&format!("a.{format}")),
@@ -399,7 +414,7 @@ fn two_of_us_do_not_share_a_disk() {
                     .open(second.path().join(&name))
                     .is_ok()
             });
-        }
+        });
     });
     let ended = run([Path::new("unmount"), second.path()]);
     assert!(ended.status.success(), "{}", stderr(&ended));
@@ -414,7 +429,8 @@ fn qemu_and_a_guest_do_not_share_a_disk() {
     let Some(mount) = sample(&["--no-compact"]) else {
         return;
     };
-    for (format, driver) in [("vhd", "vpc"), ("vhdx", "vhdx")] {
+    each_format(|format| {
+        let driver = if format == "vhd" { "vpc" } else { "vhdx" };
         let (name, backing) = (
             format!("a.{format}.raw"),
             mount.behind(&format!("a.{format}")),
@@ -475,5 +491,5 @@ fn qemu_and_a_guest_do_not_share_a_disk() {
         drop(words);
         theirs.wait().unwrap();
         assert_eq!(read(&open(&mount.at(&name)), 0).unwrap(), 5);
-    }
+    });
 }

@@ -93,6 +93,12 @@ pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> Opt
     }))
 }
 
+/// The number in an environment variable; `otherwise` without one.
+pub(crate) fn env_number(name: &str, otherwise: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(otherwise, |text| text.parse().unwrap())
+}
+
 /// Nobody in particular.
 pub(crate) const NOBODY: u32 = 65534;
 
