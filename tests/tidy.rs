@@ -162,7 +162,8 @@ fn nothing_rests_on_the_clock_on_the_wall() {
     // The time of creation, which the format has.
     let allowed = ["src/image/vhd/create.rs"];
     for word in ["SystemTime::now", "Utc::now", "Local::now"] {
-        let found = found_in(&["src", "mount/src"], word, &allowed);
+        let mut found = found_in(&["src", "mount/src"], word, &allowed);
+        found.retain(|place| !place.contains("tests.rs:"));
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 }

@@ -3,6 +3,14 @@
 //! Without `--foreground` the program starts itself again in the background and waits until that
 //! child says, through its standard output, that the mount serves. Until then the child's errors
 //! go to the user's stderr, and its exit code is ours.
+//!
+//! # Strangers
+//! The daemon has the rights of who started it and gives them to nobody. The kernel decides who comes in
+//! (without `--allow-other` only that user), and by `default_permissions` what they may do, from the modes and
+//! owners of the backing files; set-id bits and device nodes of the mount mean nothing. There is no socket and
+//! no command to the daemon: it is told things by signals, which the kernel lets through from its own user
+//! and root alone, and by requests for the files. SIGTERM, SIGINT, SIGHUP and SIGQUIT end it in order, once;
+//! other signals that can be caught do nothing. See the threat model of the library.
 
 use std::ffi::OsString;
 use std::fs;
