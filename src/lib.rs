@@ -34,7 +34,7 @@
 //! Each imports only what stands left of it; `tests/tidy.rs` fails otherwise.
 //!
 //! ```text
-//! units, error < format, storage < map < image < disk, guest < compact < library, virtdisk
+//! units, error, sync < format, storage < map < image < disk, guest < compact < library, virtdisk
 //!                (bytes) (host file)     |        |     (what filesystems call free)
 //!                                        |        (what a guest sees)   (a directory of disks)
 //!                                        (one file, its metadata)
@@ -111,5 +111,6 @@ pub mod image;
 pub mod library;
 pub mod map;
 pub mod storage;
+mod sync;
 pub mod units;
 pub mod virtdisk;

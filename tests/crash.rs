@@ -246,6 +246,32 @@ fn partly_written_blocks() {
     tally.print(name);
 }
 
+/// What was punched of them and is not durable reads as zeros, and must not be uncovered.
+#[test]
+fn partly_written_blocks_that_were_punched() {
+    for punched in [1, 2, 3] {
+        let mut image = Image::new(BLOCK, 8 * BLOCK, Style::Packed, &[3, 0, 1, 2]);
+        image.exact = true;
+        let (storage, oracle) = build(&image);
+        let name = format!("partly written blocks, punched by {punched}");
+        let tally = sweep(&name, STATES, storage, oracle, |guest| {
+            match punched {
+                1 => guest.compact(),
+                2 => {
+                    let mut work = guest.idle_work();
+                    guest.idle(&mut work, 3);
+                }
+                _ => guest.discard(BLOCK + BLOCK / 2, BLOCK / 4),
+            }
+            guest.write(BLOCK + BLOCK / 2 + 4096, 512);
+            guest.reopen();
+            guest.write(4096, 512);
+            guest.flush();
+        });
+        tally.print(&name);
+    }
+}
+
 /// A sector bitmap of two sectors, which tear.
 #[test]
 fn large_blocks() {

@@ -219,6 +219,13 @@ fn race(disk: &Arc<Disk>) {
                 if ended.load(Ordering::Relaxed) {
                     return;
                 }
+                let deadlocks = parking_lot::deadlock::check_deadlock();
+                for thread in deadlocks.iter().flatten() {
+                    eprintln!("waits for another of these: {:?}", thread.backtrace());
+                }
+                if !deadlocks.is_empty() {
+                    break;
+                }
             }
             eprintln!("the race stands still");
             std::process::abort();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. A module may use those before it, and its equals.
 const LAYERS: &[&[&str]] = &[
-    &["units", "error"],
+    &["units", "error", "sync"],
     &["format", "storage"],
     &["map"],
     &["image"],

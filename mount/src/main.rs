@@ -57,11 +57,18 @@ fn main() -> ExitCode {
     match run(cli::parse(arguments)) {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Problems) => ExitCode::from(1),
+        // Whoever reads what is printed has seen enough, as `head` has.
+        Err(failure) if is_broken_pipe(&failure) => ExitCode::from(1),
         Err(failure) => {
             text::say(&vhdfs::error::chain(&*failure));
             ExitCode::from(if failure.is::<WrongUsage>() { 2 } else { 1 })
         }
     }
+}
+
+fn is_broken_pipe(failure: &Failure) -> bool {
+    (failure.downcast_ref::<std::io::Error>())
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(command: Command) -> Result<Outcome, Failure> {

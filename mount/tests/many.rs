@@ -20,7 +20,7 @@ fn fill(source: &Path, count: u64) {
         fs::read(source.join(name)).unwrap()
     });
     for n in 2..count {
-        let (extension, original) = if n % 2 == 0 {
+        let (extension, original) = if n.is_multiple_of(2) {
             ("vhd", &originals[0])
         } else {
             ("vhdx", &originals[1])
@@ -39,7 +39,7 @@ fn fill(source: &Path, count: u64) {
 fn shown(mount: &Mount, n: u64) -> std::path::PathBuf {
     mount.at(&format!(
         "{n}.{}.raw",
-        if n % 2 == 0 { "vhd" } else { "vhdx" }
+        if n.is_multiple_of(2) { "vhd" } else { "vhdx" }
     ))
 }
 

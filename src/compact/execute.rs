@@ -478,6 +478,10 @@ impl Compactor {
                 self.count_reclaimed(*block);
             }
         }
+        let punched = match self.options.dry_run && self.punches() {
+            true => self.ranges_to_punch(&live),
+            false => Vec::new(),
+        };
         let report = &mut self.report;
         report.bytes_read += self.scanner.bytes_read;
         if self.options.dry_run {
@@ -485,7 +489,7 @@ impl Compactor {
             report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
             report.blocks_moved = u64_from(planned.moves.len());
             report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
-            let freed = stored_in_free_space(disk, &dead)?;
+            let freed = stored_in_free_space(disk, &dead, punched.into_iter())?;
             report.allocated_after = report.allocated_before.saturating_sub(freed);
         } else {
             report.length_after = disk.image.file_len();

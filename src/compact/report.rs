@@ -8,7 +8,7 @@ use crate::disk::Disk;
 use crate::error::DiskError;
 use crate::guest::{Outcome, Rest, Survey};
 use crate::image::Frame;
-use crate::units::{BlockIndex, u64_from};
+use crate::units::{BlockIndex, FileRange, u64_from};
 
 /// Bytes of the file that stay, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,10 +162,12 @@ impl CompactReport {
     }
 }
 
-/// Bytes that the host stores for what is free in the file, or would be without the `dead` blocks.
+/// Bytes that the host stores for what is free in the file, or would be without the `dead` blocks, and
+/// for what is to be `punched`.
 pub(super) fn stored_in_free_space(
     disk: &Disk,
     dead: &HashSet<BlockIndex>,
+    punched: impl Iterator<Item = FileRange>,
 ) -> Result<u64, DiskError> {
     let image = &*disk.image;
     let slots = dead
@@ -173,7 +175,8 @@ pub(super) fn stored_in_free_space(
         .filter_map(|block| image.map().get(*block).slot());
     let ranges = slots
         .map(|slot| image.geometry().slot_range(slot))
-        .chain(image.free_runs());
+        .chain(image.free_runs())
+        .chain(punched);
     let mut stored = 0;
     for range in ranges {
         let mut from = range.start;

@@ -168,14 +168,13 @@ impl Disk {
             read_only: options.read_only,
             punch_holes: options.punch_holes,
         };
-        let opened = image::open(storage, name, image_options)
+        let fits = |link: Option<&ParentLink>| Ok(check_parent(link, parent.as_deref())?);
+        let opened = image::open_if(storage, name, image_options, &fits)
             .map_err(|problem| OpenError::new(name, problem))?;
         for repair in opened.repaired {
             log::info!("{}: {repair}", name.display());
         }
         let image = opened.image;
-        check_parent(image.parent(), parent.as_deref())
-            .map_err(|problem| OpenError::new(name, problem))?;
         let geometry = *image.geometry();
         let blocks = image.map().len();
         Ok(Arc::new(Self {
@@ -216,6 +215,12 @@ impl Disk {
     /// Whether it takes no changes.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether it takes no changes because of an earlier failure: every one fails with
+    /// [`DiskError::Poisoned`] until the image is opened anew.
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self.image.check_writable(), Err(DiskError::Poisoned(_)))
     }
 
     /// The file's name, as given to [`Self::open`].
@@ -364,8 +369,10 @@ fn check_parent(link: Option<&ParentLink>, parent: Option<&Disk>) -> Result<(), 
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = self.close() {
-            log::error!("{}: {error} while closing", self.path.display());
+        match self.close() {
+            // Somebody was told when it failed.
+            Ok(()) | Err(DiskError::Poisoned(_)) => {}
+            Err(error) => log::error!("{}: {error} while closing", self.path.display()),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Who may write at the moment, for work that must not run beside a guest that may.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// Counts those who may write, and keeps them waiting while that matters.
 #[derive(Debug, Default)]

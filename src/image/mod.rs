@@ -39,8 +39,8 @@ use crate::units::{BlockIndex, FileOffset, FileRange};
 
 pub(crate) use durability::Durability;
 pub use identify::{Identified, identify};
+pub(crate) use open::{Fits, LayoutError, open_if, read_array};
 pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
-pub(crate) use open::{LayoutError, read_array};
 pub use report::CheckReport;
 pub(crate) use space::Space;
 

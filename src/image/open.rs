@@ -131,11 +131,28 @@ pub fn open(
     name: &Path,
     options: ImageOptions,
 ) -> Result<Opened, OpenProblem> {
+    open_if(storage, name, options, &|_| Ok(()))
+}
+
+/// As [`open`], where `fits` has nothing against what the image says of its parent: it is asked
+/// before anything is put right, for a file that is refused is not written to.
+///
+/// # Errors
+/// As [`open`], and those of `fits`.
+pub(crate) fn open_if(
+    storage: Arc<dyn Storage>,
+    name: &Path,
+    options: ImageOptions,
+    fits: Fits<'_>,
+) -> Result<Opened, OpenProblem> {
     match detect(&*storage, name)? {
-        Format::Vhd => vhd::open(storage, options),
-        Format::Vhdx => vhdx::open(storage, options),
+        Format::Vhd => vhd::open(storage, options, fits),
+        Format::Vhdx => vhdx::open(storage, options, fits),
     }
 }
+
+/// Whether an image that says this of its parent may be opened.
+pub(crate) type Fits<'a> = &'a dyn Fn(Option<&ParentLink>) -> Result<(), OpenProblem>;
 
 /// What can be told of an image without opening it as a disk.
 #[derive(Debug)]

@@ -353,7 +353,13 @@ fn follow(disk: &OpenDisk, next: Next, io_count: u64) -> Turn {
         }
         Next::Failed(error) => {
             let reason = chain(&error);
-            log::warn!("{}: background compaction: {reason}", disk.path().display());
+            let level = match error.kind() {
+                // What made it so has been told.
+                ErrorKind::Poisoned => log::Level::Debug,
+                _ => log::Level::Warn,
+            };
+            let path = disk.path();
+            log::log!(level, "{}: background compaction: {reason}", path.display());
             (
                 DiskState::Failed(reason),
                 AFTER_FAILURE,

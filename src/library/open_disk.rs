@@ -190,6 +190,11 @@ impl OpenDisk {
         !self.read_only || self.may_become_writable()
     }
 
+    /// Whether an earlier failure keeps it from taking changes until it is opened anew.
+    pub(super) fn has_failed(&self) -> bool {
+        self.disk().is_some_and(|disk| disk.is_poisoned())
+    }
+
     pub(super) fn is_visiting(&self) -> bool {
         self.visiting.load(Ordering::Relaxed)
     }

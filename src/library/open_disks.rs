@@ -186,9 +186,11 @@ impl OpenDisks {
                 Some(Slot::Busy) => self.settled.wait(&mut slots),
                 Some(Slot::Open(owner)) => {
                     let owner = owner.clone();
-                    let reopen = purpose == Purpose::Write && owner.may_become_writable();
+                    // The other reader, or the child, may be gone; and a failed disk is good again
+                    // once it is opened anew.
+                    let reopen = purpose == Purpose::Write && owner.may_become_writable()
+                        || owner.has_failed();
                     if reopen && owner.users() == 0 {
-                        // The other reader, or the child, may be gone: try to get it for writing.
                         slots.by_identity.put(identity, Slot::Busy);
                         drop(slots);
                         owner.shut(probes);

@@ -78,6 +78,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn allocated_bytes(&self) -> io::Result<u64>;
 
     /// Makes every change that was complete when this was called durable, length included
-    /// (`fdatasync`). An error leaves it unknown which of them are: the caller must not go on.
+    /// (`fdatasync`). An error leaves it unknown which of them are, and may undo the others: the caller
+    /// must not go on, nor trust what it knows of the file.
     fn sync(&self) -> io::Result<()>;
 }

@@ -26,7 +26,7 @@ pub struct VirtualDiskProgress {
     pub operation_status: Win32Error,
     /// How far it is, as a part of `completion_value`. No other meaning; it may go back.
     pub current_value: u64,
-    /// What the current value will be at the end. Never 0.
+    /// What the current value will be at the end, if that is a success. Never 0.
     pub completion_value: u64,
 }
 
@@ -109,7 +109,11 @@ impl Job {
             },
             Stage::Ended(operation_status) | Stage::Told(operation_status) => VirtualDiskProgress {
                 operation_status,
-                current_value: completion_value,
+                current_value: match operation_status {
+                    ERROR_SUCCESS => completion_value,
+                    // It never got there.
+                    _ => self.steps().min(completion_value - 1),
+                },
                 completion_value,
             },
         }

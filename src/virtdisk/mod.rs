@@ -57,8 +57,6 @@
 //!   children of the disk.
 //! * What a path of a disk's type is, is told by what the file holds, and only where that leaves it
 //!   open by its extension.
-//! * Windows wants an access mask of `VIRTUAL_DISK_ACCESS_NONE` with parameters of version 2. Here
-//!   another mask gives just the rights in it.
 //! * A caller who closes a handle while an operation runs waits for its end.
 
 mod compaction;
@@ -104,7 +102,8 @@ const ATTACH_FLAGS: u32 = 0x3f;
 /// differencing disk are looked for below the file's own directory.
 ///
 /// # Errors
-/// * `ERROR_INVALID_PARAMETER`: bits in `access` that mean nothing; flags other than
+/// * `ERROR_INVALID_PARAMETER`: bits in `access` that mean nothing, or any with parameters of version
+///   2; flags other than
 ///   `OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS` and those that ask for what is done anyway.
 /// * `ERROR_FILE_NOT_FOUND`, `ERROR_PATH_NOT_FOUND`; `ERROR_ACCESS_DENIED`, where the caller's rights do
 ///   not reach; `ERROR_SHARING_VIOLATION`, where somebody else has the file open.

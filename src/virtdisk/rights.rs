@@ -13,8 +13,8 @@ pub enum OpenParameters {
         /// parents are never written to.
         rw_depth: u32,
     },
-    /// `OPEN_VIRTUAL_DISK_VERSION_2`. With [`VIRTUAL_DISK_ACCESS_NONE`] the handle may do everything
-    /// that these two leave it.
+    /// `OPEN_VIRTUAL_DISK_VERSION_2`, which wants a mask of [`VIRTUAL_DISK_ACCESS_NONE`]: the handle may
+    /// do everything that these two leave it.
     Version2 {
         /// Only to ask what the disk is.
         get_info_only: bool,
@@ -38,15 +38,17 @@ pub(super) struct Rights {
 
 impl Rights {
     /// # Errors
-    /// `ERROR_INVALID_PARAMETER` for a mask with bits that mean nothing.
+    /// `ERROR_INVALID_PARAMETER` for a mask with bits that mean nothing, and for one that is not
+    /// [`VIRTUAL_DISK_ACCESS_NONE`] with parameters of version 2, as Windows has it.
     pub(super) fn new(mask: u32, parameters: Option<OpenParameters>) -> Result<Self, Win32Error> {
         if mask & !VIRTUAL_DISK_ACCESS_ALL != 0 {
             return Err(ERROR_INVALID_PARAMETER);
         }
         let version_2 = matches!(parameters, Some(OpenParameters::Version2 { .. }));
-        let mask = match mask {
-            VIRTUAL_DISK_ACCESS_NONE if version_2 => VIRTUAL_DISK_ACCESS_ALL,
-            mask => mask,
+        let mask = match (version_2, mask) {
+            (true, VIRTUAL_DISK_ACCESS_NONE) => VIRTUAL_DISK_ACCESS_ALL,
+            (true, _) => return Err(ERROR_INVALID_PARAMETER),
+            (false, mask) => mask,
         };
         let has = |right| mask & right != 0;
         let all = Self {
@@ -124,7 +126,7 @@ mod tests {
         assert!(!read_only.metaops && !read_only.writes);
         let info = of(VIRTUAL_DISK_ACCESS_NONE, version_2(true, false));
         assert!(info.get_info && !info.attach && !info.detach && !info.metaops && !info.owns());
-        let just_one = of(VIRTUAL_DISK_ACCESS_METAOPS, version_2(false, false));
-        assert!(just_one.metaops && !just_one.attach && !just_one.get_info);
+        let masked = Rights::new(VIRTUAL_DISK_ACCESS_METAOPS, version_2(false, false));
+        assert_eq!(masked, Err(ERROR_INVALID_PARAMETER));
     }
 }

@@ -13,8 +13,11 @@ type Content = Arc<[u8; 512]>;
 
 #[derive(Clone, Debug)]
 struct Sector {
-    /// What it may read as after a power cut: the last flushed content, then every later one.
-    legal: Vec<Content>,
+    /// What it may read as after a power cut: the last flushed content, then every later one; each
+    /// with its number.
+    legal: Vec<(u64, Content)>,
+    /// How many contents it was given.
+    given: u64,
     /// What it may read as while the host lives: the last acknowledged content, then those under way.
     live: Vec<Content>,
 }
@@ -33,9 +36,9 @@ pub(crate) struct Oracle {
 #[derive(Debug)]
 pub(crate) struct Pending(Vec<(u64, Content)>);
 
-/// A flush that the guest waits for: by sector, how many contents there were, and the live ones.
+/// A flush that the guest waits for: by sector, how many contents it was given, and the live ones.
 #[derive(Debug)]
-pub(crate) struct PendingFlush(Vec<(u64, usize, Vec<Content>)>);
+pub(crate) struct PendingFlush(Vec<(u64, u64, Vec<Content>)>);
 
 /// After what a disk is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,16 @@ pub(crate) enum After {
     PowerCut,
     /// The process died, or nothing happened.
     Kill,
+}
+
+impl Sector {
+    fn holding(content: Content) -> Arc<Self> {
+        Arc::new(Self {
+            legal: vec![(0, content.clone())],
+            given: 1,
+            live: vec![content],
+        })
+    }
 }
 
 impl Oracle {
@@ -105,12 +118,8 @@ impl Oracle {
         for sector in offset / SECTOR..end.div_ceil(SECTOR) {
             let start = sector * SECTOR;
             if !self.sectors.contains_key(&sector) {
-                let base = self.base_sector(sector);
-                let state = Sector {
-                    legal: vec![base.clone()],
-                    live: vec![base],
-                };
-                self.sectors.insert(sector, Arc::new(state));
+                let state = Sector::holding(self.base_sector(sector));
+                self.sectors.insert(sector, state);
             }
             let state = self.sectors.get_mut(&sector).expect("just inserted");
             let state = Arc::make_mut(state);
@@ -119,7 +128,8 @@ impl Oracle {
             content[size(from - start)..size(to - start)]
                 .copy_from_slice(&data[size(from - offset)..size(to - offset)]);
             let content = Arc::new(content);
-            state.legal.push(content.clone());
+            state.legal.push((state.given, content.clone()));
+            state.given += 1;
             state.live.push(content.clone());
             pending.push((sector, content));
         }
@@ -145,30 +155,32 @@ impl Oracle {
             .sectors
             .iter()
             .filter(|(_, state)| state.legal.len() > 1);
-        let flush = |(&n, state): (&u64, &Arc<Sector>)| (n, state.legal.len(), state.live.clone());
+        let flush = |(&n, state): (&u64, &Arc<Sector>)| (n, state.given, state.live.clone());
         PendingFlush(unflushed.map(flush).collect())
     }
 
-    /// The guest was told that the flush is done.
+    /// The guest was told that the flush is done. What it covered is among what was live when it
+    /// began; of flushes at the same time, each rules out what it can.
     pub(crate) fn acknowledge_flush(&mut self, flush: PendingFlush) {
-        for (sector, known, mut legal) in flush.0 {
+        for (sector, given, live) in flush.0 {
             let state = Arc::make_mut(self.sectors.get_mut(&sector).expect("known"));
-            legal.extend(state.legal.drain(known.min(state.legal.len())..));
-            state.legal = legal;
+            let was_live = |content: &Content| live.iter().any(|live| Arc::ptr_eq(live, content));
+            (state.legal).retain(|(number, content)| *number >= given || was_live(content));
         }
     }
 
     /// After a power cut everything that is there is durable: what `disk` reads is all that is legal
     /// from now on.
     pub(crate) fn settle(&mut self, disk: &Disk) {
+        self.settle_reads(&|bytes, offset| disk.read_at(bytes, offset).unwrap());
+    }
+
+    /// As [`Self::settle`], of all that `read` gives.
+    pub(crate) fn settle_reads(&mut self, read: &dyn Fn(&mut [u8], u64)) {
         let mut bytes = [0; 512];
         for (&sector, state) in &mut self.sectors {
-            disk.read_at(&mut bytes, sector * SECTOR).unwrap();
-            let content = Arc::new(bytes);
-            *state = Arc::new(Sector {
-                legal: vec![content.clone()],
-                live: vec![content],
-            });
+            read(&mut bytes, sector * SECTOR);
+            *state = Sector::holding(Arc::new(bytes));
         }
     }
 
@@ -226,11 +238,11 @@ impl Oracle {
         Ok(())
     }
 
-    fn allowed(&self, sector: u64, after: After) -> Option<&[Content]> {
+    fn allowed(&self, sector: u64, after: After) -> Option<Vec<&Content>> {
         let state = self.sectors.get(&sector)?;
         Some(match after {
-            After::PowerCut => &state.legal,
-            After::Kill => &state.live,
+            After::PowerCut => state.legal.iter().map(|(_, content)| content).collect(),
+            After::Kill => state.live.iter().collect(),
         })
     }
 
@@ -255,7 +267,7 @@ impl Oracle {
     fn check_hole(&self, start: u64, end: u64, after: After) -> Result<(), String> {
         for (&sector, _) in self.sectors.range(start / SECTOR..end.div_ceil(SECTOR)) {
             let allowed = self.allowed(sector, after);
-            if !allowed.is_some_and(|allowed| allowed.contains(&self.zero)) {
+            if !allowed.is_some_and(|allowed| allowed.contains(&&self.zero)) {
                 return Err(self.explain(sector, &self.zero[..], after));
             }
         }
@@ -263,12 +275,13 @@ impl Oracle {
     }
 
     fn explain(&self, sector: u64, content: &[u8], after: After) -> String {
-        let base = [self.base_sector(sector)];
-        let allowed = self.allowed(sector, after).unwrap_or(&base);
+        let base = self.base_sector(sector);
+        let allowed = self.allowed(sector, after).unwrap_or(vec![&base]);
         let origin = |content: &[u8]| {
             let is = |other: &Content| other[..content.len()] == *content;
             let holders = self.sectors.iter();
-            let mut found = holders.filter(|(_, state)| state.legal.iter().any(is));
+            let mut found =
+                holders.filter(|(_, state)| state.legal.iter().any(|(_, other)| is(other)));
             match found.next() {
                 _ if content.iter().all(|&byte| byte == 0) => "zeros".to_owned(),
                 Some((place, _)) => format!("a content of sector {place:#x}"),

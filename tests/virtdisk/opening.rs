@@ -252,31 +252,33 @@ fn version_1_parameters() {
 #[test]
 fn version_2_parameters() {
     for made in Made::each() {
-        let open = |access, get_info_only, read_only| {
+        let try_open = |access, get_info_only, read_only| {
             let parameters = Some(OpenParameters::Version2 {
                 get_info_only,
                 read_only,
             });
             let unknown = VirtualStorageType::UNKNOWN;
-            open_virtual_disk(&unknown, &made.path, access, 0, parameters).unwrap()
+            open_virtual_disk(&unknown, &made.path, access, 0, parameters)
         };
         let none = VIRTUAL_DISK_ACCESS_NONE;
+        let open = |get_info_only, read_only| try_open(none, get_info_only, read_only).unwrap();
         let denied = Err(ERROR_ACCESS_DENIED);
-        let disk = open(none, true, false);
+        let disk = open(true, false);
         assert_eq!(compact_virtual_disk(&disk, 0, None), denied);
         assert_eq!(attach_virtual_disk(&disk, READ_ONLY, 0), denied);
         assert!(get_virtual_disk_information(&disk, GET_VIRTUAL_DISK_INFO_SIZE).is_ok());
         drop(disk);
-        let disk = open(none, false, true);
+        let disk = open(false, true);
         assert_eq!(attach_virtual_disk(&disk, READ_ONLY, 0), Ok(()));
         assert_eq!(compact_virtual_disk(&disk, 0, None), denied);
         drop(disk);
-        let disk = open(VIRTUAL_DISK_ACCESS_GET_INFO, false, false);
-        assert_eq!(compact_virtual_disk(&disk, 0, None), denied);
-        drop(disk);
+        for mask in [VIRTUAL_DISK_ACCESS_GET_INFO, VIRTUAL_DISK_ACCESS_ALL] {
+            let masked = try_open(mask, false, false).err();
+            assert_eq!(masked, Some(ERROR_INVALID_PARAMETER));
+        }
         made.verify_all();
         let predicted = made.predicted(with_fs());
-        let disk = open(none, false, false);
+        let disk = open(false, false);
         assert_eq!(attach_virtual_disk(&disk, READ_ONLY, 0), Ok(()));
         assert_eq!(compact_virtual_disk(&disk, 0, None), Ok(()));
         drop(disk);

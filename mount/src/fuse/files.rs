@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use parking_lot::Mutex;
-use vhdfs::error::{DiskError, chain};
+use vhdfs::error::{DiskError, ErrorKind, chain};
 use vhdfs::library::{Directory, DiskHandle, Library, LibraryError, NodeId};
 
 use super::errno;
@@ -17,8 +17,8 @@ pub(super) struct OpenFile {
     pub(super) handle: DiskHandle,
     /// The disk's size in bytes.
     pub(super) len: u64,
-    /// A failure has been logged.
-    failed: AtomicBool,
+    /// The kinds of failure that have been logged.
+    told: Mutex<Vec<ErrorKind>>,
 }
 
 impl OpenFile {
@@ -27,17 +27,23 @@ impl OpenFile {
         Self {
             handle,
             len,
-            failed: AtomicBool::new(false),
+            told: Mutex::default(),
         }
     }
 
-    /// The answer to a request that failed. The first failure of a handle is logged as an error,
-    /// further ones are not worth a full log.
+    /// The answer to a request that failed. The first failure of each kind is logged as an error,
+    /// further ones of a handle are not worth a full log.
     pub(super) fn fail(&self, action: &str, offset: u64, error: &DiskError) -> Errno {
-        let level = match self.failed.swap(true, Ordering::Relaxed) {
+        let kind = error.kind();
+        let mut told = self.told.lock();
+        let level = match told.contains(&kind) {
             false => log::Level::Error,
             true => log::Level::Debug,
         };
+        if level == log::Level::Error {
+            told.push(kind);
+        }
+        drop(told);
         let text = chain(error);
         log::log!(
             level,

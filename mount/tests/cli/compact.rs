@@ -225,6 +225,46 @@ fn a_crashed_file_system_on_request() {
     assert_eq!(result(&replayed), clean);
 }
 
+/// What a dry run says is what comes.
+#[test]
+fn a_dry_run_tells_all() {
+    let Some(sample) = Sample::new() else { return };
+    let image = sample.image();
+    let sparse = sample.path("sparse.vhdx");
+    let words = ["--sparse=always", image.to_str().unwrap()];
+    tool("cp", &words, &sparse);
+    for punch in ["auto", "on", "off"] {
+        let copy = sample.path("copy.vhdx");
+        tool("cp", &["--sparse=auto", sparse.to_str().unwrap()], &copy);
+        let compact = |more: &[&str]| {
+            let punch = format!("--punch-holes={punch}");
+            let words = ["compact", "--json", &punch, copy.to_str().unwrap()];
+            json(&run(words.iter().chain(more)))
+        };
+        let (said, done) = (compact(&["--dry-run"]), compact(&[]));
+        let number = |report: &Value, key| report[key].as_u64().unwrap();
+        assert_eq!(said["partitions"], done["partitions"], "{punch}");
+        assert_eq!(said["kept"], done["kept"], "{punch}");
+        for key in [
+            "length_after",
+            "blocks_dropped",
+            "blocks_moved",
+            "bytes_read",
+        ] {
+            assert_eq!(said[key], done[key], "{punch}: {key}");
+        }
+        let (said, done) = (
+            number(&said, "allocated_after"),
+            number(&done, "allocated_after"),
+        );
+        println!("{punch}: {said} said, {done} done");
+        assert!(
+            said.abs_diff(done) < MIB,
+            "{punch}: {said} said, {done} done"
+        );
+    }
+}
+
 #[test]
 fn holes_in_a_sparse_file() {
     let Some(sample) = Sample::new() else { return };

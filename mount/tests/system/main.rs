@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 
 mod fs_aware;
+mod kills;
+mod many;
 mod mirror;
 mod rig;
 

@@ -22,12 +22,24 @@ pub(crate) struct Mirror {
     random: u64,
     /// What a failed change was about: its range may hold old and new bytes, in any mixture.
     torn: Option<Change>,
+    changed: u64,
 }
 
 #[derive(Clone)]
 enum Change {
     Write { offset: u64, bytes: Vec<u8> },
     Discard { range: Range<u64>, zero: bool },
+}
+
+impl Change {
+    fn range(&self) -> Range<u64> {
+        match self {
+            Self::Write { offset, bytes } => {
+                *offset..*offset + u64::try_from(bytes.len()).expect("fits")
+            }
+            Self::Discard { range, .. } => range.clone(),
+        }
+    }
 }
 
 impl Mirror {
@@ -50,7 +62,31 @@ impl Mirror {
             len,
             random: seed,
             torn: None,
+            changed: 0,
         }
+    }
+
+    /// Discards all but the first MiB.
+    pub(crate) fn discard_most(&mut self) {
+        let range = MIB..self.len;
+        let change = Change::Discard { range, zero: false };
+        for file in [&self.disk, &self.expected] {
+            apply(file, &change).expect("the disk takes it");
+        }
+    }
+
+    /// Takes what the disk holds already, which need not be zero, for what is expected.
+    pub(crate) fn learn(&mut self) {
+        for start in (0..self.len).step_by(1 << 22) {
+            let range = start..(start + 4 * MIB).min(self.len);
+            let bytes = read(&self.disk, &range);
+            (self.expected.write_all_at(&bytes, start)).expect("the raw twin takes it");
+        }
+    }
+
+    /// How many bytes the disk has been asked to change so far.
+    pub(crate) fn changed(&self) -> u64 {
+        self.changed
     }
 
     pub(crate) fn expected_path(&self) -> &Path {
@@ -61,6 +97,7 @@ impl Mirror {
     pub(crate) fn work(&mut self, count: usize) -> io::Result<()> {
         for _ in 0..count {
             let change = self.invent();
+            self.changed += change.range().end - change.range().start;
             if let Err(error) = apply(&self.disk, &change) {
                 self.torn = Some(change);
                 return Err(error);
@@ -77,12 +114,7 @@ impl Mirror {
         let Some(change) = self.torn.take() else {
             return;
         };
-        let range = match &change {
-            Change::Write { offset, bytes } => {
-                *offset..*offset + u64::try_from(bytes.len()).expect("fits")
-            }
-            Change::Discard { range, .. } => range.clone(),
-        };
+        let range = change.range();
         let before = read(&self.expected, &range);
         let found = read(&self.disk, &range);
         apply(&self.expected, &change).expect("the raw twin takes it");
@@ -143,7 +175,7 @@ impl Mirror {
     }
 
     /// xorshift64.
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

@@ -111,6 +111,8 @@ pub(crate) struct Rig {
     daemon: Option<Child>,
     loop_device: Option<String>,
     files_mounted: bool,
+    /// How long a disk has to be idle before it is compacted, as the daemon is told.
+    pub(crate) idle_after: &'static str,
 }
 
 impl Rig {
@@ -125,6 +127,7 @@ impl Rig {
             daemon: None,
             loop_device: None,
             files_mounted: false,
+            idle_after: "300ms",
         }
     }
 
@@ -183,7 +186,7 @@ impl Rig {
                 "mount",
                 "--foreground",
                 "--idle-after",
-                "300ms",
+                self.idle_after,
                 "--min-reclaim",
                 "1MiB",
             ])

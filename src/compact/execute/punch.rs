@@ -1,13 +1,14 @@
 //! Gives zeros inside live blocks, and free space, back to the host.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::{CompactError, Phase};
 use crate::error::DiskError;
-use crate::units::{BlockIndex, FileRange, GRANULE_SIZE};
+use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE};
 
 /// Blocks whose zeros one step gives back.
 const PUNCH_BATCH: usize = 4;
@@ -53,6 +54,24 @@ impl Compactor {
         Ok(())
     }
 
+    /// The zero granules of `block`, which lies in `slot`, and where they are in the file.
+    fn punchable(&self, block: BlockIndex, slot: FileOffset) -> Vec<(Range<u64>, FileRange)> {
+        let data = self.disk.image.geometry().data_range(slot);
+        let runs = self.known().punchable_runs(block).into_iter();
+        let in_file = runs.map(|run| {
+            let start = data.start.plus(run.start * GRANULE_SIZE);
+            let end = data.start.plus(run.end * GRANULE_SIZE).min(data.end());
+            (run, FileRange::between(start, end))
+        });
+        in_file.collect()
+    }
+
+    /// What is to be punched out of `live` blocks, where they are now.
+    pub(super) fn ranges_to_punch(&self, live: &[(FileOffset, BlockIndex)]) -> Vec<FileRange> {
+        let ranges = (live.iter()).flat_map(|(slot, block)| self.punchable(*block, *slot));
+        ranges.map(|(_, range)| range).collect()
+    }
+
     /// Gives the zero granules of one block, and what is free of it, back to the host.
     fn punch_block(&mut self, block: BlockIndex) -> Result<(), DiskError> {
         let disk = Arc::clone(&self.disk);
@@ -70,13 +89,7 @@ impl Compactor {
         if self.freed.is_some() {
             disk.gave_up_free.store(true, Ordering::Release);
         }
-        let data = disk.image.geometry().data_range(slot);
-        for run in self.known().punchable_runs(block) {
-            let start = data.start.plus(run.start * GRANULE_SIZE);
-            let range = FileRange::between(
-                start,
-                data.end().min(data.start.plus(run.end * GRANULE_SIZE)),
-            );
+        for (run, range) in self.punchable(block, slot) {
             match disk.image.storage().punch_hole(range) {
                 Ok(()) => self.report.bytes_punched += range.len,
                 Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {

@@ -16,7 +16,8 @@ pub const HEADER_LEN: u64 = 4096;
 const SIGNATURE: [u8; 4] = *b"head";
 const CHECKSUM_AT: usize = 4;
 const VERSION: u16 = 1;
-const LOG_VERSION: u16 = 0;
+/// The version of the log that is read and written.
+pub const LOG_VERSION: u16 = 0;
 
 /// A header as it lies in the file. [MS-VHDX 2.2.2]
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -59,7 +60,7 @@ pub struct Header {
     pub data_write_guid: Uuid,
     /// Of the log entries that are to be replayed; nil for none.
     pub log_guid: Uuid,
-    /// The log's format: 0.
+    /// The log's format: 0, or anything where there is no log.
     pub log_version: u16,
     /// The file's format: 1.
     pub version: u16,

@@ -116,7 +116,7 @@ impl Surveyor<'_> {
         let reason = match names.is_empty() {
             true => "holds nothing that is known here".to_owned(),
             false => format!(
-                "holds the marks of {}, of which all but one are remnants (wipefs)",
+                "holds the marks of {}: which of them counts is not known",
                 names.join(" and of ")
             ),
         };

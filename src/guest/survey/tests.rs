@@ -264,10 +264,10 @@ fn two_marks_are_one_too_many() {
     disk.put(13 * MIB + 510, &[0x55, 0xaa]);
     let survey = surveyed(&disk);
     let expected = [
-        "partition 1 - holds the marks of fake and of other, of which all but one are remnants (wipefs)",
-        "partition 2 - holds the marks of fake and of Linux RAID, of which all but one are remnants (wipefs)",
-        "partition 3 - holds the marks of fake and of a partition table, of which all but one are \
-         remnants (wipefs)",
+        "partition 1 - holds the marks of fake and of other: which of them counts is not known",
+        "partition 2 - holds the marks of fake and of Linux RAID: which of them counts is not known",
+        "partition 3 - holds the marks of fake and of a partition table: which of them counts is not \
+         known",
     ];
     assert_eq!(lines(&survey), expected);
     assert!(survey.free.is_empty());

@@ -163,6 +163,11 @@ impl Layout {
         }
         Ok(layout)
     }
+
+    /// What a differencing disk says of its parent.
+    pub(super) fn parent(&self) -> Option<&ParentLink> {
+        self.dynamic.as_ref()?.parent.as_ref()
+    }
 }
 
 /// Without a footer at the end, the copy at offset 0 may be what the guest of a fixed disk wrote there.
@@ -483,7 +488,7 @@ pub(super) fn sorted_slots(map: &BlockMap) -> Vec<(FileOffset, BlockIndex)> {
 }
 
 /// The first thing that makes the table unsafe to change: slots that overlap one another or
-/// metadata, or that reach beyond `limit`. Both lists are sorted.
+/// metadata, and either that reaches beyond `limit`. Both lists are sorted.
 fn first_problem(
     slots: &[(FileOffset, BlockIndex)],
     metadata: &[(FileRange, String)],
@@ -519,7 +524,17 @@ pub(super) fn problems<'a>(
             at: FileRange::new(*start, slot.len),
             end: limit.get(),
         });
-    against_metadata.chain(against_blocks).chain(beyond)
+    // Blocks would be put behind it, however far off that is.
+    let metadata_beyond = (metadata.iter())
+        .filter(move |(range, _)| range.end() > limit)
+        .map(move |(range, name)| {
+            let found = format!("{range}");
+            FormatError::corrupt(name.clone(), found, format!("a place in front of {limit}"))
+        });
+    against_metadata
+        .chain(against_blocks)
+        .chain(beyond)
+        .chain(metadata_beyond)
 }
 
 fn overlap(one: &(FileRange, String), other: &(FileRange, String)) -> FormatError {

@@ -38,8 +38,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Durability, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads, Reserved,
-    Space,
+    Durability, Fits, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads,
+    Reserved, Space,
 };
 use crate::error::{DiskError, OpenProblem};
 use crate::format::Format;
@@ -88,8 +88,10 @@ pub(crate) struct Vhd {
 pub(crate) fn open(
     storage: Arc<dyn Storage>,
     options: ImageOptions,
+    fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
     let mut layout = Layout::read(&*storage)?;
+    fits(layout.parent())?;
     let mut repaired = Vec::new();
     if !options.read_only {
         if let Some(error) = layout.not_writable.take() {
@@ -288,7 +290,8 @@ impl Image for Vhd {
             return Ok(());
         };
         // Sectors with a clear bit must be zeros in the file (VHD 1.0); other readers rely on
-        // that. Where they are not, zeros must be durable before a set bit uncovers them.
+        // that. Zeros must be durable before a set bit uncovers them, and those that are read may
+        // be there only since they were punched, perhaps by a process that was killed.
         if self.zero_unwritten(slot, &bitmap)? {
             self.sync()?;
         }
@@ -503,17 +506,18 @@ impl Vhd {
 
 impl Vhd {
     /// Makes sure that the sectors that `bitmap` does not name are zeros in the slot; says whether
-    /// any had to be written.
+    /// there are any.
     fn zero_unwritten(&self, slot: FileOffset, bitmap: &SectorBitmap) -> Result<bool, DiskError> {
         const PIECE_SECTORS: u64 = 1 << 11;
         let sectors = self.geometry.block_size / SECTOR_SIZE;
         let data = self.geometry.data_at(slot);
-        let mut wrote = false;
+        let mut any = false;
         let mut buf = Vec::new();
         let mut sector = 0;
         while sector < sectors {
             let end = bitmap.run_end(sector, sectors.min(sector.saturating_add(PIECE_SECTORS)));
             if !bitmap.is_written(sector) {
+                any = true;
                 let len = (end.saturating_sub(sector)).saturating_mul(SECTOR_SIZE);
                 let at = data.plus(sector.saturating_mul(SECTOR_SIZE));
                 buf.resize(usize_from(len), 0);
@@ -529,12 +533,11 @@ impl Vhd {
                         .write_zeroes(FileRange::new(at, len))
                         .map_err(|error| DiskError::io("zero unwritten sectors", error))?;
                     self.durability.note_write();
-                    wrote = true;
                 }
             }
             sector = end;
         }
-        Ok(wrote)
+        Ok(any)
     }
 }
 

@@ -45,12 +45,10 @@ impl Vhd {
         let end = round_down(first.saturating_add(more).min(last_end), SECTOR_SIZE);
         let new_len = end.saturating_add(FOOTER_LEN);
 
-        let write = || {
-            self.storage.set_len(new_len)?;
-            self.storage
-                .write_all_at(&self.footer.to_bytes(), FileOffset::new(end))
-        };
-        if let Err(error) = write() {
+        // The footer itself makes the file longer: where hosts let no length get ahead of the bytes that
+        // a write put there, no power cut shows an end without one.
+        let footer = self.footer.to_bytes();
+        if let Err(error) = (self.storage).write_all_at(&footer, FileOffset::new(end)) {
             // The old footer is untouched: cut back to it.
             return Err(match self.storage.set_len(old_len) {
                 Ok(()) => DiskError::io("extend the file", error),

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::error::FormatError;
+use crate::error::{FormatError, ParentProblem};
 use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
 use crate::image::{LayoutError, read_array};
@@ -62,13 +62,13 @@ fn set_entry(sim: &SimStorage, entry: u64, sector: u32) {
 }
 
 fn open(sim: &SimStorage, options: ImageOptions) -> Result<Box<dyn Image>, OpenProblem> {
-    Ok(super::open(Arc::new(sim.fork()), options)?.image)
+    Ok(super::open(Arc::new(sim.fork()), options, &|_| Ok(()))?.image)
 }
 
 /// Opens the very file in `storage` for writing.
 fn open_shared(storage: &Arc<SimStorage>) -> Box<dyn Image> {
     let storage: Arc<SimStorage> = Arc::clone(storage);
-    super::open(storage, OPTIONS).unwrap().image
+    super::open(storage, OPTIONS, &|_| Ok(())).unwrap().image
 }
 
 /// That `sim` can be read but not written, and why.
@@ -110,7 +110,7 @@ fn a_missing_footer_is_restored_behind_the_last_block() {
         sim.set_len(len - lost).unwrap();
         let storage = Arc::new(sim);
         // The block itself is whole.
-        super::open(Arc::<SimStorage>::clone(&storage), READ_ONLY).unwrap();
+        super::open(Arc::<SimStorage>::clone(&storage), READ_ONLY, &|_| Ok(())).unwrap();
         open_shared(&storage);
         assert_eq!(storage.len().unwrap(), len);
         assert_eq!(end_footer(&storage), footer_of(&storage));
@@ -260,6 +260,20 @@ fn spare_entries_in_use_stay_where_they_are() {
     assert_eq!(image.file_len(), spare + SLOT + 512);
 }
 
+/// Found by fuzzing: the next block was put behind it, and made the file 2 TiB long.
+#[test]
+fn what_headers_name_beyond_the_end_makes_the_file_no_longer() {
+    let sim = with_slots(&[FLOOR]);
+    let header = DynamicHeader::new(17, 512 << 10, at(TABLE));
+    sim.write_all_at(&header.to_bytes(), at(FOOTER_LEN))
+        .unwrap();
+    set_entry(&sim, 16, u32::MAX - 1);
+    let error = not_writable(&sim).to_string();
+    assert!(error.contains("block 16, which lies beyond"), "{error}");
+    let report = verify::verify(&sim, false).unwrap();
+    assert_eq!(report.errors.len(), 1, "{report:?}");
+}
+
 #[test]
 fn unwritten_sectors_read_as_zeros_and_become_zeros() {
     let sim = with_slots(&[FLOOR]);
@@ -389,6 +403,28 @@ fn new_slots_are_aligned_and_the_file_ends_with_a_footer() {
 }
 
 /// The guest of a fixed disk wrote a whole dynamic VHD to its start; then the footer is damaged.
+/// Seen as it is, before anybody has opened it and put it right.
+#[test]
+fn a_power_cut_while_the_file_grows_leaves_a_footer_at_its_end() {
+    let start = empty();
+    start.sync().unwrap();
+    for changes in 0.. {
+        let storage = Arc::new(start.fork());
+        let image = open_shared(&storage);
+        storage.cut_after(changes);
+        let grown = image.reserve();
+        for mut choice in storage.choices(10, 100, changes) {
+            let left = storage.crash(&mut choice);
+            let found = Footer::parse(&read_array(&left, at(left.len().unwrap() - 512)).unwrap());
+            assert!(found.is_ok(), "{changes} changes, {choice:?}: {found:?}");
+        }
+        if grown.is_ok() {
+            assert!(image.file_len() > start.len().unwrap() && changes > 1);
+            return;
+        }
+    }
+}
+
 #[test]
 fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
     let damages: [fn(&SimStorage); 4] = [
@@ -413,7 +449,7 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         let before = sim.to_bytes();
         assert!(open(&sim, OPTIONS).is_err());
         let storage = Arc::new(sim);
-        assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS).is_err());
+        assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS, &|_| Ok(())).is_err());
         let report = verify::verify(&*storage, true).unwrap();
         assert!(
             !report.is_clean() && report.repaired.is_empty(),
@@ -421,4 +457,21 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         );
         assert!(storage.to_bytes() == before);
     }
+}
+
+/// Found by fuzzing: the copy was put right in a file that was then refused.
+#[test]
+fn what_is_refused_for_its_parent_is_not_repaired_before() {
+    let sim = with_slots(&[FLOOR]);
+    sim.write_all_at(&[0; 512], at(0)).unwrap();
+    let before = sim.counters();
+    let storage = Arc::new(sim);
+    let refused = || OpenProblem::Parent(ParentProblem::Missing { tried: Vec::new() });
+    let opened = super::open(Arc::<SimStorage>::clone(&storage), OPTIONS, &|_| {
+        Err(refused())
+    });
+    assert!(matches!(opened, Err(OpenProblem::Parent(_))));
+    assert_eq!(storage.counters().writes, before.writes);
+    let opened = super::open(storage, OPTIONS, &|_| Ok(())).unwrap();
+    assert_eq!(opened.repaired.len(), 1);
 }

@@ -162,7 +162,9 @@ impl Layout {
         let (end, overlap) = layout.survey();
         layout.end = end;
         if layout.not_writable.is_none() {
-            layout.not_writable = overlap.or_else(|| layout.missing_log());
+            layout.not_writable = (overlap)
+                .or_else(|| layout.missing_log())
+                .or_else(|| layout.far_behind());
         }
         Ok(Examined { layout, unreadable })
     }
@@ -205,6 +207,16 @@ impl Layout {
                 "open it read-only and copy the data out",
             )
         })
+    }
+
+    /// A log or region so far behind the end that no file was ever cut there. Blocks would be put behind
+    /// it, and all in between be free space to look after.
+    pub(super) fn far_behind(&self) -> Option<FormatError> {
+        let end = self.file_len.saturating_add(self.block_size);
+        let far = (self.pinned.iter()).find(|(range, _)| range.end().get() >= end)?;
+        let found = format!("a place at {}", far.0);
+        let expected = format!("one inside the file of {} bytes", self.file_len);
+        Some(FormatError::corrupt(far.1.clone(), found, expected))
     }
 
     /// The end of the last thing in use, and the first overlap.

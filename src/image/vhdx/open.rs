@@ -22,7 +22,7 @@ use crate::error::OpenProblem;
 use crate::format::parent::Identity;
 use crate::format::vhdx::{MIB, REGION_TABLE_1, REGION_TABLE_2};
 use crate::format::{DiskType, Format};
-use crate::image::{ImageOptions, Opened, Probe};
+use crate::image::{Fits, ImageOptions, Opened, Probe};
 use crate::storage::Storage;
 use crate::units::round_up;
 
@@ -33,11 +33,13 @@ use crate::units::round_up;
 pub(crate) fn open(
     storage: Arc<dyn Storage>,
     options: ImageOptions,
+    fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
     let failed = |action| move |source| OpenProblem::Io { action, source };
     if options.read_only {
         let (view, header) = replayed_view(storage)?;
         let layout = Layout::read(&*view, header)?;
+        fits(layout.parent.as_ref())?;
         let view = padded_view(view, layout.padded_len()).map_err(failed("read the file"))?;
         return Ok(Opened {
             image: Box::new(Vhdx::from_layout(view, layout, options, false)),
@@ -48,6 +50,7 @@ pub(crate) fn open(
         let (view, header) = replayed_look(&*storage)?;
         Layout::read(&view, header)?
     };
+    fits(layout.parent.as_ref())?;
     let not_writable = layout.not_writable.take();
     if let Some(error) = not_writable.or_else(|| not_updatable(&layout.header)) {
         return Err(OpenProblem::NotWritable(error));

@@ -32,7 +32,7 @@ use super::headers::write_next;
 use super::log::{Log, LoggedPage, MAX_PAGES, TailPlace};
 use crate::error::DiskError;
 use crate::format::vhdx::log::Page;
-use crate::format::vhdx::{CurrentHeader, Header};
+use crate::format::vhdx::{CurrentHeader, Header, LOG_VERSION};
 use crate::image::{Durability, Space};
 use crate::storage::Storage;
 use crate::units::FileOffset;
@@ -219,6 +219,8 @@ impl OpenFile {
         self.sync_log()?;
         self.update_headers(&|header| {
             header.log_guid = log_guid;
+            // Of a file without a log to replay it may be any.
+            header.log_version = LOG_VERSION;
             header.file_write_guid = file_write_guid;
             change(header);
         })?;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{CHUNK, HOST_BLOCK, HostOptions, chunks};
@@ -332,7 +332,11 @@ impl Storage for HostFile {
 
     fn sync(&self) -> io::Result<()> {
         // `fdatasync`, which covers a changed length: it is needed to read the data back.
-        self.file.sync_data()
+        self.file.sync_data().inspect_err(|_| {
+            // Linux takes what it could not write for clean: it goes on to show it, and never tries
+            // again. Whoever opens the file anew is to see what the disk has.
+            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        })
     }
 }
 

@@ -171,3 +171,46 @@ fn format_errors_are_told_apart() {
     );
     assert!(error.to_string().contains("the file was cut"), "{error}");
 }
+
+/// Found by fuzzing: the headers went on to name that version beside a log of ours, so that nothing could
+/// open a file whose last user had died.
+#[test]
+fn a_log_of_ours_is_of_our_version_whatever_the_header_said() {
+    let sim = empty(8, 512, false);
+    for (slot, mut header) in headers(&sim).into_iter().enumerate() {
+        header.log_version = 5;
+        sim.write_all_at(&header.to_bytes(), CurrentHeader::offset_of(slot))
+            .unwrap();
+    }
+    let sim = Arc::new(sim);
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    allocate(&*image, 1);
+    image.sync().unwrap();
+    let next = Arc::new(sim.kill());
+    let again = open_shared(&next, OPTIONS);
+    assert_eq!(again.map().present_count(), 1);
+}
+
+/// Found by fuzzing: the file was made that long, and the space in between given back piece by piece.
+#[test]
+fn a_log_far_behind_the_end_makes_the_file_no_longer() {
+    let sim = empty(8, 512, false);
+    for (slot, mut header) in headers(&sim).into_iter().enumerate() {
+        header.log_offset = 254 << 40;
+        sim.write_all_at(&header.to_bytes(), CurrentHeader::offset_of(slot))
+            .unwrap();
+    }
+    let sim = Arc::new(sim);
+    let before = sim.len().unwrap();
+    match open(Arc::<SimStorage>::clone(&sim), OPTIONS) {
+        Err(OpenProblem::NotWritable(error)) => {
+            assert!(error.to_string().contains("the log"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    open_shared(&sim, READ_ONLY);
+    let report = super::super::verify::verify(&*sim, true).unwrap();
+    assert_eq!(report.errors.len(), 1, "{report:?}");
+    assert_eq!(sim.len().unwrap(), before);
+}

@@ -1,0 +1,3 @@
+#![no_main]
+
+vhdfs_fuzz::fuzz!("guest_ext");
