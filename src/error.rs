@@ -148,7 +148,7 @@ pub enum OpenProblem {
     #[error("cannot be opened for writing: {0}")]
     NotWritable(#[source] FormatError),
     /// A lock that another program holds.
-    #[error("in use by another program ({0}); close it there first")]
+    #[error("in use by another program, perhaps a mounted vhdfs ({0}); close it there first")]
     InUse(String),
     /// The parent of a differencing disk: see [`ParentProblem`].
     #[error(transparent)]
@@ -426,6 +426,46 @@ impl CreateError {
     }
 }
 
+/// Why what a repair changed was not put back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// One of the two files cannot be opened or used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What should be the backup is none.
+    #[error("{}: not a usable backup: {reason}", path.display())]
+    NoBackup {
+        /// The backup.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is not as the repair left it.
+    #[error(
+        "{}: nothing was put back: {reason}; either the backup is that of another file, or this one \
+         was changed since its repair",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+impl RestoreError {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open(error) => error.kind(),
+            Self::NoBackup { .. } => ErrorKind::Corrupt,
+            Self::Changed { .. } => ErrorKind::InvalidInput,
+        }
+    }
+}
+
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -442,6 +482,37 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// `text` as it may go to a terminal or into a log, in one line: names of files and paths out of images
+/// may hold anything. Control characters, and those that change the direction of text or cannot be
+/// seen, become `\u{...}`.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || is_deceptive(c) {
+            plain.extend(c.escape_unicode());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+/// Whether it is a line separator, or one of the format characters (Unicode's class Cf and the like)
+/// that reorder or hide what is around them.
+fn is_deceptive(c: char) -> bool {
+    matches!(
+        u32::from(c),
+        0xad | 0x61c
+            | 0x180e
+            | 0x200b..=0x200f
+            | 0x2028..=0x202e
+            | 0x2060..=0x206f
+            | 0xfeff
+            | 0xfff9..=0xfffb
+            | 0xe0000..=0xe007f
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,5 +526,17 @@ mod tests {
         assert_eq!(chain(&error), "cannot read: no luck");
         let twice = CompactError::Disk(error);
         assert_eq!(chain(&twice), "cannot read: no luck");
+    }
+
+    #[test]
+    fn what_deceives_is_shown() {
+        for (text, shown) in [
+            ("disk 1 (b\u{e4}r).vhd", "disk 1 (b\u{e4}r).vhd"),
+            ("a\x1b[2Jb\n", "a\\u{1b}[2Jb\\u{a}"),
+            ("x\u{202e}dhv.exe", "x\\u{202e}dhv.exe"),
+            ("\u{9b}\u{2066}\u{feff}", "\\u{9b}\\u{2066}\\u{feff}"),
+        ] {
+            assert_eq!(plain(text), shown);
+        }
     }
 }

@@ -48,6 +48,57 @@
 //! space may be used again, [`compact`] how a block moves. All of it holds for any subset of the
 //! writes that were not yet synced, and is tested so on a simulated host (feature `sim`).
 
+//!
+//! # Threat model
+//! Trusted are the host's kernel, its root, and whoever runs the program. Not trusted:
+//!
+//! **An image from a stranger** may hold any bytes. It can make its own disk unreadable, and use up to what
+//! the bounds below allow. It cannot
+//! - crash the process or make it allocate by a number that was not checked: decoders work on slices and
+//!   checked sums, tables are bounded by the formats' largest disks (16 million blocks), pieces of files
+//!   that are read at once by 1 MiB (`image/*/layout.rs`, `guest`);
+//! - be written in a way that loses what could be read: what is doubtful is refused ([`error::OpenProblem`]),
+//!   repairs only what is safe ([`check`]);
+//! - bring in another file: a parent is opened only below the image's own directory, the served one and
+//!   those that the user names, without following a link out of them, only if it is a plain file and only if
+//!   it has the identity that the child names ([`disk::HostParents`]); no file of a path in an image is
+//!   opened to look what it is;
+//! - write to a terminal or forge lines of a log: [`error::plain`] is between every name or text of a file
+//!   and both; a path out of an image is advised as an argument only where it is neither the root nor
+//!   means anything to a shell;
+//! - become another format once it is open, whatever a guest writes: formats are told by the host file
+//!   ([`image::detect`]).
+//!
+//! **A guest** reads and writes its disk, and nothing else. It sees zeros or its own or its parent's bytes in
+//! what it never wrote, never another block's, also after a power cut ([`image`]). What it writes is data:
+//! forged footers, headers, partition tables and file systems change nothing, but that blocks which its own
+//! file systems call free may go when nobody has the disk open for writing ([`guest`]), which hurts
+//! itself alone. It can fill its disk, and so the host's file system.
+//!
+//! **Another user of the host**, with access to the mount ([`library`] and the binary crate's `daemon`) or to
+//! the served directory, who
+//! - opens what is shown: gets no right that the backing file does not give. The kernel checks the modes and
+//!   owners that are shown, which are the files' own, less what an access control list denies and less what
+//!   the file does not let the server do; a child is opened only for who may read all of its parents, and
+//!   names of other disks are told to nobody else. Directories above the served one do not count: whoever
+//!   mounts with `--allow-other` shows them as a bind mount would;
+//! - makes files in the served directory: links, FIFOs, sockets and devices are neither shown, followed nor
+//!   opened, also if they take the place of a disk between two looks; a hard link to somebody else's file
+//!   gives what that file's mode gives;
+//! - changes, cuts, renames or replaces a file that is open: the disk that is open stays the one that it was;
+//!   that its file was cut is noticed with the next flush, and ends it; nothing of another file is written;
+//! - opens the same file: each refuses the other who asks for QEMU's image locks ([`storage`]).
+//!
+//! Not defended: who may write to an image file changes what its guest reads, as with any disk; who holds
+//! a read lock on a file keeps others from opening it for writing, and who puts a child of a disk into
+//! the served directory, which takes its identity, makes the disk read-only; who may rename files in the
+//! directory of a parent may exchange it between its check and its use. Nothing is encrypted, and time and
+//! space that a disk takes tell about its content.
+//!
+//! There is no set-id program, and no unsafe code but in `virtdisk/ffi*`, the C interface (`tests/tidy.rs`).
+//! The claims are tested by `mount/tests/strangers.rs` and `mount/tests/changes.rs`, as another user too, by
+//! the crash tests and `tests/second_damage.rs`.
+
 pub mod check;
 pub mod compact;
 pub mod create;

@@ -200,7 +200,7 @@ fn damaged_and_unsupported_samples_are_refused_and_explained() {
             &path,
             &CheckOptions {
                 repair: true,
-                dry_run: false,
+                ..CheckOptions::default()
             },
         )
         .expect("checked");

@@ -263,6 +263,14 @@ pub(crate) struct CheckArguments {
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     pub(crate) dry_run: bool,
+    /// With --repair: first save all that is going to be changed in a new file beside FILE,
+    /// FILE.backup, which --restore puts back
+    #[arg(long, requires = "repair", conflicts_with = "dry_run")]
+    pub(crate) backup: bool,
+    /// Put back what a repair with --backup changed in FILE. Refuses a file that was changed since;
+    /// where it is interrupted, it has to be done again
+    #[arg(long, value_name = "BACKUP", conflicts_with_all = ["repair", "json"])]
+    pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
     /// Print JSON: one object for one file, an array for several
@@ -345,6 +353,13 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
     let mut command = parsed.unwrap_or_else(|error| error.exit()).command;
     if let Command::Mount(mount) = &mut command {
         mount.apply_options();
+    }
+    if let Command::Check(check) = &command
+        && check.restore.is_some()
+        && check.files.len() > 1
+    {
+        let text = "--restore takes one FILE: a backup is that of one file";
+        Cli::command().error(ErrorKind::TooManyValues, text).exit();
     }
     if let Command::Create(create) = &command
         && (create.block_size).is_some_and(|size| u32::try_from(size).is_err())

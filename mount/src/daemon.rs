@@ -3,6 +3,14 @@
 //! Without `--foreground` the program starts itself again in the background and waits until that
 //! child says, through its standard output, that the mount serves. Until then the child's errors
 //! go to the user's stderr, and its exit code is ours.
+//!
+//! # Strangers
+//! The daemon has the rights of who started it and gives them to nobody. The kernel decides who comes in
+//! (without `--allow-other` only that user), and by `default_permissions` what they may do, from the modes and
+//! owners of the backing files; set-id bits and device nodes of the mount mean nothing. There is no socket and
+//! no command to the daemon: it is told things by signals, which the kernel lets through from its own user
+//! and root alone, and by requests for the files. SIGTERM, SIGINT, SIGHUP and SIGQUIT end it in order, once;
+//! other signals that can be caught do nothing. See the threat model of the library.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,9 +19,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::process::{Resource, Rlimit};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use vhdfs::compact::IdlePolicy;
 use vhdfs::library::{Library, LibraryOptions};
@@ -22,6 +31,7 @@ use crate::cli::{FsAware, MountArguments, Switch};
 use crate::fuse::{self, Brake, Settings, VhdFs};
 use crate::logging::{self, Destination};
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
+use crate::text::say;
 use crate::{Failure, Outcome};
 
 /// Tells the child that a parent waits for it.
@@ -77,7 +87,11 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     start_logging(arguments)?;
     allow_open_files();
     // From here on these wait for us, whatever thread they reach.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
+    // These mean nothing to us, but would end us without unmounting.
+    for signal in [SIGUSR1, SIGUSR2, SIGALRM] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
     let options = LibraryOptions {
         parent_dirs,
         ..library_options(arguments)
@@ -136,9 +150,16 @@ fn check_places(source: &Path, parent_dirs: &[PathBuf], mount_point: &Path) -> R
             return Err(format!("{shown}: not a directory").into());
         }
         // Looking for disks, we would come to our own mount and wait for ourselves.
-        if mount_point != directory && mount_point.starts_with(directory) {
+        if mount_point == directory {
+            return Err(format!("{shown} would hide its own disks: mount it elsewhere").into());
+        }
+        if mount_point.starts_with(directory) {
             let mount_point = mount_point.display();
             return Err(format!("{mount_point} lies below {shown}: mount it elsewhere").into());
+        }
+        if directory.starts_with(mount_point) {
+            let mount_point = mount_point.display();
+            return Err(format!("{mount_point} would hide {shown}: mount it elsewhere").into());
         }
     }
     Ok(())
@@ -151,7 +172,7 @@ fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
         None => Destination::of_daemon(),
     };
     if matches!(destination, Destination::Nowhere) {
-        eprintln!("vhdfs: no system log here: give --log-file to learn of problems later");
+        say("no system log here: give --log-file to learn of problems later");
     }
     logging::start(&destination, arguments.verbose)
         .map_err(|error| format!("cannot log to {destination:?}: {error}").into())

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
 
+use crate::text::plain;
+
 /// The system log's socket.
 const SYSLOG: &str = "/dev/log";
 
@@ -53,7 +55,8 @@ pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
         Destination::Nowhere => return Ok(()),
         Destination::Stderr => {
             builder.format(|line, record| {
-                writeln!(line, "vhdfs: {}: {}", name(record.level()), record.args())
+                let text = plain(&record.args().to_string());
+                writeln!(line, "vhdfs: {}: {text}", name(record.level()))
             });
         }
         Destination::File(path) => {
@@ -61,7 +64,11 @@ pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
             builder.target(Target::Pipe(Box::new(file)));
             builder.format(|line, record| {
                 let (time, level) = (line.timestamp_seconds(), name(record.level()));
-                writeln!(line, "{time} {level}: {}", record.args())
+                writeln!(
+                    line,
+                    "{time} {level}: {}",
+                    plain(&record.args().to_string())
+                )
             });
         }
         Destination::Syslog => {
@@ -70,7 +77,8 @@ pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
                 // Facility "daemon", and the level as syslog(3) counts it.
                 let priority = 3 * 8 + severity(record.level());
                 let pid = std::process::id();
-                write!(line, "<{priority}>vhdfs[{pid}]: {}", record.args())
+                let text = plain(&record.args().to_string());
+                write!(line, "<{priority}>vhdfs[{pid}]: {text}")
             });
         }
     }

@@ -37,8 +37,20 @@ enum Outcome {
     Problems,
 }
 
-/// A reason to end with exit code 1, in words for the user.
+/// A reason to end with exit code 1, or 2 if it is a [`WrongUsage`], in words for the user.
 type Failure = Box<dyn std::error::Error>;
+
+/// Arguments that contradict each other or ask for what is not possible.
+#[derive(Debug)]
+struct WrongUsage(String);
+
+impl std::fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -48,8 +60,8 @@ fn main() -> ExitCode {
         // Whoever reads what is printed has seen enough, as `head` has.
         Err(failure) if is_broken_pipe(&failure) => ExitCode::from(1),
         Err(failure) => {
-            eprintln!("vhdfs: {}", vhdfs::error::chain(&*failure));
-            ExitCode::from(1)
+            text::say(&vhdfs::error::chain(&*failure));
+            ExitCode::from(if failure.is::<WrongUsage>() { 2 } else { 1 })
         }
     }
 }

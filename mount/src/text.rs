@@ -1,6 +1,19 @@
-//! Sizes in words.
+//! Text for people: sizes in words, and names that others have chosen.
 
 use std::fmt;
+use std::path::Path;
+
+pub(crate) use vhdfs::error::plain;
+
+/// A path as it may go to a terminal.
+pub(crate) fn shown(path: &Path) -> String {
+    plain(&path.to_string_lossy())
+}
+
+/// Writes to stderr what is no part of a report.
+pub(crate) fn say(text: &str) {
+    eprintln!("vhdfs: {}", plain(text));
+}
 
 /// A byte count that displays as a person reads it: `512 bytes`, `1.5 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::fuse::PID_ATTRIBUTE;
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
+use crate::text::say;
 use crate::{Failure, Outcome};
 
 /// After that many seconds of waiting, the user is told what for.
@@ -42,7 +43,9 @@ pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
         .find(|other| other.device == mounted.device)
     {
         let (path, other) = (path.display(), other.mount_point.display());
-        eprintln!("vhdfs: {path} is unmounted; its disks stay in use at {other}");
+        say(&format!(
+            "{path} is unmounted; its disks stay in use at {other}"
+        ));
         return Ok(Outcome::Fine);
     }
     if let Some((pid, daemon)) = daemon {
@@ -68,7 +71,9 @@ fn wait_for_end(pid: &str, daemon: &OwnedFd) -> io::Result<()> {
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut waited_for, patience))
     };
     if ends_within(Some(&PATIENCE))? == 0 {
-        eprintln!("vhdfs: waiting for the daemon (process {pid}) to close its disks");
+        say(&format!(
+            "waiting for the daemon (process {pid}) to close its disks"
+        ));
         ends_within(None)?;
     }
     Ok(())

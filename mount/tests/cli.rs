@@ -106,6 +106,16 @@ fn usage_errors_are_told_apart() {
         &["compact", "--punch-holes", "maybe", "x.vhd"],
         &["mount", "a", "b", "-o", "frobnicate"],
         &["check", "--dry-run", "x.vhd"],
+        &["check", "--backup", "x.vhd"],
+        &["check", "--repair", "--backup", "--dry-run", "x.vhd"],
+        &["check", "--restore", "b", "x.vhd", "y.vhd"],
+        &["check", "--restore", "b", "--repair", "x.vhd"],
+        &["create", "--size", "8M", "--format", "vhdx", "x.vhd"],
+        &[
+            "create", "--size", "8M", "--parent", "p.vhd", "--type", "fixed", "x.vhd",
+        ],
+        &["create", "--size", "1G", "--block-size", "512M", "x.vhdx"],
+        &["create", "--size", "100T", "x.vhd"],
     ] {
         let output = run(arguments);
         assert_eq!(exit_code(&output), 2, "{arguments:?}: {}", stderr(&output));
@@ -131,7 +141,7 @@ fn create_does_not_overwrite() {
     let mut command = vhdfs();
     command.args(["create", "--size", "8M", "--block-size", "3M"]);
     let output = command.arg(&wrong).output().unwrap();
-    assert_eq!(exit_code(&output), 1, "{}", stderr(&output));
+    assert_eq!(exit_code(&output), 2, "{}", stderr(&output));
     assert!(!wrong.exists());
 }
 
@@ -244,6 +254,100 @@ fn check_finds_and_repairs() {
     common::assert_clean(&path);
     let text = String::from_utf8(run(["check", file]).stdout).unwrap();
     assert!(text.ends_with("clean\n"), "{text}");
+}
+
+/// A disk whose footer has no copy, and its bytes.
+fn to_repair(root: &Path) -> (std::path::PathBuf, Vec<u8>) {
+    let path = root.join("a.vhd");
+    create(&path, &["--size", "64M"]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..512].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    (path, bytes)
+}
+
+#[test]
+fn a_repair_can_be_tried_saved_and_undone() {
+    let root = tempfile::tempdir().unwrap();
+    let (path, before) = to_repair(root.path());
+    let file = path.to_str().unwrap();
+    let tried = run(["check", "--repair", "--dry-run", file]);
+    assert_eq!(exit_code(&tried), 0, "{}", stderr(&tried));
+    let text = String::from_utf8(tried.stdout).unwrap();
+    assert!(
+        text.contains("would repair: the copy at the start"),
+        "{text}"
+    );
+    assert!(fs::read(&path).unwrap() == before, "a dry run wrote");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+
+    // A name that is taken is left alone, whatever has it.
+    let backup = root.path().join("a.vhd.backup2");
+    fs::write(root.path().join("a.vhd.backup"), "mine").unwrap();
+    let saved = json(&run(["check", "--repair", "--backup", "--json", file]));
+    assert_eq!(saved["backup"], backup.to_str().unwrap());
+    assert_ne!(saved["repaired"], json!([]));
+    common::assert_clean(&path);
+    assert_eq!(fs::read(root.path().join("a.vhd.backup")).unwrap(), b"mine");
+
+    let undo = |backup: &Path| run([Path::new("check"), Path::new("--restore"), backup, &path]);
+    let undone = undo(&backup);
+    assert_eq!(exit_code(&undone), 0, "{}", stderr(&undone));
+    assert!(fs::read(&path).unwrap() == before, "not what it was");
+    assert_eq!(exit_code(&undo(&backup)), 0, "once more does no harm");
+    let refused = undo(&root.path().join("a.vhd.backup"));
+    assert_eq!(exit_code(&refused), 1);
+    assert!(
+        stderr(&refused).contains("not a usable backup"),
+        "{}",
+        stderr(&refused)
+    );
+
+    // Nothing to do, nothing to save.
+    run(["check", "--repair", file]);
+    let clean = json(&run(["check", "--repair", "--backup", "--json", file]));
+    assert_eq!(keys(&clean), ["errors", "file", "repaired", "warnings"]);
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 3);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_room_for_a_backup_nothing_is_repaired() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root mounts");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let tmpfs = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(arguments[0]);
+        let status = command.args(&arguments[1..]).arg(root.path()).status();
+        status.unwrap().success()
+    };
+    if !tmpfs(&["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
+        println!("skipped: no tmpfs may be mounted");
+        return;
+    }
+    let (path, before) = to_repair(root.path());
+    let _ = fs::write(root.path().join("filler"), vec![1; 1 << 20]);
+    let output = run([
+        Path::new("check"),
+        Path::new("--repair"),
+        Path::new("--backup"),
+        &path,
+    ]);
+    let (after, left) = (
+        fs::read(&path).unwrap(),
+        fs::read_dir(root.path()).unwrap().count(),
+    );
+    assert!(tmpfs(&["umount", "--lazy"]));
+    assert_eq!(exit_code(&output), 1);
+    assert!(
+        stderr(&output).contains("cannot save"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(after == before);
+    assert_eq!(left, 2, "half a backup is left");
 }
 
 #[cfg(unix)]

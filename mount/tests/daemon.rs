@@ -156,6 +156,8 @@ fn what_cannot_be_mounted_is_said_at_once() {
         (&source, &missing, "missing"),
         (&source, &mount_point, "mounted already"),
         (&source, &below, "mount it elsewhere"),
+        (&source, &source, "would hide its own disks"),
+        (&below, &source, "would hide"),
         (&mount.behind("a.vhd"), &below, "not a directory"),
     ] {
         let output = run([Path::new("mount"), from, to]);

@@ -41,7 +41,7 @@ pub(crate) use durability::Durability;
 pub use identify::{Identified, identify};
 pub(crate) use open::{Fits, LayoutError, open_if, read_array};
 pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
-pub use report::{CheckOptions, CheckReport};
+pub use report::CheckReport;
 pub(crate) use space::Space;
 
 /// Sizes that do not change while an image is open.

@@ -1,16 +1,6 @@
-//! How an image is checked, and what that finds.
+//! What checking an image finds.
 
-/// How to check.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CheckOptions {
-    /// Put right what is safe. For VHD: a missing or outdated footer or copy of it, a batmap that does
-    /// not fit; for VHDX: a log to replay, a damaged header or region table beside a good one, block
-    /// table entries that say what they must not where nothing can be lost; for both: unused space at
-    /// the end.
-    pub repair: bool,
-    /// With `repair`: only tell what would be done.
-    pub dry_run: bool,
-}
+use std::path::PathBuf;
 
 /// What a check found. Messages are for people, one finding each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +11,8 @@ pub struct CheckReport {
     pub warnings: Vec<String>,
     /// What was put right, or would be. Findings that were put right are not listed above.
     pub repaired: Vec<String>,
+    /// Where what was changed is saved, if anything was and that was wanted.
+    pub backup: Option<PathBuf>,
 }
 
 impl CheckReport {

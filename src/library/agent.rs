@@ -110,6 +110,8 @@ pub(super) struct Agent {
     turns: HashMap<Identity, Turn>,
     /// Files that need no visit while they look like this.
     finished: HashMap<Identity, Seen>,
+    /// How other files looked when they were last seen to change, and when that was.
+    watched: HashMap<Identity, (Seen, Instant)>,
     to_visit: VecDeque<PathBuf>,
     visiting: Option<Identity>,
     next_search: Instant,
@@ -123,6 +125,7 @@ impl Agent {
             linger,
             turns: HashMap::new(),
             finished: HashMap::new(),
+            watched: HashMap::new(),
             to_visit: VecDeque::new(),
             visiting: None,
             next_search: Instant::now(),
@@ -309,18 +312,30 @@ impl Agent {
         let Some(policy) = self.policy.filter(|_| !self.core.options.read_only) else {
             return;
         };
+        let now = Instant::now();
         let mut present = HashSet::new();
         for (path, stat) in files {
             let now_seen = seen(&stat.stamp());
             present.insert(stat.identity);
-            // Whoever still writes to it does not always hold a lock.
-            let age = SystemTime::now().duration_since(stat.modified);
-            let quiet = age.is_ok_and(|age| age >= policy.idle_after);
-            let is_new = self.finished.get(&stat.identity) != Some(&now_seen);
-            if quiet && is_new && !family.is_parent(&stat.identity) {
+            let is_open = self.core.disks.get(&stat.identity).is_some();
+            if is_open || self.finished.get(&stat.identity) == Some(&now_seen) {
+                continue;
+            }
+            // Whoever still writes to it does not always hold a lock. By our own clock: those of the
+            // file's host and of the wall may be anywhere.
+            let watched = self.watched.entry(stat.identity).or_insert((now_seen, now));
+            if watched.0 != now_seen {
+                *watched = (now_seen, now);
+            }
+            let wait = (policy.idle_after).saturating_sub(now.duration_since(watched.1));
+            if !wait.is_zero() {
+                self.next_search = self.next_search.min(now + wait.min(SEARCH));
+            } else if !family.is_parent(&stat.identity) {
                 self.to_visit.push_back(path);
             }
         }
+        self.watched
+            .retain(|identity, _| present.contains(identity));
         self.finished
             .retain(|identity, _| present.contains(identity));
     }

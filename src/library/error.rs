@@ -52,6 +52,14 @@ pub enum LibraryError {
         /// Why, in words.
         reason: String,
     },
+    /// The user may not read all that the disk shows. The reason has been logged, once.
+    #[error("{}: {reason}", path.display())]
+    Denied {
+        /// The backing file.
+        path: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
     /// The library has been closed.
     #[error("the library is closed")]
     Closed,

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
+use crate::storage::host::access_list;
+
 /// What tells one file of the host from every other, also from one that gets the same inode number
 /// after this one is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -198,6 +200,17 @@ pub(super) fn list(directory: BorrowedFd<'_>) -> io::Result<Vec<(OsString, HostK
     Ok(entries)
 }
 
+/// A path that leads to exactly this open file, for as long as it is.
+fn path_of(file: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The access control list of an open file or directory, as [`access_list`] has it.
+pub(super) fn access_list_of(file: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    // The link in /proc is followed, and leads to this very file.
+    access_list(&path_of(file), true)
+}
+
 /// Attributes of what is at an absolute path, wherever that is.
 pub(super) fn stat_at(path: &Path) -> io::Result<Stat> {
     stat_with(rustix::fs::CWD, path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
@@ -219,6 +232,11 @@ impl Place<'_> {
     /// Attributes of what is there; of a symbolic link, those of the link.
     pub(super) fn stat(&self) -> io::Result<Stat> {
         stat_with(self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// The access control list of what is there, as [`access_list`] has it.
+    pub(super) fn access_list(&self) -> io::Result<Vec<u8>> {
+        access_list(&path_of(self.directory).join(self.name), false)
     }
 
     /// Whether the file there, with these attributes, may be written: its owner wants it written
@@ -252,9 +270,14 @@ impl Pinned {
         stat_open(self.0.as_fd())
     }
 
+    /// Its access control list, as [`access_list_of`] has it.
+    pub(super) fn access_list(&self) -> io::Result<Vec<u8>> {
+        access_list_of(self.0.as_fd())
+    }
+
     /// A path that opens exactly this file, for as long as this is held.
     pub(super) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        path_of(self.0.as_fd())
     }
 }
 

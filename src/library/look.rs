@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 
 use super::host_dir::{self, HostKind, Place, Stat};
 use super::probes::Known;
+use super::user::shown_mode;
 use super::{Attributes, Core, LibraryError, NodeId, NodeKind, names};
 
 impl Core {
@@ -41,7 +42,10 @@ impl Core {
                     let node = self.nodes.lock().refer(stat.identity, kind, &path);
                     return Ok(match kind {
                         HostKind::File => self.show_disk(node, &stat, &path, &place),
-                        _ => show(node, NodeKind::Directory, &stat, stat.len, stat.mode),
+                        _ => {
+                            let mode = shown_mode(&stat, || place.access_list());
+                            show(node, NodeKind::Directory, &stat, stat.len, mode)
+                        }
                     });
                 }
                 Ok(_) => {}
@@ -60,14 +64,16 @@ impl Core {
         if node.is_directory {
             let directory = self.open_directory(&node)?;
             let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
-            return Ok(show(id, NodeKind::Directory, &stat, stat.len, stat.mode));
+            let mode = shown_mode(&stat, || host_dir::access_list_of(directory.as_fd()));
+            return Ok(show(id, NodeKind::Directory, &stat, stat.len, mode));
         }
         // Also where the file has no name any more.
         if let Some(open) = self.disks.get(&node.identity)
             && let Some(size) = open.virtual_size()
         {
             let stat = open.pinned.stat().map_err(fail)?;
-            let mode = disk_mode(&stat, open.allows_writing() && !self.is_parent(&stat));
+            let may_write = open.allows_writing() && !self.is_parent(&stat);
+            let mode = disk_mode(shown_mode(&stat, || open.pinned.access_list()), may_write);
             return Ok(show(id, NodeKind::Disk, &stat, size, mode));
         }
         let (directory, name) = self.host.parent(&node.path).map_err(fail)?;
@@ -83,16 +89,17 @@ impl Core {
     }
 
     fn show_disk(&self, node: NodeId, stat: &Stat, path: &Path, place: &Place<'_>) -> Attributes {
+        let allowed = shown_mode(stat, || place.access_list());
         if let Some(open) = self.disks.get(&stat.identity)
             && let Some(size) = open.virtual_size()
         {
-            let mode = disk_mode(stat, open.allows_writing() && !self.is_parent(stat));
+            let mode = disk_mode(allowed, open.allows_writing() && !self.is_parent(stat));
             return show(node, NodeKind::Disk, stat, size, mode);
         }
         match self.probes.look(&stat.stamp(), path, || place.pin()) {
             Known::Disk(disk) => {
-                let allowed = !disk.frozen && !self.options.read_only && !self.is_parent(stat);
-                let mode = disk_mode(stat, allowed && place.is_writable(stat));
+                let may_write = !disk.frozen && !self.options.read_only && !self.is_parent(stat);
+                let mode = disk_mode(allowed, may_write && place.is_writable(stat));
                 show(node, NodeKind::Disk, stat, disk.size, mode)
             }
             Known::Unopenable(_) => show(node, NodeKind::Disk, stat, 0, 0),
@@ -122,6 +129,6 @@ fn show(node: NodeId, kind: NodeKind, stat: &Stat, size: u64, mode: u32) -> Attr
 }
 
 /// A disk is data: nothing to execute.
-fn disk_mode(stat: &Stat, writable: bool) -> u32 {
-    stat.mode & if writable { 0o666 } else { 0o444 }
+fn disk_mode(mode: u32, writable: bool) -> u32 {
+    mode & if writable { 0o666 } else { 0o444 }
 }

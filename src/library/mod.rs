@@ -24,7 +24,9 @@
 //! 6. A disk over which other disks of the tree are is not written: it is shown and opened read-only,
 //!    and background work leaves it alone. Whether there are any is looked up before each opening
 //!    for writing.
-//! 7. Parents are looked for below the root and in [`LibraryOptions::parent_dirs`] alone.
+//! 7. Parents are looked for below the root and in [`LibraryOptions::parent_dirs`] alone, and a user
+//!    opens a child only who may read all of its parents.
+//! 8. A mode that is shown allows nobody what the file's access control list denies.
 
 mod agent;
 mod error;
@@ -36,6 +38,7 @@ mod nodes;
 mod open_disk;
 mod open_disks;
 mod probes;
+mod user;
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +54,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use crate::compact::IdlePolicy;
-use crate::disk::HostParents;
+use crate::disk::{Disk, HostParents};
 use crate::storage::host::Scope;
 use agent::{Agent, Bell};
 use family::{Families, Family};
@@ -65,6 +68,7 @@ pub use host_dir::Space;
 pub use nodes::NodeId;
 use open_disk::OpenDisk;
 pub use open_disk::{DiskHandle, DiskState, DiskStatus};
+pub use user::User;
 
 /// How a [`Library`] works.
 #[derive(Clone, Debug)]
@@ -304,7 +308,22 @@ impl Library {
     /// [`LibraryError::Stale`] where another file has taken the place of the node's,
     /// [`LibraryError::ReadOnly`] where writing is not allowed, and [`LibraryError::Unopenable`].
     pub fn open_disk(&self, node: NodeId, write: bool) -> Result<DiskHandle, LibraryError> {
-        self.core.open_disk(node, write)
+        self.core.open_disk(node, write, None)
+    }
+
+    /// [`Library::open_disk`] on behalf of a user, whom the host must let read all parents of the disk:
+    /// a child shows what is in them. That it lets the user read or write the disk's own file is for the
+    /// front end to see to, by the attributes.
+    ///
+    /// # Errors
+    /// As there, and [`LibraryError::Denied`].
+    pub fn open_disk_for(
+        &self,
+        node: NodeId,
+        write: bool,
+        user: &User,
+    ) -> Result<DiskHandle, LibraryError> {
+        self.core.open_disk(node, write, Some(user))
     }
 
     /// Sizes of the file system that the directory lies on.
@@ -441,7 +460,27 @@ impl Core {
         })
     }
 
-    fn open_disk(&self, id: NodeId, write: bool) -> Result<DiskHandle, LibraryError> {
+    /// The first of its parents that `user` may not read.
+    fn hidden_parent(&self, disk: &Disk, user: &User) -> Option<PathBuf> {
+        let parents = std::iter::successors(disk.parent(), |disk| disk.parent());
+        let hidden = { parents }.find(|parent| {
+            let path = parent.path();
+            let tops = std::iter::once(&self.root).chain(&self.options.parent_dirs);
+            let top = tops
+                .filter(|top| path.starts_with(top))
+                .max_by_key(|top| top.as_os_str().len());
+            // Where it is below none of them, all directories count.
+            !user.may_read(path, top.map_or(Path::new("/"), PathBuf::as_path))
+        });
+        hidden.map(|parent| parent.path().to_owned())
+    }
+
+    fn open_disk(
+        &self,
+        id: NodeId,
+        write: bool,
+        user: Option<&User>,
+    ) -> Result<DiskHandle, LibraryError> {
         let node = self.node(id)?;
         if node.is_directory {
             return Err(LibraryError::IsADirectory { path: node.path });
@@ -468,6 +507,7 @@ impl Core {
         if write && found.is_parent {
             log::warn!("{}: not opened for writing: {reason}", path.display());
         }
+        let stamp = found.stat.stamp();
         let purpose = if write { Purpose::Write } else { Purpose::Read };
         let mut handle = self
             .disks
@@ -479,6 +519,15 @@ impl Core {
                 Refused::ReadOnly => LibraryError::ReadOnly { path, reason },
                 Refused::Closed | Refused::Busy => LibraryError::Closed,
             })?;
+        if let Some(parent) = user.and_then(|user| self.hidden_parent(handle.disk(), user)) {
+            let reason = format!(
+                "its parent {} is not readable for that user",
+                parent.display()
+            );
+            self.probes.say(&stamp, &handle.path(), &reason);
+            let path = handle.path();
+            return Err(LibraryError::Denied { path, reason });
+        }
         let kept = self.nodes.lock().see_content(id, handle.content());
         handle.set_content_kept(kept);
         Ok(handle)

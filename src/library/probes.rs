@@ -198,11 +198,16 @@ impl Probes {
     /// Remembers and logs why the file cannot be opened; says nothing where it said the same of
     /// this very file already.
     pub(super) fn fail(&self, stamp: &Stamp, path: &Path, failure: Failure) {
-        let before = self.said.lock().put(*stamp, failure.reason.clone());
-        if before.as_ref() != Some(&failure.reason) {
-            log::error!("{}: {}", path.display(), failure.reason);
-        }
+        self.say(stamp, path, &failure.reason);
         self.remember(stamp, Known::Unopenable(failure));
+    }
+
+    /// Logs what is wrong with the file, unless the same was logged of this very file before.
+    pub(super) fn say(&self, stamp: &Stamp, path: &Path, reason: &str) {
+        let before = self.said.lock().put(*stamp, reason.to_owned());
+        if before.as_deref() != Some(reason) {
+            log::error!("{}: {reason}", path.display());
+        }
     }
 
     fn remember(&self, stamp: &Stamp, known: Known) {

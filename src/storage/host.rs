@@ -4,10 +4,14 @@
 //! this file holds what they share.
 
 #[cfg(unix)]
+mod access;
+#[cfg(unix)]
 mod scope;
 #[cfg(unix)]
 mod unix;
 
+#[cfg(unix)]
+pub use access::access_list;
 #[cfg(unix)]
 pub use scope::{Candidate, FileKey, Found, Listings, Miss, Named, Scope};
 #[cfg(unix)]

@@ -4,12 +4,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use vhdfs::check::{CheckOptions, check};
+use vhdfs::check::{CheckOptions, check, restore};
 use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::error::OpenProblem;
 
 use super::{Report, for_each_file, name};
 use crate::cli::{CheckArguments, ParentArguments};
+use crate::text::{plain, shown};
 use crate::{Failure, Outcome};
 
 #[derive(Serialize)]
@@ -18,19 +19,36 @@ struct Checked {
     errors: Vec<String>,
     warnings: Vec<String>,
     repaired: Vec<String>,
+    /// Where what was changed is saved, if that was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
     #[serde(skip)]
     dry_run: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
+    if let (Some(backup), [file]) = (&arguments.restore, &arguments.files[..]) {
+        return put_back(backup, file);
+    }
     let options = CheckOptions {
         repair: arguments.repair,
         dry_run: arguments.dry_run,
+        backup: arguments.backup,
     };
     for_each_file(&arguments.files, arguments.json, |file| {
         check_file(file, &options, &arguments.parents)
     })
+}
+
+fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
+    let count = restore(backup, file)?;
+    let text = match count {
+        0 => "is as it was before the repair already".to_owned(),
+        some => format!("is as it was before the repair: {some} sectors put back"),
+    };
+    writeln!(io::stdout().lock(), "{}: {text}", shown(file))?;
+    Ok(Outcome::Fine)
 }
 
 fn check_file(
@@ -45,6 +63,7 @@ fn check_file(
         errors: report.errors,
         warnings: report.warnings,
         repaired: report.repaired,
+        backup: report.backup.as_deref().map(name),
         dry_run: options.dry_run,
     })
 }
@@ -63,6 +82,7 @@ fn missing_parent(file: &Path, parents: &ParentArguments) -> Option<String> {
 
 impl Report for Checked {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let file = plain(&self.file);
         let repaired = if self.dry_run {
             "would repair"
         } else {
@@ -75,11 +95,15 @@ impl Report for Checked {
         ];
         for (what, texts) in found {
             for text in texts {
-                writeln!(out, "{}: {what}: {text}", self.file)?;
+                writeln!(out, "{file}: {what}: {}", plain(text))?;
             }
         }
+        if let Some(backup) = &self.backup {
+            let backup = plain(backup);
+            writeln!(out, "{file}: what was changed is saved in {backup}")?;
+        }
         if found.iter().all(|(_, texts)| texts.is_empty()) {
-            writeln!(out, "{}: clean", self.file)?;
+            writeln!(out, "{file}: clean")?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use vhdfs::disk::{Disk, OpenOptions};
 
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{CompactArguments, Mode, PunchHoles};
-use crate::text::Bytes;
+use crate::text::{Bytes, plain, say};
 use crate::{Failure, Outcome};
 
 /// How often progress is drawn and an interrupt is looked for.
@@ -141,10 +141,10 @@ fn compact_file(
             let length = std::fs::metadata(file).map_or(before.file_length, |found| found.len());
             if length < before.file_length {
                 let (from, to) = (Bytes(before.file_length), Bytes(length));
-                eprintln!(
-                    "vhdfs: {}: shortened from {from} to {to} so far",
+                say(&format!(
+                    "{}: shortened from {from} to {to} so far",
                     file.display()
-                );
+                ));
             }
             Err(about(file, &error))
         }
@@ -163,7 +163,7 @@ fn attend(
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("##."));
     }
-    let label = name(file);
+    let label = plain(&name(file));
     while !operation.is_finished() {
         if interrupted.load(Ordering::Relaxed) {
             operation.cancel();
@@ -239,7 +239,7 @@ impl Report for Compacted {
         writeln!(
             out,
             "{}: {would}{} -> {}, {} blocks dropped, {} moved",
-            self.file,
+            plain(&self.file),
             Bytes(self.length_before),
             Bytes(self.length_after),
             self.blocks_dropped,

@@ -5,18 +5,22 @@ use std::sync::Arc;
 
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, HostParents, OpenOptions};
+use vhdfs::error::CreateError;
 use vhdfs::format::{DiskType, Format};
 
 use super::directory_of;
 use crate::cli::{CreateArguments, NewDiskType, NewFormat};
-use crate::{Failure, Outcome};
+use crate::text::say;
+use crate::{Failure, Outcome, WrongUsage};
 
 /// Runs the command.
 pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
     let file = &arguments.file;
     let disk_type = match (arguments.disk_type, &arguments.parent) {
         (Some(NewDiskType::Differencing), _) | (None, Some(_)) => DiskType::Differencing,
-        (Some(_), Some(_)) => return Err("--parent is for --type differencing".into()),
+        (Some(_), Some(_)) => {
+            return Err(WrongUsage("--parent is for --type differencing".to_owned()).into());
+        }
         (Some(NewDiskType::Fixed), None) => DiskType::Fixed,
         (Some(NewDiskType::Dynamic) | None, None) => DiskType::Dynamic,
     };
@@ -36,7 +40,10 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
     options.size = arguments.size.unwrap_or(options.size);
     options.block_size = arguments.block_size.map(u32::try_from).transpose()?;
     options.sector_size = arguments.sector_size.unwrap_or(options.sector_size);
-    create(file, &options)?;
+    create(file, &options).map_err(|error| match error {
+        CreateError::Invalid { .. } => Failure::from(WrongUsage(error.to_string())),
+        other => other.into(),
+    })?;
     if let Some(parent) = &parent {
         advise(file, parent.path());
     }
@@ -79,13 +86,15 @@ fn format(arguments: &CreateArguments, parent: Option<&Disk>) -> Result<Format, 
     };
     let format = asked.or(named).or(of_parent).unwrap_or(Format::Vhd);
     if let Some(named) = named.filter(|named| *named != format) {
-        return Err(format!("{file}: the name is that of a {named}, not of a {format}").into());
+        let text = format!("{file}: the name is that of a {named}, not of a {format}");
+        return Err(WrongUsage(text).into());
     }
     match of_parent {
-        Some(other) if other != format => Err(format!(
-            "{file}: a {format} over a {other} is not possible: name it .{other}"
-        )
-        .into()),
+        Some(other) if other != format => {
+            let text =
+                format!("{file}: a {format} over a {other} is not possible: name it .{other}");
+            Err(WrongUsage(text).into())
+        }
         _ => Ok(format),
     }
 }
@@ -97,11 +106,11 @@ fn advise(file: &Path, parent: &Path) {
         return;
     };
     if let Some(needed) = parent.parent().filter(|_| !parent.starts_with(&directory)) {
-        eprintln!(
-            "vhdfs: {}: the parent is not below {}: opening it takes --parent-dir {}",
+        say(&format!(
+            "{}: the parent is not below {}: opening it takes --parent-dir {}",
             file.display(),
             directory.display(),
             needed.display()
-        );
+        ));
     }
 }

@@ -13,7 +13,7 @@ use vhdfs::storage::host::{HostFile, HostOptions};
 
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{InfoArguments, ParentArguments};
-use crate::text::Bytes;
+use crate::text::{Bytes, plain};
 use crate::{Failure, Outcome};
 
 #[derive(Serialize)]
@@ -158,7 +158,13 @@ fn type_name(disk_type: DiskType) -> &'static str {
 
 impl Report for Info {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "{}: {} {}", self.file, self.disk_type, self.format)?;
+        writeln!(
+            out,
+            "{}: {} {}",
+            plain(&self.file),
+            self.disk_type,
+            self.format
+        )?;
         let sizes = [
             ("virtual size", self.virtual_size),
             ("file length", self.file_length),
@@ -206,7 +212,7 @@ impl Report for Info {
             facts.push(("parent of", text));
         }
         for (what, text) in facts {
-            writeln!(out, "  {what:<15} {text}")?;
+            writeln!(out, "  {what:<15} {}", plain(&text))?;
         }
         Ok(())
     }

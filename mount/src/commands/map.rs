@@ -7,7 +7,7 @@ use vhdfs::disk::{Disk, DiskType, OpenOptions, Region, RegionKind};
 
 use super::about;
 use crate::cli::MapArguments;
-use crate::text::Bytes;
+use crate::text::{Bytes, say, shown};
 use crate::{Failure, Outcome};
 
 /// The most lines that the picture takes.
@@ -43,7 +43,10 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
         let looked = disk.compact(&look).wait();
         if let Err(error) = looked {
             // The picture is all the same worth something; `check` says what is wrong.
-            eprintln!("vhdfs: not all blocks looked at: {}", about(file, &error));
+            say(&format!(
+                "not all blocks looked at: {}",
+                about(file, &error)
+            ));
         }
     }
     let marks = if !arguments.ascii && speaks_unicode() {
@@ -53,7 +56,7 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
     };
     let picture = draw(&disk.regions(), columns(), marks);
     let mut out = io::stdout().lock();
-    writeln!(out, "{}: {}", file.display(), Bytes(info.file_length))?;
+    writeln!(out, "{}: {}", shown(file), Bytes(info.file_length))?;
     out.write_all(picture.as_bytes())?;
     Ok(Outcome::Fine)
 }

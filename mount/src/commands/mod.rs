@@ -13,6 +13,7 @@ use serde::Serialize;
 use vhdfs::disk::{Children, Disk, children_below};
 use vhdfs::error::chain;
 
+use crate::text::{plain, say};
 use crate::{Failure, Outcome};
 
 /// What one file came to.
@@ -50,13 +51,13 @@ fn for_each_file<R: Report>(
                 if json {
                     entries.push(JsonEntry::Report(report));
                 } else {
-                    report.print(&mut io::stdout().lock())?;
+                    print(&report)?;
                 }
             }
             Err(failure) => {
                 outcome = Outcome::Problems;
                 let error = chain(&*failure);
-                eprintln!("vhdfs: {error}");
+                say(&error);
                 entries.push(JsonEntry::Error {
                     file: name(file),
                     error,
@@ -73,6 +74,16 @@ fn for_each_file<R: Report>(
         writeln!(out)?;
     }
     Ok(outcome)
+}
+
+/// Prints a report; what of it comes out of files cannot do anything to a terminal.
+fn print<R: Report>(report: &R) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    report.print(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut out = io::stdout().lock();
+    text.lines()
+        .try_for_each(|line| writeln!(out, "{}", plain(line)))
 }
 
 /// The children of a disk in the directory of its file and below.
@@ -97,7 +108,8 @@ fn count_of_children(number: usize) -> String {
 /// Some names, and how many more there are.
 fn listed(names: &[String]) -> String {
     const MOST: usize = 8;
-    let mut text = names[..names.len().min(MOST)].join(", ");
+    let names_shown: Vec<String> = names.iter().take(MOST).map(|name| plain(name)).collect();
+    let mut text = names_shown.join(", ");
     if names.len() > MOST {
         text.push_str(&format!(" and {} more", names.len() - MOST));
     }

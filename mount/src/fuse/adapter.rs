@@ -15,7 +15,7 @@ use vhdfs::library::{NodeId, NodeKind};
 
 use super::attributes::{self, file_attr};
 use super::files::OpenDirectory;
-use super::{VhdFs, errno, session, xattrs};
+use super::{VhdFs, errno, session, user_of, xattrs};
 
 /// How long the kernel may believe attributes that it did not just look up. An open file's size is
 /// fixed, so only times, modes and stored bytes can be out of date.
@@ -111,8 +111,8 @@ impl Filesystem for VhdFs {
         }
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(node(inode), flags) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(node(inode), flags, &user_of(request)) {
             Ok((number, answer)) => reply.opened(FileHandle(number), answer),
             Err(error) => reply.error(errno::of_library(&error)),
         }
@@ -309,8 +309,16 @@ impl Filesystem for VhdFs {
         }
     }
 
-    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match xattrs::value(&self.library, node(inode), name) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let named = xattrs::may_know(request.uid());
+        match xattrs::value(&self.library, node(inode), name, named) {
             Some(value) => xattrs::reply(&value, size, reply),
             None => reply.error(Errno::ENODATA),
         }

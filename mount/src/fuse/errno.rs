@@ -30,7 +30,7 @@ pub(super) fn of_library(error: &LibraryError) -> Errno {
         } => Errno::EBUSY,
         LibraryError::Unopenable { .. } => Errno::EIO,
         // What a user without the write bit gets; privileged ones come this far.
-        LibraryError::ReadOnly { .. } => Errno::EACCES,
+        LibraryError::ReadOnly { .. } | LibraryError::Denied { .. } => Errno::EACCES,
         LibraryError::Closed => Errno::ESHUTDOWN,
         LibraryError::Io { source, .. } => match source.raw_os_error() {
             Some(number) => Errno::from_i32(number),

@@ -23,10 +23,10 @@ mod xattrs;
 
 use std::sync::Arc;
 
-use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags};
+use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
 use rustix::fs::{FallocateFlags, OFlags};
 use vhdfs::disk::ExtentKind;
-use vhdfs::library::{Library, LibraryError, NodeId};
+use vhdfs::library::{Library, LibraryError, NodeId, User};
 
 use files::{OpenDirectory, OpenFile};
 use handles::Handles;
@@ -72,9 +72,14 @@ impl VhdFs {
         work(&file)
     }
 
-    fn open_file(&self, node: NodeId, flags: OpenFlags) -> Result<(u64, FopenFlags), LibraryError> {
+    fn open_file(
+        &self,
+        node: NodeId,
+        flags: OpenFlags,
+        user: &User,
+    ) -> Result<(u64, FopenFlags), LibraryError> {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let handle = self.library.open_disk(node, write)?;
+        let handle = self.library.open_disk_for(node, write, user)?;
         let mut answer = FopenFlags::empty();
         if handle.content_is_kept() {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
@@ -169,6 +174,23 @@ impl VhdFs {
             };
             i64::try_from(place).map_err(|_| Errno::EOVERFLOW)
         })
+    }
+}
+
+/// Who asks. The kernel tells the main group alone; the others are the asking thread's.
+fn user_of(request: &Request) -> User {
+    let status = match request.pid() {
+        0 => None,
+        pid => std::fs::read_to_string(format!("/proc/{pid}/status")).ok(),
+    };
+    let line = status.iter().flat_map(|status| status.lines());
+    let groups = line.filter_map(|line| line.strip_prefix("Groups:")).next();
+    let groups = groups.into_iter().flat_map(str::split_ascii_whitespace);
+    User {
+        uid: request.uid(),
+        groups: std::iter::once(request.gid())
+            .chain(groups.filter_map(|group| group.parse().ok()))
+            .collect(),
     }
 }
 

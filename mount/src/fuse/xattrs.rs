@@ -1,7 +1,9 @@
 //! What the mount tells about itself, as extended attributes.
 //!
 //! The root has [`PID_ATTRIBUTE`], the daemon's process id in decimal, and `user.vhdfs.status`, a
-//! JSON object about all open disks; a disk has `user.vhdfs.status`, the object about it alone.
+//! JSON object about all open disks; a disk has `user.vhdfs.status`, the object about it alone. Users who
+//! are neither root nor the daemon's own are told no names: those may be of directories that they cannot
+//! read.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -99,8 +101,13 @@ pub(super) fn names(node: NodeId) -> Vec<u8> {
         .collect()
 }
 
-/// The value of a node's attribute, if it has it.
-pub(super) fn value(library: &Library, node: NodeId, name: &OsStr) -> Option<Vec<u8>> {
+/// Whether the user with that number is told the names of other files than the one asked about.
+pub(super) fn may_know(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// The value of a node's attribute, if it has it, `named` if with the names of other files.
+pub(super) fn value(library: &Library, node: NodeId, name: &OsStr, named: bool) -> Option<Vec<u8>> {
     let is_root = node == NodeId::ROOT;
     if is_root && name == PID_ATTRIBUTE {
         return Some(std::process::id().to_string().into_bytes());
@@ -109,16 +116,21 @@ pub(super) fn value(library: &Library, node: NodeId, name: &OsStr) -> Option<Vec
         return None;
     }
     let json = match is_root {
-        true => serde_json::to_vec(&mount_status(library)),
+        true => serde_json::to_vec(&mount_status(library, named)),
         false => match library.disk_status(node) {
-            Some(status) => serde_json::to_vec(&DiskJson::from(status)),
+            Some(mut status) => {
+                if !named {
+                    (status.parent, status.children) = (None, Vec::new());
+                }
+                serde_json::to_vec(&DiskJson::from(status))
+            }
             None => serde_json::to_vec(&ClosedJson { state: "closed" }),
         },
     };
     json.ok()
 }
 
-fn mount_status(library: &Library) -> MountJson {
+fn mount_status(library: &Library, named: bool) -> MountJson {
     let disks = library.status();
     MountJson {
         pid: std::process::id(),
@@ -127,7 +139,7 @@ fn mount_status(library: &Library) -> MountJson {
         reclaimed: disks.iter().map(|disk| disk.reclaimed).sum(),
         disks: disks
             .into_iter()
-            .take(MOST_DISKS)
+            .take(if named { MOST_DISKS } else { 0 })
             .map(|disk| DiskJson {
                 // Their number has to do: there is not room for all names.
                 children: Vec::new(),

@@ -73,6 +73,35 @@ pub(crate) fn has(program: &str) -> bool {
     found.status.success()
 }
 
+/// Does `work` as that user, in no group but one of the same number. For root alone; `None` for others.
+pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
+    use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can be another user");
+        return None;
+    }
+    // Of this one thread alone: the kernel keeps these by thread.
+    let work = move || {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        set_thread_groups(&[]).unwrap();
+        set_thread_res_gid(gid, gid, gid).unwrap();
+        set_thread_res_uid(uid, uid, uid).unwrap();
+        work()
+    };
+    Some(std::thread::scope(|scope| {
+        scope.spawn(work).join().unwrap()
+    }))
+}
+
+/// The number in an environment variable; `otherwise` without one.
+pub(crate) fn env_number(name: &str, otherwise: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(otherwise, |text| text.parse().unwrap())
+}
+
+/// Nobody in particular.
+pub(crate) const NOBODY: u32 = 65534;
+
 /// Waits until that is so.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -120,6 +149,12 @@ impl Mount {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
+    /// Lets other users come as far as the disks and the mount.
+    pub(crate) fn open_the_way(&self) {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(self.root.path(), mode).unwrap();
+    }
+
     pub(crate) fn source(&self) -> PathBuf {
         self.root.path().join("source")
     }
@@ -146,6 +181,14 @@ impl Mount {
         fs::read_to_string(self.log_file()).unwrap()
     }
 
+    /// The lines of the log with that text.
+    pub(crate) fn said(&self, text: &str) -> usize {
+        self.log()
+            .lines()
+            .filter(|line| line.contains(text))
+            .count()
+    }
+
     /// The names in a directory of the mount, sorted.
     pub(crate) fn names(&self, directory: &str) -> Vec<String> {
         let entries = fs::read_dir(self.at(directory)).unwrap();
@@ -156,8 +199,17 @@ impl Mount {
     }
 
     pub(crate) fn unmount(&self) {
-        let output = run([Path::new("unmount"), &self.mount_point()]);
-        assert!(output.status.success(), "{}", stderr(&output));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let output = run([Path::new("unmount"), &self.mount_point()]);
+            // A program that another test just starts has our files for a moment.
+            let is_busy = stderr(&output).contains("in use") && Instant::now() < deadline;
+            assert!(output.status.success() || is_busy, "{}", stderr(&output));
+            if !is_busy {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The daemon's process id.

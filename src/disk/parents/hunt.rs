@@ -4,10 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{FoundParent, HostParents, expected};
-use crate::error::{OpenError, OpenProblem, ParentProblem};
+use crate::error::{OpenError, OpenProblem, ParentProblem, plain};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::host::{Candidate, FileKey, Found, Listings, Miss, Scope};
+
+/// A directory out of an image, as an argument that may be advised: not the root, which would allow
+/// everything, and nothing that a shell could take for something else.
+fn advisable(directory: &Path) -> Option<&str> {
+    let text = directory.to_str()?;
+    let is_harmless =
+        |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | ',' | '@');
+    (text != "/" && text.chars().all(is_harmless)).then_some(text)
+}
 
 /// How many places an error lists.
 const LISTED: usize = 16;
@@ -162,9 +171,7 @@ impl<'a> Hunt<'a> {
 
     fn note(&mut self, text: String) {
         // Paths out of an image may hold anything, and this goes to a terminal.
-        let text: String = (text.chars())
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect();
+        let text = plain(&text);
         if !self.tried.contains(&text) {
             self.tried.push(text);
         }
@@ -172,10 +179,11 @@ impl<'a> Hunt<'a> {
 
     fn note_outside(&mut self, text: &str, outside: &Path) {
         let directories = self.directories();
-        let needed = outside.parent().unwrap_or(outside).display();
-        self.note(format!(
-            "{text} leads outside of {directories}: --parent-dir {needed} allows that"
-        ));
+        let leads = format!("{text} leads outside of {directories}");
+        self.note(match outside.parent().and_then(advisable) {
+            Some(needed) => format!("{leads}: --parent-dir {needed} allows that"),
+            None => leads,
+        });
     }
 
     fn directories(&self) -> String {

@@ -246,8 +246,35 @@ fn text_from_an_image_is_shown_without_control_characters() {
     make_child_of(&child, [1; 16], &[(b"W2ru", "\u{1b}[31m\n.vhd")]);
     let (_, text) = refused(&child);
     assert!(
-        text.contains("?[31m?.vhd") && !text.contains('\u{1b}'),
+        text.contains(r"\u{1b}[31m\u{a}.vhd") && !text.contains('\u{1b}'),
         "{text}"
+    );
+}
+
+#[test]
+fn a_path_from_an_image_is_not_advised_where_that_does_harm() {
+    let (_folder, top) = folder();
+    for (n, (hostile, harm)) in [
+        (r"\x.vhd", "--parent-dir / "),
+        (r"C:\x.vhd", "--parent-dir / "),
+        (r"\srv\$(reboot)\x.vhd", "--parent-dir /srv/$"),
+        (r"\srv\a b; reboot\x.vhd", "--parent-dir /srv/a b"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let child = top.join(format!("{n}.vhd"));
+        make_child_of(&child, [1; 16], &[(b"W2ku", hostile)]);
+        let (_, text) = refused(&child);
+        assert!(!text.contains(harm), "{text}");
+        assert!(text.contains("--parent-dir DIR"), "{text}");
+    }
+    let child = top.join("fair.vhd");
+    make_child_of(&child, [1; 16], &[(b"W2ku", r"\srv\bases\x.vhd")]);
+    assert!(
+        refused(&child)
+            .1
+            .contains("--parent-dir /srv/bases allows that")
     );
 }
 

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::parent::read_parent_link;
-
+use super::unflushed;
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::parent::ParentLink;
@@ -51,6 +51,8 @@ pub(crate) struct Layout {
     pub(crate) tail: Tail,
     /// The blocks of a dynamic disk.
     pub(crate) dynamic: Option<DynamicLayout>,
+    /// Blocks behind the end of the file that were never flushed, by their places.
+    pub(super) unflushed: Vec<BlockIndex>,
     /// Why the disk may be read but not written.
     pub(crate) not_writable: Option<FormatError>,
     /// Whether the file may well be something else: it is not to be repaired either.
@@ -104,6 +106,7 @@ impl Layout {
             footer,
             tail,
             dynamic: None,
+            unflushed: Vec::new(),
             not_writable: None,
             is_doubtful: false,
         };
@@ -139,7 +142,14 @@ impl Layout {
             }
             DiskType::Dynamic | DiskType::Differencing => {
                 let dynamic = read_dynamic(storage, &layout, copy)?;
+                layout.unflushed = unflushed::unflushed(&layout.tail, &dynamic.0);
+                let unflushed = (layout.unflushed.first())
+                    .map(|block| unflushed::problem(&dynamic.0, *block, layout.tail.at));
                 if let Some(error) = dynamic.1 {
+                    let error = match error {
+                        FormatError::BeyondEnd { .. } => unflushed.unwrap_or(error),
+                        other => other,
+                    };
                     layout.not_writable.get_or_insert(error);
                 }
                 if let Some(error) =

@@ -27,6 +27,7 @@ mod recover;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 pub(crate) mod verify;
 
 use std::num::NonZeroUsize;
@@ -373,6 +374,8 @@ impl Image for Vhd {
             &*self.storage,
             || self.space.take_awaiting(),
             |awaited| {
+                let len = self.space.check_len();
+                len.map_err(|error| self.durability.poison("go on with the file", error))?;
                 self.space.freed(awaited);
                 Ok(())
             },

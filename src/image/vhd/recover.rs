@@ -8,6 +8,8 @@
 //! | free space at the end that a block fits in | the same |
 //! | the copy at 0 is missing, damaged or different | written from the footer at the end |
 //! | Xen's batmap does not fit its checksum | emptied |
+//!
+//! One thing is done by `check --repair` alone: see [`super::unflushed`].
 
 use std::io;
 

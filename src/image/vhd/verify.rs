@@ -4,21 +4,22 @@ use std::io;
 
 use super::layout::{DynamicLayout, Layout, problems, sorted_slots};
 use super::recover::{recover, repairs};
+use super::unflushed;
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN};
-use crate::image::{CheckOptions, CheckReport, LayoutError, read_array};
+use crate::image::{CheckReport, LayoutError, read_array};
 use crate::storage::Storage;
-use crate::units::{FileOffset, u64_from};
+use crate::units::{FileOffset, FileRange, u64_from};
 
 /// Messages of one kind that are listed; the rest is counted.
 const LISTED: usize = 20;
 
-/// Checks the VHD in `storage` and repairs it as `options` say.
+/// Checks the VHD in `storage` and, with `repair`, puts right what is safe.
 ///
 /// # Errors
 /// Where the host fails.
-pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Result<CheckReport> {
+pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckReport> {
     let mut report = CheckReport::default();
     let mut layout = match Layout::read(storage) {
         Ok(layout) => layout,
@@ -34,6 +35,7 @@ pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
         Some(dynamic) => check_blocks(dynamic, &layout, &mut report),
         None => false,
     };
+    let has_unflushed = !layout.unflushed.is_empty();
     if layout.is_doubtful {
         report
             .errors
@@ -43,19 +45,22 @@ pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
     if let Some(error) = layout.not_writable.take()
         && !is_unsafe
         && !open_elsewhere
+        && (!has_unflushed || layout.footer.has_saved_state())
     {
         report.warnings.push(error.to_string());
     }
     check_geometry(&layout, &mut report);
-    let findings = repairs(&layout);
-    if options.repair && !is_unsafe {
-        report.repaired = if options.dry_run {
-            findings.into_iter().map(|finding| finding.repair).collect()
-        } else {
-            recover(storage, &mut layout)?
-        };
+    if repair && !is_unsafe {
+        if has_unflushed {
+            layout = match take_out(storage, layout, &mut report)? {
+                Some(layout) => layout,
+                None => return Ok(report),
+            };
+        }
+        report.repaired.extend(recover(storage, &mut layout)?);
     } else {
-        for finding in findings {
+        report_unflushed(&layout, &mut report);
+        for finding in repairs(&layout) {
             let list = if finding.is_error {
                 &mut report.errors
             } else {
@@ -67,6 +72,60 @@ pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
     Ok(report)
 }
 
+/// Where the headers and the block table of the VHD in `storage` lie; nowhere in a fixed disk.
+///
+/// # Errors
+/// Where the host fails.
+pub(crate) fn metadata(storage: &dyn Storage) -> io::Result<Vec<FileRange>> {
+    match Layout::read(storage) {
+        Ok(layout) => Ok((layout.dynamic.into_iter())
+            .flat_map(|dynamic| dynamic.metadata)
+            .map(|(range, _)| range)
+            .filter(|range| range.end().get() <= layout.file_len)
+            .collect()),
+        Err(LayoutError::Io(error)) => Err(error),
+        Err(LayoutError::Format(_)) => Ok(Vec::new()),
+    }
+}
+
+/// Takes the blocks out that were never flushed. What is there then, where it can be read.
+fn take_out(
+    storage: &dyn Storage,
+    layout: Layout,
+    report: &mut CheckReport,
+) -> io::Result<Option<Layout>> {
+    if let Some(dynamic) = &layout.dynamic {
+        unflushed::take_out(storage, dynamic, &layout.unflushed)?;
+    }
+    report.repaired.push(format!(
+        "blocks behind the end of the file, which were never flushed, taken out: {}",
+        layout.unflushed.len()
+    ));
+    match Layout::read(storage) {
+        Ok(layout) => Ok(Some(layout)),
+        Err(LayoutError::Io(error)) => Err(error),
+        Err(LayoutError::Format(error)) => {
+            report.errors.push(error.to_string());
+            Ok(None)
+        }
+    }
+}
+
+/// Lists the first blocks that were never flushed, and counts the others.
+fn report_unflushed(layout: &Layout, report: &mut CheckReport) {
+    let Some(dynamic) = &layout.dynamic else {
+        return;
+    };
+    let listed = layout.unflushed.iter().take(LISTED);
+    (report.errors).extend(
+        listed.map(|block| unflushed::problem(dynamic, *block, layout.tail.at).to_string()),
+    );
+    let more = layout.unflushed.len().saturating_sub(LISTED);
+    if more > 0 {
+        report.errors.push(format!("{more} more of this kind"));
+    }
+}
+
 /// Overlaps, blocks beyond the end, entries that no block can have. Says whether there were any.
 fn check_blocks(dynamic: &DynamicLayout, layout: &Layout, report: &mut CheckReport) -> bool {
     let slots = sorted_slots(&dynamic.map);
@@ -74,7 +133,11 @@ fn check_blocks(dynamic: &DynamicLayout, layout: &Layout, report: &mut CheckRepo
         Ok(_) => layout.tail.at,
         Err(_) => FileOffset::new(layout.file_len),
     };
-    let mut found = problems(&slots, &dynamic.metadata, dynamic.slot, limit);
+    // Those that were never flushed are told of elsewhere.
+    let is_other = |error: &FormatError| {
+        !matches!(error, FormatError::BeyondEnd { .. }) || layout.unflushed.is_empty()
+    };
+    let mut found = problems(&slots, &dynamic.metadata, dynamic.slot, limit).filter(is_other);
     let listed: Vec<FormatError> = found.by_ref().take(LISTED).collect();
     let more = u64_from(found.count());
     let any = !listed.is_empty();

@@ -5,7 +5,7 @@ use std::io;
 use super::headers::not_updatable;
 use super::layout::{Examined, Layout};
 use super::repair::{
-    Finding, entry_findings, header_findings, region_findings, repair, tail_finding,
+    self, Finding, entry_findings, header_findings, region_findings, tail_finding,
 };
 use super::replay::{LogState, read_header, read_log, replayed_look};
 use crate::error::FormatError;
@@ -14,7 +14,7 @@ use crate::format::vhdx::metadata::PARENT_LOCATOR;
 use crate::format::vhdx::{
     IDENTIFIER, REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN, RegionTable,
 };
-use crate::image::{CheckOptions, CheckReport, LayoutError};
+use crate::image::{CheckReport, LayoutError};
 use crate::storage::Storage;
 use crate::units::{u64_from, u64_from_u32, usize_from};
 
@@ -24,14 +24,14 @@ mod tests;
 /// Messages of one kind that are listed; the rest is counted.
 const LISTED: usize = 20;
 
-/// Checks the VHDX in `storage` and repairs it as `options` say.
+/// Checks the VHDX in `storage` and, with `repair`, puts right what is safe.
 ///
 /// # Errors
 /// Where the host fails.
-pub(crate) fn verify(storage: &dyn Storage, options: &CheckOptions) -> io::Result<CheckReport> {
+pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckReport> {
     let mut report = CheckReport::default();
     match examine(storage, &mut report) {
-        Ok(findings) => finish(storage, options, findings, &mut report)?,
+        Ok(findings) => finish(storage, repair, findings, &mut report)?,
         Err(LayoutError::Io(error)) => return Err(error),
         Err(LayoutError::Format(error)) => {
             report.errors.push(error.to_string());
@@ -85,14 +85,14 @@ fn examine(storage: &dyn Storage, report: &mut CheckReport) -> Result<Findings, 
 /// Puts right what is to be, and reports the rest.
 fn finish(
     storage: &dyn Storage,
-    options: &CheckOptions,
+    repair: bool,
     findings: Findings,
     report: &mut CheckReport,
 ) -> io::Result<()> {
-    let may_repair = options.repair && !findings.is_unsafe;
+    let may_repair = repair && !findings.is_unsafe;
     let any = findings.list.iter().any(|finding| finding.repair.is_some());
-    if may_repair && any && !options.dry_run {
-        match repair(storage) {
+    if may_repair && any {
+        match repair::repair(storage) {
             Ok(()) => {}
             Err(LayoutError::Io(error)) => return Err(error),
             Err(LayoutError::Format(error)) => {

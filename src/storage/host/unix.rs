@@ -98,8 +98,21 @@ impl HostFile {
     /// [`io::ErrorKind::AlreadyExists`] where `path` names anything, a dangling symbolic link
     /// included; whatever else the host refuses.
     pub fn create_new(path: &Path) -> io::Result<Self> {
+        // What the umask leaves of it.
+        Self::create_as(path, Mode::from_raw_mode(0o666))
+    }
+
+    /// As [`Self::create_new`], of a file that only its owner may read and write.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_private(path: &Path) -> io::Result<Self> {
+        Self::create_as(path, Mode::from_raw_mode(0o600))
+    }
+
+    fn create_as(path: &Path, mode: Mode) -> io::Result<Self> {
         let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        let file = open_file(path, flags)?;
+        let file = retry_on_intr(|| rustix::fs::open(path, flags, mode)).map(File::from)?;
         lock::lock(&file, Access::Writer).map_err(|error| match error {
             LockError::Conflict(holder) => io::Error::new(io::ErrorKind::ResourceBusy, holder),
             LockError::Io(source) => source,
@@ -338,10 +351,8 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
 }
 
 fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<File> {
-    // What the umask leaves of it.
-    let mode = Mode::from_raw_mode(0o666);
     Ok(File::from(retry_on_intr(|| {
-        rustix::fs::open(path, flags, mode)
+        rustix::fs::open(path, flags, Mode::empty())
     })?))
 }
 

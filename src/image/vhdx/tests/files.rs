@@ -210,11 +210,7 @@ fn a_log_far_behind_the_end_makes_the_file_no_longer() {
         other => panic!("{other:?}"),
     }
     open_shared(&sim, READ_ONLY);
-    let repair = crate::image::CheckOptions {
-        repair: true,
-        dry_run: false,
-    };
-    let report = super::super::verify::verify(&*sim, &repair).unwrap();
+    let report = super::super::verify::verify(&*sim, true).unwrap();
     assert_eq!(report.errors.len(), 1, "{report:?}");
     assert_eq!(sim.len().unwrap(), before);
 }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::super::layout::tests::{BAT, BLOCK, DATA, ITEMS, at, create_in, new, set_entry, with};
 use super::*;
+use crate::check::{CheckOptions, check_storage};
 use crate::format::DiskType::{Differencing, Dynamic, Fixed};
 use crate::format::vhdx::log::{Change, LogEntry};
 use crate::format::vhdx::{
@@ -13,17 +14,12 @@ use crate::image::vhdx::replay::update_both;
 use crate::storage::sim::{Random, SimStorage};
 use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 
-const CHECK: CheckOptions = CheckOptions {
-    repair: false,
-    dry_run: false,
-};
+const CHECK: bool = false;
+const REPAIR: bool = true;
 const DRY_RUN: CheckOptions = CheckOptions {
     repair: true,
     dry_run: true,
-};
-const REPAIR: CheckOptions = CheckOptions {
-    repair: true,
-    dry_run: false,
+    backup: false,
 };
 
 /// A sound disk with blocks 0 and 2 in the file, and block 1 zero.
@@ -47,15 +43,15 @@ fn child() -> SimStorage {
     sim
 }
 
-fn check(sim: &SimStorage, options: &CheckOptions) -> CheckReport {
-    verify(sim, options).unwrap()
+fn check(sim: &SimStorage, repair: bool) -> CheckReport {
+    verify(sim, repair).unwrap()
 }
 
 /// That a check finds `text`, as an error or as a warning, and writes nothing.
 #[track_caller]
 fn finds(sim: &SimStorage, is_error: bool, text: &str) {
     let before = sim.to_bytes();
-    let report = check(sim, &CHECK);
+    let report = check(sim, CHECK);
     let list = if is_error {
         &report.errors
     } else {
@@ -71,7 +67,7 @@ fn finds(sim: &SimStorage, is_error: bool, text: &str) {
 #[track_caller]
 fn only_finds(sim: &SimStorage, text: &str) {
     finds(sim, true, text);
-    let report = check(sim, &REPAIR);
+    let report = check(sim, REPAIR);
     assert!(
         report.errors.iter().any(|found| found.contains(text)),
         "{report:?}"
@@ -93,7 +89,7 @@ fn repairs(sim: &SimStorage, is_error: bool, text: &str, repair: &str) {
     finds(sim, is_error, text);
     let (header, blocks) = look(sim);
     let before = sim.to_bytes();
-    let report = check(sim, &DRY_RUN);
+    let report = check_storage(sim, &DRY_RUN).unwrap();
     assert!(
         report.repaired.iter().any(|done| done.contains(repair)),
         "{report:?}"
@@ -102,7 +98,7 @@ fn repairs(sim: &SimStorage, is_error: bool, text: &str, repair: &str) {
     for ops in 0..40 {
         let cut = sim.fork();
         cut.cut_after(ops);
-        if let Ok(done) = verify(&cut, &REPAIR) {
+        if let Ok(done) = verify(&cut, REPAIR) {
             assert_eq!(done, report);
         }
         for mut choice in cut.choices(4, 8, ops) {
@@ -110,8 +106,8 @@ fn repairs(sim: &SimStorage, is_error: bool, text: &str, repair: &str) {
             let (now, now_blocks) = look(&crashed);
             assert_eq!(now_blocks, blocks, "cut after {ops}: {choice:?}");
             assert_eq!(now.header.data_write_guid, header.header.data_write_guid);
-            check(&crashed, &REPAIR);
-            let after = check(&crashed, &CHECK);
+            check(&crashed, REPAIR);
+            let after = check(&crashed, CHECK);
             assert_eq!(after, CheckReport::default(), "cut after {ops}: {choice:?}");
         }
         if !cut.is_cut() {
@@ -154,8 +150,8 @@ fn sound_disks_are_clean() {
     create_in(&large, Dynamic, 64 << 40, 256 << 20).unwrap();
     for sim in [good(), child(), fixed, large] {
         let before = sim.len().unwrap();
-        assert_eq!(check(&sim, &CHECK), CheckReport::default());
-        assert_eq!(check(&sim, &REPAIR), CheckReport::default());
+        assert_eq!(check(&sim, CHECK), CheckReport::default());
+        assert_eq!(check(&sim, REPAIR), CheckReport::default());
         assert_eq!(sim.len().unwrap(), before);
     }
 }
@@ -215,7 +211,7 @@ fn many_of_a_kind_are_counted() {
     for index in 0..100 {
         set_entry(&sim, index, 6, DATA);
     }
-    let report = check(&sim, &CHECK);
+    let report = check(&sim, CHECK);
     assert!(report.errors.contains(&"79 more of this kind".to_owned()));
     assert_eq!(report.errors.len(), 42, "21 overlaps, 21 beyond the end");
 }
@@ -304,12 +300,12 @@ fn sector_bitmaps_where_there_is_no_parent() {
 /// As [`repairs`], for a file that is too long to be compared.
 #[track_caller]
 fn repairs_large(sim: &SimStorage, is_error: bool, text: &str, repair: &str) {
-    let report = check(sim, &CHECK);
+    let report = check(sim, CHECK);
     assert_eq!(report.errors.len(), usize::from(is_error), "{report:?}");
     let all = [report.errors, report.warnings].concat();
     assert!(all.iter().any(|found| found.contains(text)), "{all:?}");
-    assert_eq!(check(sim, &REPAIR).repaired, [repair]);
-    assert_eq!(check(sim, &CHECK), CheckReport::default());
+    assert_eq!(check(sim, REPAIR).repaired, [repair]);
+    assert_eq!(check(sim, CHECK), CheckReport::default());
 }
 
 #[test]
@@ -348,7 +344,7 @@ fn an_unused_tail() {
     // disk2vhd leaves a sector behind the last MiB.
     let sim = good();
     sim.set_len(DATA + 2 * BLOCK + 512).unwrap();
-    assert_eq!(check(&sim, &CHECK), CheckReport::default());
+    assert_eq!(check(&sim, CHECK), CheckReport::default());
 }
 
 #[test]
@@ -430,13 +426,13 @@ fn a_log_to_be_replayed() {
 
     // What the log does not cure is found nevertheless, and cured with it.
     set_entry(&sim, 5, 2, DATA);
-    let report = check(&sim, &REPAIR);
+    let report = check(&sim, REPAIR);
     assert_eq!(
         report.repaired.len(),
         1,
         "the page in the log is without it"
     );
-    assert_eq!(check(&sim, &CHECK), CheckReport::default());
+    assert_eq!(check(&sim, CHECK), CheckReport::default());
 }
 
 #[test]
@@ -520,7 +516,7 @@ fn metadata_oddities() {
     let sim = child();
     sim.write_all_at(&[0], at(ITEMS + 4)).unwrap();
     set_entry(&sim, 2, 6, DATA + BLOCK);
-    let report = check(&sim, &CHECK);
+    let report = check(&sim, CHECK);
     let text = "a parent locator of a disk that is said to have no parent";
     assert!(report.warnings.contains(&text.to_owned()), "{report:?}");
 }
@@ -531,7 +527,7 @@ fn a_fixed_disk_without_room() {
     set_entry(&sim, 3, 0, 0);
     finds(&sim, false, "no room for 1 of its 16 blocks");
     set_entry(&sim, 3, 3, DATA + 3 * BLOCK);
-    assert_eq!(check(&sim, &CHECK), CheckReport::default());
+    assert_eq!(check(&sim, CHECK), CheckReport::default());
 }
 
 #[test]
@@ -542,7 +538,7 @@ fn a_file_that_is_no_vhdx() {
     for len in [0, 5, 70_000, MIB, 2 * MIB] {
         let sim = good();
         sim.set_len(len).unwrap();
-        let report = check(&sim, &REPAIR);
+        let report = check(&sim, REPAIR);
         assert!(!report.is_clean(), "{len}");
     }
 }
@@ -567,11 +563,11 @@ fn no_damage_makes_a_check_fail_or_a_repair_do_harm() {
             sim.write_all_at(&bytes[..1 + usize_from(random.below(8))], place)
                 .unwrap();
         }
-        let found = check(&sim, &CHECK);
-        let repaired = check(&sim, &REPAIR);
+        let found = check(&sim, CHECK);
+        let repaired = check(&sim, REPAIR);
         // What is left is what could not be put right.
-        let left = check(&sim, &CHECK);
+        let left = check(&sim, CHECK);
         assert_eq!(left.errors, repaired.errors, "{found:?}");
-        assert_eq!(check(&sim, &REPAIR).repaired, Vec::<String>::new());
+        assert_eq!(check(&sim, REPAIR).repaired, Vec::<String>::new());
     }
 }

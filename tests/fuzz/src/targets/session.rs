@@ -178,11 +178,12 @@ impl Session {
         let told = CheckOptions {
             repair: true,
             dry_run: true,
+            ..CheckOptions::default()
         };
         let told = check_storage(&**file, &told).expect("the host reads");
         let done = CheckOptions {
             repair: true,
-            dry_run: false,
+            ..CheckOptions::default()
         };
         let done = check_storage(&**file, &done).expect("the host writes");
         assert_eq!(told.repaired, done.repaired, "what a dry run tells is done");
