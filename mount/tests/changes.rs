@@ -96,7 +96,20 @@ fn a_file_that_is_cut_gives_errors() {
             Errno::IO.raw_os_error()
         );
         others_do_not_notice(&mount, format);
-        assert_eq!(mount.said(&name), 1, "{}", mount.log());
+        // Once that it cannot be read, and once that it takes no more changes.
+        assert_eq!(
+            mount.said(&format!("{name}: read at")),
+            1,
+            "{}",
+            mount.log()
+        );
+        assert_eq!(
+            mount.said(&format!("{name}: write at")),
+            1,
+            "{}",
+            mount.log()
+        );
+        assert_eq!(mount.said(&name), 2, "{}", mount.log());
         drop(file);
         // Whoever opens it next hears what has become of it, and nothing is made worse.
         eventually("it is closed", || {

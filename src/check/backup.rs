@@ -27,7 +27,7 @@
 //! Records come in the order in which they are put back: what was cut off first, then the last steps
 //! first. Of a dynamic VHD all of its headers and its block table are among them, changed or not, so that
 //! a file that was used since the repair is told apart; a VHDX says so in the headers, which every repair
-//! changes. The header is written last, so that a backup whose header is right is complete.
+//! changes. A backup is complete where both checksums fit.
 
 use std::cmp::Reverse;
 use std::io;
@@ -165,7 +165,6 @@ pub(super) fn save(
         }
     }
     let (records_len, records_crc) = writer.finish()?;
-    backup.sync()?;
     let header = Header {
         records_len,
         records_crc,

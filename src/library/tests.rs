@@ -412,6 +412,57 @@ fn idle_work_visits_what_nobody_opened() {
 }
 
 #[test]
+fn clocks_that_jump_do_not_matter() {
+    let root = tempfile::tempdir().unwrap();
+    // One of tomorrow, as of a clock that has been set back since, and one of long ago.
+    let day = Duration::from_secs(24 * 3600);
+    let times = [SystemTime::now() + day, SystemTime::UNIX_EPOCH + day];
+    let names = ["tomorrow.vhd", "old.vhd", "written.vhd"];
+    for name in names {
+        make_disk(&root.path().join(name));
+        let disk = Disk::open(
+            &root.path().join(name),
+            &crate::disk::OpenOptions::default(),
+        )
+        .unwrap();
+        disk.write_at(&[1; 4096], 0).unwrap();
+        disk.write_at(&[0; 4096], 0).unwrap();
+        disk.close().unwrap();
+    }
+    let stamp = |name: &str, time| {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(root.path().join(name));
+        file.unwrap().set_modified(time).unwrap();
+    };
+    for (name, time) in names.iter().zip(times) {
+        stamp(name, time);
+    }
+    let before = names.map(|name| fs::metadata(root.path().join(name)).unwrap().len());
+    let policy = IdlePolicy {
+        idle_after: Duration::from_secs(1),
+        min_reclaim: 0,
+        punch_holes: true,
+        fs_aware: false,
+    };
+    let options = LibraryOptions {
+        compact: Some(policy),
+        ..LibraryOptions::default()
+    };
+    let library = Library::open(root.path(), options).unwrap();
+    let len = |n: usize| fs::metadata(root.path().join(names[n])).unwrap().len();
+    let mut writes = 0;
+    eventually("both are visited", || {
+        // Somebody writes to the third all the time, whose clock says that it was long ago.
+        writes += 1;
+        stamp(names[2], times[1] + Duration::from_millis(writes));
+        len(0) < before[0] && len(1) < before[1]
+    });
+    assert_eq!(len(2), before[2], "visited while it is written to");
+    drop(library);
+}
+
+#[test]
 fn lists_thousands_quickly() {
     let root = tempfile::tempdir().unwrap();
     make_disk(&root.path().join("0.vhd"));

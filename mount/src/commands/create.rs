@@ -90,11 +90,10 @@ fn format(arguments: &CreateArguments, parent: Option<&Disk>) -> Result<Format, 
         return Err(WrongUsage(text).into());
     }
     match of_parent {
-        Some(other) if other != format => {
-            let text =
-                format!("{file}: a {format} over a {other} is not possible: name it .{other}");
-            Err(WrongUsage(text).into())
-        }
+        Some(other) if other != format => Err(format!(
+            "{file}: a {format} over a {other} is not possible: name it .{other}"
+        )
+        .into()),
         _ => Ok(format),
     }
 }
