@@ -1,10 +1,12 @@
 //! What compaction must not believe.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tempfile::TempDir;
 use vhdfs::compact::CompactOptions;
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
@@ -13,34 +15,53 @@ use vhdfs::storage::sim::{OpKind, SimStorage};
 
 const DISK: u64 = 8 << 20;
 
+/// A new differencing VHD.
+struct Child {
+    /// Open, and in need of its folder until it is closed.
+    parent: Arc<Disk>,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Child {
+    /// Over a parent that begins with `data`.
+    fn over(data: &[u8]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (parent_path, path) = (
+            folder.path().join("parent.vhd"),
+            folder.path().join("a.vhd"),
+        );
+        create(&parent_path, &CreateOptions::dynamic(DISK)).expect("created");
+        let parent = Disk::open(&parent_path, &OpenOptions::default()).expect("opened");
+        parent.write_at(data, 0).expect("written");
+        let new_parent = NewParent {
+            identity: parent.identity(),
+            disk_len: DISK,
+            sector_size: 512,
+            mtime: SystemTime::now(),
+            relative: ".\\parent.vhd".to_owned(),
+            absolute: "C:\\parent.vhd".to_owned(),
+        };
+        let options = CreateOptions {
+            parent: Some(new_parent),
+            ..CreateOptions::new(Format::Vhd, DiskType::Differencing, DISK)
+        };
+        create(&path, &options).expect("created");
+        Self {
+            parent,
+            path,
+            _folder: folder,
+        }
+    }
+}
+
 /// The budget of a step of scanning is used up by comparing with the parent, too, in whole sectors.
 /// Of a granule of which only the first sectors are zero nothing may be given back.
 #[test]
 fn zeros_are_told_by_whole_granules() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (parent_path, path) = (
-        folder.path().join("parent.vhd"),
-        folder.path().join("a.vhd"),
-    );
-    create(&parent_path, &CreateOptions::dynamic(DISK)).expect("created");
-    let parent = Disk::open(&parent_path, &OpenOptions::default()).expect("opened");
-    parent.write_at(&vec![0x77; 2 << 20], 0).expect("written");
-    let new_parent = NewParent {
-        identity: parent.identity(),
-        disk_len: DISK,
-        sector_size: 512,
-        mtime: SystemTime::now(),
-        relative: ".\\parent.vhd".to_owned(),
-        absolute: "C:\\parent.vhd".to_owned(),
-    };
-    drop(parent);
-    let options = CreateOptions {
-        parent: Some(new_parent),
-        ..CreateOptions::new(Format::Vhd, DiskType::Differencing, DISK)
-    };
-    create(&path, &options).expect("created");
-
-    let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+    let child = Child::over(&vec![0x77; 2 << 20]);
+    drop(child.parent);
+    let disk = Disk::open(&child.path, &OpenOptions::default()).expect("opened");
     // The comparison reads the first sector and finds a difference there: a MiB less a sector is
     // left of the step, which ends one sector before a granule does.
     disk.write_zeroes(0, 512).expect("zeroed");
@@ -68,33 +89,14 @@ fn zeros_are_told_by_whole_granules() {
 #[test]
 fn what_was_the_same_is_not_so_for_ever() {
     const BLOCK: u64 = 2 << 20;
-    let folder = tempfile::tempdir().expect("a folder");
-    let (parent_path, path) = (
-        folder.path().join("parent.vhd"),
-        folder.path().join("a.vhd"),
-    );
-    create(&parent_path, &CreateOptions::dynamic(DISK)).expect("created");
-    let parent = Disk::open(&parent_path, &OpenOptions::default()).expect("opened");
-    parent.write_at(&[7; 4096], 0).expect("written");
-    let new_parent = NewParent {
-        identity: parent.identity(),
-        disk_len: DISK,
-        sector_size: 512,
-        mtime: SystemTime::now(),
-        relative: ".\\parent.vhd".to_owned(),
-        absolute: "C:\\parent.vhd".to_owned(),
-    };
-    let options = CreateOptions {
-        parent: Some(new_parent),
-        ..CreateOptions::new(Format::Vhd, DiskType::Differencing, DISK)
-    };
-    create(&path, &options).expect("created");
-    let storage = Arc::new(SimStorage::from_file(&path).expect("loaded"));
+    let child = Child::over(&[7; 4096]);
+    let storage = Arc::new(SimStorage::from_file(&child.path).expect("loaded"));
     let options = OpenOptions {
         punch_holes: false,
         ..OpenOptions::default()
     };
-    let disk = Disk::open_over(storage.clone(), &path, &options, Some(parent)).expect("opened");
+    let parent = Some(child.parent);
+    let disk = Disk::open_over(storage.clone(), &child.path, &options, parent).expect("opened");
     // The first is as in the parent.
     for block in 0..3 {
         disk.write_at(&[7; 4096], block * BLOCK).expect("written");
