@@ -12,9 +12,11 @@ mod cli;
 mod commands;
 #[cfg(target_os = "linux")]
 mod daemon;
+#[cfg(any(target_os = "linux", windows))]
+mod front;
 #[cfg(target_os = "linux")]
 mod fuse;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", windows))]
 mod logging;
 #[cfg(target_os = "linux")]
 mod mounts;
