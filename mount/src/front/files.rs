@@ -1,12 +1,11 @@
 //! What users of the mount have open, and how that ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use vhdfs::error::{DiskError, ErrorKind, chain};
-use vhdfs::library::{Directory, DiskHandle, Library, LibraryError, NodeId};
+use vhdfs::library::{DiskHandle, Library};
 
 use super::Handles;
 
@@ -117,6 +116,12 @@ impl Brake {
         Self { library, files }
     }
 
+    /// Lets no disk be opened any more if none is open; how many are, otherwise.
+    #[cfg(windows)]
+    pub(crate) fn stop_if_unused(&self) -> Result<(), usize> {
+        self.files.close_if_empty()
+    }
+
     /// Lets the requests that are being served finish and refuses all others, so that no disk
     /// changes any more. Waits, but not for ever.
     pub(crate) fn stop(&self) {
@@ -130,38 +135,5 @@ impl Brake {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-}
-
-/// An open directory, as it was when it was opened or rewound.
-pub(crate) struct OpenDirectory {
-    node: NodeId,
-    listing: Mutex<Arc<Directory>>,
-    begun: AtomicBool,
-}
-
-impl OpenDirectory {
-    pub(crate) fn new(node: NodeId, listing: Directory) -> Self {
-        Self {
-            node,
-            listing: Mutex::new(Arc::new(listing)),
-            begun: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn node(&self) -> NodeId {
-        self.node
-    }
-
-    /// The listing to go on with at `offset`; read anew when the reader goes back to the start.
-    pub(crate) fn listing(
-        &self,
-        library: &Library,
-        offset: u64,
-    ) -> Result<Arc<Directory>, LibraryError> {
-        if offset == 0 && self.begun.swap(true, Ordering::Relaxed) {
-            *self.listing.lock() = Arc::new(library.read_directory(self.node)?);
-        }
-        Ok(self.listing.lock().clone())
     }
 }

@@ -56,6 +56,31 @@ impl<T> Handles<T> {
             .clone()
     }
 
+    /// All there are right now.
+    #[cfg(windows)]
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        self.table
+            .read()
+            .entries
+            .iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// [`Self::close`] if there are none; how many there are otherwise.
+    #[cfg(windows)]
+    pub(crate) fn close_if_empty(&self) -> Result<(), usize> {
+        let mut table = self.table.write();
+        match table.entries.iter().flatten().count() {
+            0 => {
+                table.closed = true;
+                Ok(())
+            }
+            count => Err(count),
+        }
+    }
+
     /// Removes all, for good. What a request is working with right now stays until that is done.
     pub(crate) fn close(&self) {
         let mut table = self.table.write();
@@ -103,7 +128,14 @@ mod tests {
             [b, c, d].map(|number| *handles.get(number).unwrap()),
             ['b', 'c', 'd']
         );
+        #[cfg(windows)]
+        {
+            assert_eq!(handles.all().len(), 3);
+            assert_eq!(handles.close_if_empty(), Err(3));
+        }
         handles.close();
+        #[cfg(windows)]
+        assert_eq!(handles.close_if_empty(), Ok(()));
         assert!(handles.get(b).is_none() && handles.insert('e').is_none());
     }
 }

@@ -9,7 +9,9 @@ use vhdfs::library::LibraryOptions;
 use crate::Failure;
 use crate::cli::{FsAware, MountArguments, Switch};
 use crate::logging::{self, Destination};
-use crate::text::{say, shown};
+#[cfg(unix)]
+use crate::text::say;
+use crate::text::shown;
 
 /// Refuses places that could not work. All paths are absolute and without links.
 pub(crate) fn check_places(
@@ -41,9 +43,11 @@ pub(crate) fn check_places(
 pub(crate) fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
     let destination = match &arguments.log_file {
         Some(path) => Destination::File(std::path::absolute(path)?),
-        None if arguments.foreground => Destination::Stderr,
-        None => Destination::of_daemon(),
+        #[cfg(unix)]
+        None if !arguments.foreground => Destination::of_daemon(),
+        None => Destination::Stderr,
     };
+    #[cfg(unix)]
     if matches!(destination, Destination::Nowhere) {
         say("no system log here: give --log-file to learn of problems later");
     }

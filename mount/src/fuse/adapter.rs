@@ -14,8 +14,8 @@ use fuser::{
 use vhdfs::library::{NodeId, NodeKind};
 
 use super::attributes::{self, file_attr};
+use super::directories::OpenDirectory;
 use super::{VhdFs, errno, session, user_of, xattrs};
-use crate::front::OpenDirectory;
 
 /// How long the kernel may believe attributes that it did not just look up. An open file's size is
 /// fixed, so only times, modes and stored bytes can be out of date.

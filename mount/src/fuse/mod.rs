@@ -15,6 +15,7 @@
 
 mod adapter;
 mod attributes;
+mod directories;
 mod errno;
 mod session;
 mod xattrs;
@@ -26,7 +27,8 @@ use rustix::fs::{FallocateFlags, OFlags};
 use vhdfs::disk::ExtentKind;
 use vhdfs::library::{Library, LibraryError, NodeId, User};
 
-use crate::front::{Brake, Handles, OpenDirectory, OpenFile};
+use crate::front::{Brake, Handles, OpenFile};
+use directories::OpenDirectory;
 
 pub(crate) use session::{Settings, mount};
 pub(crate) use xattrs::PID_ATTRIBUTE;
