@@ -74,7 +74,7 @@ impl Mounted {
             let place = shown(mount_point);
             Failure::from(format!("cannot {action} {place}: {}", in_words(status)))
         };
-        let mut host = FileSystemHost::new(volume, file_system)
+        let mut host: FileSystemHost<VhdFs> = FileSystemHost::new(volume, file_system)
             .map_err(|error| said("make a volume for", status(&FspError::from(error))))?;
         // With the prefix of long paths it would mean something else to WinFsp.
         host.mount(without_prefix(mount_point).as_os_str())

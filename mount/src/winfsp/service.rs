@@ -31,8 +31,8 @@ const OLDEST: (u32, u32) = (2, 0);
 
 /// What happens to the service.
 enum Event {
-    /// It did not begin.
-    Failed(Failure),
+    /// It did not begin, for this reason.
+    Failed(String),
     /// It has ended; how many disks could not be left clean.
     Ended(usize),
     /// `vhdfs unmount` was heard.
@@ -84,7 +84,7 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     let outcome = loop {
         match happened.recv()? {
             Event::Unmount => service.stop(),
-            Event::Failed(failure) => break Err(failure),
+            Event::Failed(reason) => break Err(reason.into()),
             Event::Ended(0) => break Ok(Outcome::Fine),
             Event::Ended(_) => break Ok(Outcome::Problems),
         }
@@ -104,7 +104,7 @@ fn service<'a>(
     let builder = FileSystemServiceBuilder::new()
         .with_start(move || {
             begin(&plan, &of_start).map_err(|failure| {
-                let _ = of_start.send(Event::Failed(failure));
+                let _ = of_start.send(Event::Failed(vhdfs::error::chain(&*failure)));
                 FspError::NTSTATUS(STATUS_UNSUCCESSFUL)
             })
         })
@@ -171,8 +171,8 @@ fn listen(
 /// Ends a mount; how many disks could not be left clean.
 fn end(running: &Running) -> usize {
     log::info!("the mount ends");
-    let in_use = (running.library.status().iter()).filter(|disk| disk.handles > 0);
-    let in_use = in_use.count();
+    let disks = running.library.status();
+    let in_use = disks.iter().filter(|disk| disk.handles > 0).count();
     if in_use > 0 {
         log::warn!(
             "{in_use} disks are in use: it goes all the same, and their users get errors from now on"
