@@ -18,6 +18,7 @@
 /* What the file system asks about the request at hand. */
 static __thread FSP_FILE_SYSTEM_OPERATION_CONTEXT operation;
 static HANDLE player;
+static FSP_SERVICE *service;
 static HANDLE token;
 static LONG checks, failures, opens;
 /* The calls that a file system has to make in this order, to be seen in the output. */
@@ -156,8 +157,29 @@ static DWORD WINAPI play(LPVOID fs)
     return 0;
 }
 
+EXPORT NTSTATUS StandInServiceCreate(PWSTR name, FSP_SERVICE_START *start, FSP_SERVICE_STOP *stop,
+                                     FSP_SERVICE_CONTROL *control, FSP_SERVICE **created)
+{
+    NTSTATUS status = FspServiceCreate(name, start, stop, control, created);
+    service = *created;
+    return status;
+}
+
+/* Stops the service when a file says so, as its manager would, or Ctrl-C. */
+static DWORD WINAPI watch(LPVOID unused)
+{
+    WCHAR path[MAX_PATH] = L"";
+    GetEnvironmentVariableW(L"VHDFS_EXPECTED", path, MAX_PATH - 32);
+    wcscat(path, L"\\stop");
+    while (!DeleteFileW(path))
+        Sleep(50);
+    FspServiceStop(service);
+    return 0;
+}
+
 EXPORT NTSTATUS StandInStartDispatcher(FSP_FILE_SYSTEM *fs, ULONG threads)
 {
+    CreateThread(NULL, 0, watch, NULL, 0, NULL);
     player = CreateThread(NULL, 0, play, fs, 0, NULL);
     return player ? STATUS_SUCCESS : STATUS_INSUFFICIENT_RESOURCES;
 }
