@@ -1,8 +1,5 @@
 //! Text for people: sizes in words, and names that others have chosen.
 
-use std::borrow::Cow;
-#[cfg(windows)]
-use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::Path;
 
@@ -10,32 +7,7 @@ pub(crate) use vhdfs::error::plain;
 
 /// A path as it may go to a terminal.
 pub(crate) fn shown(path: &Path) -> String {
-    plain(&without_prefix(path).to_string_lossy())
-}
-
-/// A path without the prefix that Windows' long ones have: as people write it.
-pub(crate) fn without_prefix(path: &Path) -> Cow<'_, Path> {
-    #[cfg(windows)]
-    {
-        use std::path::{Component, PathBuf, Prefix};
-        let mut components = path.components();
-        if let Some(Component::Prefix(prefix)) = components.next() {
-            let behind = components.as_path();
-            match prefix.kind() {
-                Prefix::VerbatimDisk(letter) => {
-                    let drive = PathBuf::from(format!("{}:", char::from(letter)));
-                    return Cow::Owned(drive.join(behind));
-                }
-                Prefix::VerbatimUNC(server, share) => {
-                    let mut place = OsString::from(r"\\");
-                    place.extend([server, OsStr::new(r"\"), share]);
-                    return Cow::Owned(PathBuf::from(place).join(behind));
-                }
-                _ => {}
-            }
-        }
-    }
-    Cow::Borrowed(path)
+    plain(&path.to_string_lossy())
 }
 
 /// Writes to stderr what is no part of a report.
@@ -67,20 +39,6 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[cfg(windows)]
-    #[test]
-    fn long_paths_look_like_others() {
-        for (path, expected) in [
-            (r"\\?\C:\disks\a.vhd", r"C:\disks\a.vhd"),
-            (r"\\?\UNC\host\share\a.vhd", r"\\host\share\a.vhd"),
-            (r"C:\a", r"C:\a"),
-            (r"a\b", r"a\b"),
-            ("x:", "x:"),
-        ] {
-            assert_eq!(shown(Path::new(path)), expected);
-        }
-    }
 
     #[test]
     fn bytes_read_well() {

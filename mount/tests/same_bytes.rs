@@ -135,14 +135,10 @@ fn for_other(path: &Path) -> String {
     format!("Z:{}", path.to_str().unwrap().replace('/', "\\"))
 }
 
-fn number(bytes: &[u8], at: usize, len: usize) -> usize {
-    let (number, _) = bytes[at..at + len]
-        .iter()
-        .rev()
-        .fold((0, ()), |(sum, ()), byte| {
-            (sum << 8 | usize::from(*byte), ())
-        });
-    number
+/// A number as it is in the file, with its lowest byte first.
+fn number(bytes: &[u8]) -> usize {
+    let highest_first = bytes.iter().rev();
+    highest_first.fold(0, |sum, byte| sum << 8 | usize::from(*byte))
 }
 
 /// What is random in a VHDX.
@@ -152,10 +148,8 @@ fn random_parts(bytes: &[u8]) -> Vec<Range<usize>> {
         // Checksum; the GUIDs of the file's and the data's last write, and of the log.
         parts.extend([header + 4..header + 8, header + 16..header + 64]);
     }
-    let (len, start) = (
-        number(bytes, (64 << 10) + 68, 4),
-        number(bytes, (64 << 10) + 72, 8),
-    );
+    let header = &bytes[64 << 10..];
+    let (len, start) = (number(&header[68..72]), number(&header[72..80]));
     for entry in (start..start + len).step_by(4096) {
         if bytes[entry..].starts_with(b"loge") {
             parts.extend([entry + 4..entry + 8, entry + 32..entry + 48]);

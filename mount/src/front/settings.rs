@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vhdfs::compact::IdlePolicy;
 use vhdfs::library::LibraryOptions;
+use vhdfs::storage::host::paths;
 
 use crate::Failure;
 use crate::cli::{FsAware, MountArguments, Switch};
@@ -26,13 +27,13 @@ pub(crate) fn check_places(
             return Err(format!("{served}: not a directory").into());
         }
         // Looking for disks, we would come to our own mount and wait for ourselves.
-        if mount_point == directory {
+        if paths::below(directory, mount_point).is_some_and(|rest| rest.as_os_str().is_empty()) {
             return Err(format!("{served} would hide its own disks: mount it elsewhere").into());
         }
-        if mount_point.starts_with(directory) {
+        if paths::below(directory, mount_point).is_some() {
             return Err(format!("{mounted} lies below {served}: mount it elsewhere").into());
         }
-        if directory.starts_with(mount_point) {
+        if paths::below(mount_point, directory).is_some() {
             return Err(format!("{mounted} would hide {served}: mount it elsewhere").into());
         }
     }

@@ -5,10 +5,12 @@
 //! line. That the server has ended shows in that the pipe is gone.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Component, Path, PathBuf, Prefix};
 use std::time::{Duration, Instant};
+
+use vhdfs::storage::host::paths;
 
 use super::raw::PipeServer;
 use crate::text::{plain, say, shown};
@@ -51,7 +53,7 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
     let absolute = std::path::absolute(path)?;
     match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
+        (Some(parent), Some(name)) => Ok(paths::canonical(parent)?.join(name)),
         _ => Ok(absolute),
     }
 }

@@ -13,7 +13,7 @@ use winfsp::host::{FileSystemHost, VolumeParams};
 use super::{VhdFs, attributes};
 use crate::Failure;
 use crate::front::Brake;
-use crate::text::{shown, without_prefix};
+use crate::text::shown;
 
 /// What the volume says that it is.
 const FILE_SYSTEM_NAME: &str = "vhdfs";
@@ -76,8 +76,7 @@ impl Mounted {
         };
         let mut host: FileSystemHost<VhdFs> = FileSystemHost::new(volume, file_system)
             .map_err(|error| said("make a volume for", status(&FspError::from(error))))?;
-        // With the prefix of long paths it would mean something else to WinFsp.
-        host.mount(without_prefix(mount_point).as_os_str())
+        host.mount(mount_point.as_os_str())
             .map_err(|error| said("mount at", status(&FspError::from(error))))?;
         host.start_with_threads(threads.map_or(0, u32::from))
             .map_err(|error| said("serve", status(&FspError::from(error))))?;

@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Sender};
 
 use parking_lot::Mutex;
 use vhdfs::library::{Library, LibraryOptions};
+use vhdfs::storage::host::paths;
 use windows_sys::Win32::Foundation::STATUS_UNSUCCESSFUL;
 use winfsp::service::{FileSystemService, FileSystemServiceBuilder};
 use winfsp::{FspError, FspInit};
@@ -209,7 +210,7 @@ fn initialise() -> Result<FspInit, Failure> {
 }
 
 fn resolve(path: &Path) -> Result<PathBuf, Failure> {
-    fs::canonicalize(path).map_err(|error| format!("{}: {error}", shown(path)).into())
+    paths::canonical(path).map_err(|error| format!("{}: {error}", shown(path)).into())
 }
 
 fn resolve_mount_point(path: &Path) -> Result<PathBuf, Failure> {
