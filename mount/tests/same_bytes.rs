@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use common::{create, exit_code, has, json, stderr, vhdfs};
 use serde_json::Value;
@@ -40,7 +41,7 @@ fn tool(program: &str, arguments: &[&str], file: &Path) {
     assert!(output.status.success(), "{program}: {output:?}");
 }
 
-fn open(path: &Path) -> Disk {
+fn open(path: &Path) -> Arc<Disk> {
     let options = OpenOptions {
         punch_holes: false,
         ..OpenOptions::default()
