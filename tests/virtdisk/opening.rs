@@ -340,7 +340,7 @@ fn information() {
         else {
             panic!("{found:?}");
         };
-        let real = fs::canonicalize(&made.path).unwrap();
+        let real = vhdfs::storage::host::paths::canonical(&made.path).unwrap();
         assert_eq!(locations, [real.to_str().unwrap()]);
         for version in [
             GET_VIRTUAL_DISK_INFO_PARENT_LOCATION,
