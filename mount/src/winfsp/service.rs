@@ -95,7 +95,7 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
 }
 
 /// What begins and ends the mount when the service manager, or the console, says so.
-fn service<'a>(
+fn service(
     plan: Plan,
     events: &Sender<Event>,
     init: FspInit,

@@ -57,10 +57,12 @@ pub(super) fn of_library(error: &LibraryError) -> NTSTATUS {
     }
 }
 
-/// For a directory on the way to what was asked for.
-pub(super) fn of_way(error: &LibraryError) -> NTSTATUS {
+/// For looking up a name of a path, the last one or one before.
+pub(super) fn of_lookup(error: &LibraryError, is_last: bool) -> NTSTATUS {
     match of_library(error) {
-        STATUS_OBJECT_NAME_NOT_FOUND | STATUS_NOT_A_DIRECTORY => STATUS_OBJECT_PATH_NOT_FOUND,
+        STATUS_OBJECT_NAME_NOT_FOUND if !is_last => STATUS_OBJECT_PATH_NOT_FOUND,
+        // What it was looked up in is none.
+        STATUS_NOT_A_DIRECTORY => STATUS_OBJECT_PATH_NOT_FOUND,
         other => other,
     }
 }
@@ -113,7 +115,10 @@ mod tests {
             source: io::Error::from_raw_os_error(number),
         };
         let not_found = LibraryError::NotFound { path: path.clone() };
-        assert_eq!(of_way(&not_found), STATUS_OBJECT_PATH_NOT_FOUND);
+        let no_directory = LibraryError::NotADirectory { path: path.clone() };
+        assert_eq!(of_lookup(&not_found, true), STATUS_OBJECT_NAME_NOT_FOUND);
+        assert_eq!(of_lookup(&not_found, false), STATUS_OBJECT_PATH_NOT_FOUND);
+        assert_eq!(of_lookup(&no_directory, true), STATUS_OBJECT_PATH_NOT_FOUND);
         for (error, expected) in [
             (not_found, STATUS_OBJECT_NAME_NOT_FOUND),
             (

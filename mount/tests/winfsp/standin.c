@@ -62,7 +62,8 @@ NTSTATUS open_as(FSP_FILE_SYSTEM *fs, PCWSTR path, UINT32 disposition, UINT32 op
     FSP_FSCTL_TRANSACT_REQ *request = calloc(1, request_size);
     FSP_FSCTL_TRANSACT_RSP *response = calloc(1, response_size);
     SIZE_T length = (wcslen(path) + 1) * sizeof(WCHAR);
-    memcpy(request->Buffer, path, length);
+    /* Not request->Buffer: MinGW does not see how that is aligned. */
+    memcpy(request + 1, path, length);
     request->FileName.Size = (UINT16)length;
     request->Size = (UINT16)(sizeof *request + length);
     request->Version = sizeof *request;
@@ -88,7 +89,7 @@ NTSTATUS open_as(FSP_FILE_SYSTEM *fs, PCWSTR path, UINT32 disposition, UINT32 op
         opened->info = response->Rsp.Create.Opened.FileInfo;
         SIZE_T spelled = response->Rsp.Create.Opened.FileName.Size;
         if (spelled < sizeof opened->spelled)
-            memcpy(opened->spelled, response->Buffer + response->Rsp.Create.Opened.FileName.Offset, spelled);
+            memcpy(opened->spelled, (BYTE *)(response + 1) + response->Rsp.Create.Opened.FileName.Offset, spelled);
     }
     free(request);
     free(response);
