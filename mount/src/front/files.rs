@@ -48,6 +48,10 @@ impl OpenFile {
     /// Fills the start of `buffer`, as far as the disk goes. How many bytes that are.
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Refused> {
         let len = self.inside(offset, buffer.len());
+        // Far beyond the end is no place of the disk's at all.
+        if len == 0 {
+            return Ok(0);
+        }
         let done = self.handle.disk().read_at(&mut buffer[..len], offset);
         done.map_err(|error| self.failed("read", offset, error))?;
         Ok(len)
@@ -57,8 +61,11 @@ impl OpenFile {
     pub(crate) fn write(&self, data: &[u8], offset: u64) -> Result<usize, Refused> {
         self.for_writing()?;
         let len = self.inside(offset, data.len());
-        if len == 0 && !data.is_empty() {
-            return Err(Refused::BeyondEnd);
+        if len == 0 {
+            return match data.is_empty() {
+                true => Ok(0),
+                false => Err(Refused::BeyondEnd),
+            };
         }
         let done = self.handle.disk().write_at(&data[..len], offset);
         done.map_err(|error| self.failed("write", offset, error))?;

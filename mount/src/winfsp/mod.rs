@@ -112,12 +112,9 @@ impl VhdFs {
         let mut reference = self.hold(NodeId::ROOT);
         let mut last = None;
         for (index, name) in path.iter().enumerate() {
-            let found = self.library.lookup(reference.node, name).map_err(|error| {
-                match index + 1 == path.len() {
-                    true => status::of_library(&error),
-                    false => status::of_way(&error),
-                }
-            })?;
+            let is_last = index + 1 == path.len();
+            let found = (self.library.lookup(reference.node, name))
+                .map_err(|error| status::of_lookup(&error, is_last))?;
             // The directory before goes only now that what is in it has been found.
             reference = self.hold(found.node);
             last = Some(found);

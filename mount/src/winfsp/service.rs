@@ -134,11 +134,11 @@ fn begin(plan: &Plan, events: &Sender<Event>) -> Result<Running, Failure> {
     )?;
     let mounted = Arc::new(Mutex::new(mounted));
     let place = shown(&plan.mount_point);
-    log::info!("{} is mounted at {place}", shown(&plan.source));
     match Requests::new(&plan.mount_point) {
         Ok(requests) => listen(requests, mounted.clone(), events.clone())?,
         Err(error) => log::warn!("`vhdfs unmount {place}` will not work: {error}"),
     }
+    log::info!("{} is mounted at {place}", shown(&plan.source));
     Ok(Running { library, mounted })
 }
 
