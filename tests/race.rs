@@ -13,7 +13,7 @@ use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork};
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, HostParents, OpenOptions};
 use vhdfs::format::parent::NewParent;
-use vhdfs::storage::sim::SimStorage;
+use vhdfs::storage::sim::{OpKind, SimStorage};
 use vhdfs::units::usize_from;
 
 const BLOCK: u32 = 512 << 10;
@@ -284,6 +284,61 @@ fn simulated(kind: Kind) {
     disk.close().expect("closed");
     let report = check_storage(&*killed, &CheckOptions::default()).expect("checked");
     assert!(report.is_clean(), "{report:?}");
+}
+
+/// Waits until `flag` is set, but not for ever.
+fn wait_for(flag: &AtomicBool) {
+    let started = Instant::now();
+    while !flag.load(Ordering::SeqCst) && started.elapsed() < Duration::from_millis(500) {
+        std::thread::yield_now();
+    }
+}
+
+/// A read that has found a block's slot finds the block in it, though it was copied elsewhere and the
+/// file could be cut.
+#[test]
+fn a_block_stays_while_it_is_read() {
+    const MARK: u64 = 3333;
+    for format in [Format::Vhd, Format::Vhdx] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let kind = Kind { format, ..VHD };
+        let storage = SimStorage::from_file(&kind.file(folder.path())).expect("loaded");
+        let storage = Arc::new(storage);
+        let disk = Disk::open_storage(storage.clone(), Path::new("raced"), &options(true));
+        let disk = disk.expect("opened");
+        for megabyte in 0..3 {
+            disk.write_at(&[7; 1 << 20], megabyte << 20)
+                .expect("written");
+        }
+        disk.discard(0, 1 << 20).expect("discarded");
+        disk.flush().expect("flushed");
+        let [copied, reading, done] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let seen = [&copied, &reading, &done].map(Arc::clone);
+        storage.on_op(move |_, op| match op.kind {
+            // A move between its copy and its commit: a guest comes to read.
+            OpKind::CopyWithin if !seen[0].swap(true, Ordering::SeqCst) => wait_for(&seen[1]),
+            // It knows where the block is, and takes its time.
+            OpKind::Read if op.range.len == MARK => {
+                seen[1].store(true, Ordering::SeqCst);
+                wait_for(&seen[2]);
+            }
+            _ => {}
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let operation = disk.compact(&CompactOptions::default());
+                let report = operation.wait().expect("compacted");
+                assert!(report.blocks_moved > 0);
+                done.store(true, Ordering::SeqCst);
+            });
+            wait_for(&copied);
+            assert!(copied.load(Ordering::SeqCst), "a block moves");
+            let mut found = vec![0; usize_from(MARK)];
+            disk.read_at(&mut found, 5 << 19).expect("read");
+            assert!(found == [7; 3333], "{format}");
+        });
+        storage.clear_hook();
+    }
 }
 
 #[test]

@@ -382,6 +382,23 @@ fn a_backup_that_was_interrupted_is_none() {
 }
 
 #[test]
+fn without_its_backup_a_repair_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // There is no room for more in a name.
+    let path = folder.path().join("d".repeat(250));
+    let options = CheckOptions {
+        backup: true,
+        ..REPAIR
+    };
+    for (name, sim) in damaged() {
+        let before = sim.to_bytes();
+        std::fs::write(&path, &before).unwrap();
+        assert!(check(&path, &options).is_err(), "{name}");
+        assert!(std::fs::read(&path).unwrap() == before, "{name}");
+    }
+}
+
+#[test]
 fn only_the_file_that_a_backup_is_of_is_changed() {
     for (name, sim) in damaged() {
         let (_, script, backup) = saved(&sim);
