@@ -260,6 +260,7 @@ fn a_dry_run_says_what_a_repair_does_and_writes_nothing() {
             "{name}: {told:?}"
         );
         assert_eq!(check_storage(&sim, &REPAIR).unwrap(), told, "{name}");
+        assert_eq!(sim.unsynced_len(), 0, "{name}: durably");
         let after = check_storage(&sim, &CheckOptions::default()).unwrap();
         assert_eq!(after, CheckReport::default(), "{name}");
     }

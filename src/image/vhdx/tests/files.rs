@@ -304,7 +304,7 @@ fn the_end_is_cut_once_no_table_names_it() {
                 assert!(found == data, "{changes}, {choice:?}");
             }
         }
-        if cut.is_ok() {
+        if cut.is_ok() && !sim.is_cut() {
             assert!(sim.len().unwrap() < start.len().unwrap());
             return;
         }
