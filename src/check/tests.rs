@@ -349,6 +349,7 @@ fn a_power_cut_never_makes_it_worse() {
         script.perform(&sim).unwrap();
         let undo = |cut: &SimStorage| restore::restore(&backup, cut).map(drop).map_err(host);
         states[2] += at_each_cut(&sim, &undo, &|crashed, cut| {
+            reads_as(crashed, &readable, &format!("{name}: undoing, {cut}"));
             restored(&backup, crashed);
             assert!(
                 crashed.to_bytes() == bytes,

@@ -7,7 +7,7 @@ use crate::error::{FormatError, ParentProblem};
 use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
 use crate::image::{LayoutError, read_array};
-use crate::storage::sim::SimStorage;
+use crate::storage::sim::{Effect, Fault, OpKind, SimStorage};
 use crate::units::{low_u32, round_up};
 
 const BLOCK: u64 = 512 << 10;
@@ -455,4 +455,35 @@ fn what_is_refused_for_its_parent_is_not_repaired_before() {
     assert_eq!(storage.counters().writes, before.writes);
     let opened = super::open(storage, OPTIONS, &|_| Ok(())).unwrap();
     assert_eq!(opened.repaired.len(), 1);
+}
+
+#[test]
+fn a_failed_table_or_bitmap_poisons() {
+    let (first, second) = (BlockIndex::new(0), BlockIndex::new(1));
+    let edits = [
+        MapEdit::Write {
+            block: first,
+            sectors: 5..6,
+        },
+        MapEdit::Drop {
+            block: second,
+            reads: Reads::Zeros,
+        },
+    ];
+    for edit in edits {
+        let sim = with_slots(&[FLOOR, FLOOR + SLOT]);
+        sim.write_all_at(&[0x80; 1], at(FLOOR)).unwrap();
+        let storage = Arc::new(sim);
+        let image = open_shared(&storage);
+        image.sync().unwrap();
+        storage.inject(Fault {
+            on: Some(OpKind::Write),
+            after: 0,
+            forever: false,
+            error: std::io::ErrorKind::Other,
+            effect: Effect::Nothing,
+        });
+        assert!(matches!(image.commit(&[edit]), Err(DiskError::Io { .. })));
+        assert!(matches!(image.sync(), Err(DiskError::Poisoned(_))));
+    }
 }

@@ -1,7 +1,6 @@
 //! Power cuts: in which order a VHD's changes may reach the host.
 
 use super::*;
-use crate::storage::sim::OpKind;
 
 /// Seen as it is, before anybody has opened it and put it right.
 #[test]
