@@ -175,6 +175,8 @@ fn where_a_bitmap_block_was_nothing_is_replayed() {
     let [old] = image.frame(&|_| false).movable[..] else {
         panic!("one chunk")
     };
+    // So that the file is not cut there.
+    allocate(&*image, 6);
     let (block, reads) = (block(5), Reads::Zeros);
     image.commit(&[MapEdit::Drop { block, reads }]).unwrap();
     image.drop_unused_metadata().unwrap();
