@@ -183,7 +183,6 @@ impl OpenError {
     }
 
     /// The file of the parent that somebody has open for writing, if that is why.
-    #[cfg(unix)]
     pub(crate) fn parent_in_use(&self) -> Option<&Path> {
         match &self.problem {
             OpenProblem::Parent(ParentProblem::InUse { path, .. }) => Some(path),

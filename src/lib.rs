@@ -107,7 +107,6 @@ pub mod error;
 pub mod format;
 pub mod guest;
 pub mod image;
-#[cfg(unix)]
 pub mod library;
 pub mod map;
 pub mod storage;

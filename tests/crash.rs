@@ -12,20 +12,26 @@ mod support;
 
 use std::time::Duration;
 
-use support::env_number;
 use support::guest::Guest;
 use support::image::{Image, Style, TABLE_AT};
 use support::life::{BLOCK, Life, build, disk};
 use support::scenarios;
 use support::sweep::{Meanwhile, Tally, sweep, sweep_with};
+use support::{env_number, soak};
 use vhdfs::storage::sim::{Change, OpKind, SimStorage};
 
-/// States that a scenario tries if nothing else is said.
+/// States that a scenario tries if nothing else is said, and those of a random life, of which there
+/// may be more instead.
 const STATES: u64 = 2500;
+const STATES_OF_LIFE: u64 = STATES / 10;
+
+fn states() -> u64 {
+    STATES * soak()
+}
 
 fn run(name: &str, style: Style, blocks: &[u64], scenario: impl FnOnce(&mut Guest)) {
     let (storage, oracle) = disk(style, blocks);
-    sweep(name, STATES, storage, oracle, scenario).print(name);
+    sweep(name, states(), storage, oracle, scenario).print(name);
 }
 
 #[test]
@@ -160,7 +166,7 @@ fn allocating_while_blocks_move() {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        let states = STATES / 3;
+        let states = states() / 3;
         let tally = sweep_with(name, states, storage, oracle, Some(meanwhile), |guest| {
             guest.discard(freed * BLOCK, BLOCK);
             guest.flush();
@@ -193,7 +199,7 @@ fn writing_to_a_block_that_was_just_copied() {
             std::thread::sleep(Duration::from_millis(20));
         }
     });
-    let tally = sweep_with(name, STATES, storage, oracle, Some(meanwhile), |guest| {
+    let tally = sweep_with(name, states(), storage, oracle, Some(meanwhile), |guest| {
         for block in 1..4 {
             guest.write(block * BLOCK, 512);
         }
@@ -232,7 +238,7 @@ fn partly_written_blocks() {
     image.exact = true;
     let (storage, oracle) = build(&image);
     let name = "partly written blocks";
-    let tally = sweep(name, STATES, storage, oracle, |guest| {
+    let tally = sweep(name, states(), storage, oracle, |guest| {
         guest.write(BLOCK / 2 + 512, 512);
         guest.discard(3 * BLOCK, BLOCK);
         guest.discard(BLOCK + 512, 1024);
@@ -254,7 +260,7 @@ fn partly_written_blocks_that_were_punched() {
         image.exact = true;
         let (storage, oracle) = build(&image);
         let name = format!("partly written blocks, punched by {punched}");
-        let tally = sweep(&name, STATES, storage, oracle, |guest| {
+        let tally = sweep(&name, states(), storage, oracle, |guest| {
             match punched {
                 1 => guest.compact(),
                 2 => {
@@ -281,7 +287,7 @@ fn large_blocks() {
         image.exact = exact;
         let (storage, oracle) = build(&image);
         let name = format!("large blocks, exact bitmaps: {exact}");
-        let tally = sweep(&name, STATES / 20, storage, oracle, |guest| {
+        let tally = sweep(&name, states() / 20, storage, oracle, |guest| {
             guest.write(block_size / 2, 1024);
             guest.write(block_size - 512, 1024);
             guest.flush();
@@ -327,7 +333,7 @@ fn repairing_while_opening() {
             damage(&storage);
             storage.sync().unwrap();
             let name = format!("{name}, {style:?}");
-            let tally = sweep(&name, STATES / 4, storage, oracle, |guest| {
+            let tally = sweep(&name, states() / 4, storage, oracle, |guest| {
                 guest.write(0, 512);
                 guest.write(6 * BLOCK, 512);
                 guest.flush();
@@ -342,7 +348,7 @@ fn random_life(seed: u64) -> Tally {
     let life = Life::new(seed);
     let (storage, oracle) = life.start();
     let name = format!("random life {seed:#x}");
-    sweep(&name, STATES / 10, storage, oracle, |guest| {
+    sweep(&name, STATES_OF_LIFE, storage, oracle, |guest| {
         life.live(guest)
     })
 }
@@ -350,7 +356,7 @@ fn random_life(seed: u64) -> Tally {
 fn random_lives(part: u64) {
     let seed = env_number("VHDFS_SEED", 1);
     let mut tally = Tally::default();
-    for n in 0..40 * env_number("VHDFS_SOAK", 1) {
+    for n in 0..40 * soak() {
         tally.add(random_life(seed << 32 | part << 16 | n));
     }
     tally.print(&format!("random lives, part {part}"));

@@ -5,19 +5,19 @@
 
 mod support;
 
-use support::env_number;
 use support::life::Life;
 use support::matrix::{Spec, kinds};
 use support::scenarios::ALL;
 use support::sweep::{Tally, sweep};
+use support::{env_number, soak};
 
 /// States that a scenario tries on one kind of disk if nothing else is said.
-const STATES: u64 = 90;
-/// Random lives of each kind.
+const STATES: u64 = 75;
+/// Random lives of each kind, and states of one.
 const LIVES: u64 = 6;
+const STATES_OF_LIFE: u64 = 18;
 
 fn all_scenarios(kind: usize) {
-    let mut tally = Tally::default();
     let mut name = String::new();
     for (n, (scenario, run)) in (0..).zip(ALL) {
         let seed = env_number("VHDFS_SEED", 1) << 16 | n;
@@ -26,24 +26,23 @@ fn all_scenarios(kind: usize) {
         let start = spec.start();
         let oracle = start.oracle();
         let block = start.block_size;
-        tally.add(sweep(
-            &format!("{name}, {scenario}"),
-            STATES,
-            start.storage,
-            oracle,
-            |guest| run(guest, block),
-        ));
+        let case = format!("{name}, {scenario}");
+        let tally = sweep(&case, STATES * soak(), start.storage, oracle, |guest| {
+            run(guest, block)
+        });
+        tally.print(&case);
     }
-    for n in 0..LIVES * env_number("VHDFS_SOAK", 1) {
+    let mut tally = Tally::default();
+    for n in 0..LIVES * soak() {
         let seed = env_number("VHDFS_SEED", 1) << 32 | 0xace << 16 | n;
         let life = Life::on(kinds(128 << 10, seed)[kind]);
         let (storage, oracle) = life.start();
         let name = format!("{name}, random life {seed:#x}");
-        tally.add(sweep(&name, STATES / 5, storage, oracle, |guest| {
+        tally.add(sweep(&name, STATES_OF_LIFE, storage, oracle, |guest| {
             life.live(guest)
         }));
     }
-    tally.print(&name);
+    tally.print(&format!("{name}, random lives"));
 }
 
 // One test each, for the test runner to spread.

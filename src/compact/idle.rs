@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::execute::{Compactor, Step};
 use super::{CompactError, CompactOptions, Phase};
 use crate::disk::Disk;
+use crate::storage::host::PUNCH_BY_DEFAULT;
 
 /// When an idle disk is compacted.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +29,7 @@ impl Default for IdlePolicy {
         Self {
             idle_after: Duration::from_secs(5),
             min_reclaim: 16 << 20,
-            punch_holes: true,
+            punch_holes: PUNCH_BY_DEFAULT,
             fs_aware: false,
         }
     }

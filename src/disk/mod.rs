@@ -34,6 +34,7 @@ use crate::format::parent::{Identity, ParentLink};
 pub use crate::format::{DiskType, Format};
 use crate::image::{self, Geometry, Image, ImageOptions};
 use crate::storage::Storage;
+use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
 pub(crate) use gate::{Gates, Watch};
@@ -63,7 +64,7 @@ impl Default for OpenOptions {
         Self {
             read_only: false,
             lock: true,
-            punch_holes: true,
+            punch_holes: PUNCH_BY_DEFAULT,
         }
     }
 }

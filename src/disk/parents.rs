@@ -30,7 +30,7 @@ use crate::error::{OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::Storage;
-use crate::storage::host::{FileKey, HostFile, HostOptions, Scope};
+use crate::storage::host::{FileKey, HostFile, HostOptions, Scope, paths};
 use hunt::Hunt;
 
 /// The most images that a disk may consist of, itself included.
@@ -271,7 +271,7 @@ impl HostParents {
     /// Where the image that is called `name` is, without symbolic links.
     fn real(&self, name: &Path) -> PathBuf {
         match &self.start {
-            Start::Beside(_) => std::fs::canonicalize(name),
+            Start::Beside(_) => paths::canonical(name),
             Start::Scope if name.is_absolute() => return name.to_owned(),
             Start::Scope => {
                 let scope = self.scope.get();

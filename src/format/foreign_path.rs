@@ -3,8 +3,9 @@
 //! ```text
 //! .\base.vhd   ..\a\base.vhd   base.vhd              from the child's directory
 //! /srv/disks/base.vhd   \srv\disks\base.vhd          from the root
-//! D:\a\base.vhd   \\?\D:\a\base.vhd                  from something that is not of this host
-//! \\?\Volume{1234}\a\base.vhd   \\server\share\a\base.vhd   \\?\UNC\server\share\base.vhd
+//! D:\a\base.vhd   \\?\D:\a\base.vhd                  from a drive
+//! \\?\Volume{1234}\a\base.vhd                       from a volume
+//! \\server\share\a\base.vhd   \\?\UNC\server\share\base.vhd   from a server; the share is a name
 //! ```
 //!
 //! Backslashes and slashes both separate; a file name with a backslash in it cannot be named so.
@@ -14,7 +15,7 @@
 const MAX_NAMES: usize = 128;
 
 /// Where a path starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Anchor {
     /// In the directory of the file that holds the path, or that many directories above it.
     Directory {
@@ -23,7 +24,13 @@ pub enum Anchor {
     },
     /// At the root of a file tree.
     Root,
-    /// On a drive, a volume or a share: nothing that this host knows by that name.
+    /// At the root of a drive of Windows'.
+    Drive(char),
+    /// At the root of a volume, `Volume{...}`.
+    Volume(String),
+    /// At a server; the first name is that of a share.
+    Server(String),
+    /// On something that has no name here.
     Elsewhere,
 }
 
@@ -71,25 +78,24 @@ impl ForeignPath {
 
 /// What an absolute path starts at, and the rest of it. `text` has slashes only.
 fn split_anchor(text: &str) -> (Option<Anchor>, &str) {
-    let elsewhere = |rest| (Some(Anchor::Elsewhere), rest);
     for prefix in ["//?/", "//./", "/??/"] {
         let Some(rest) = text.strip_prefix(prefix) else {
             continue;
         };
         if let Some(share) = strip_ignoring_case(rest, "UNC/") {
-            return elsewhere(behind_slash(share));
+            return at_first(share, Anchor::Server);
         }
         if strip_ignoring_case(rest, "Volume{").is_some() {
-            return elsewhere(behind_slash(rest));
+            return at_first(rest, Anchor::Volume);
         }
-        return elsewhere(strip_drive(rest).unwrap_or(rest));
+        return strip_drive(rest).unwrap_or((Some(Anchor::Elsewhere), rest));
     }
     if let Some(share) = text.strip_prefix("//") {
-        // Without the server: a share may well be mounted under its own name.
-        return elsewhere(behind_slash(share));
+        // A share may well be mounted here under its own name.
+        return at_first(share, Anchor::Server);
     }
-    if let Some(rest) = strip_drive(text) {
-        return elsewhere(rest);
+    if let Some(found) = strip_drive(text) {
+        return found;
     }
     match text.strip_prefix('/') {
         Some(rest) => (Some(Anchor::Root), rest),
@@ -97,13 +103,20 @@ fn split_anchor(text: &str) -> (Option<Anchor>, &str) {
     }
 }
 
-fn behind_slash(text: &str) -> &str {
-    text.split_once('/').map_or("", |(_, rest)| rest)
+fn at_first(text: &str, anchor: impl FnOnce(String) -> Anchor) -> (Option<Anchor>, &str) {
+    let (name, rest) = text.split_once('/').unwrap_or((text, ""));
+    (Some(anchor(name.to_owned())), rest)
 }
 
-fn strip_drive(text: &str) -> Option<&str> {
-    let rest = text.strip_prefix(|c: char| c.is_ascii_alphabetic())?;
-    rest.strip_prefix(':')
+fn strip_drive(text: &str) -> Option<(Option<Anchor>, &str)> {
+    let letter = text.chars().next().filter(char::is_ascii_alphabetic)?;
+    let rest = text[1..].strip_prefix(':')?;
+    // Without a slash, from whatever directory somebody had chosen there.
+    let anchor = match rest.starts_with('/') {
+        true => Anchor::Drive(letter.to_ascii_uppercase()),
+        false => Anchor::Elsewhere,
+    };
+    Some((Some(anchor), rest))
 }
 
 fn strip_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
@@ -118,6 +131,7 @@ mod tests {
     #[test]
     fn paths_are_taken_apart() {
         let up = |up| Anchor::Directory { up };
+        let nas = || Anchor::Server("nas".to_owned());
         for (text, anchor, names) in [
             (r".\base.vhd", up(0), &["base.vhd"][..]),
             ("base.vhd", up(0), &["base.vhd"]),
@@ -133,30 +147,22 @@ mod tests {
             ("/../../etc/shadow", Anchor::Root, &["etc", "shadow"]),
             (
                 r"D:\VMs\base.vhdx",
-                Anchor::Elsewhere,
+                Anchor::Drive('D'),
                 &["VMs", "base.vhdx"],
             ),
             ("d:base.vhdx", Anchor::Elsewhere, &["base.vhdx"]),
             (
-                r"\\?\D:\VMs\base.vhdx",
-                Anchor::Elsewhere,
+                r"\\?\d:\VMs\base.vhdx",
+                Anchor::Drive('D'),
                 &["VMs", "base.vhdx"],
             ),
             (
                 r"\\?\volume{0a-1b}\VMs\base.vhdx",
-                Anchor::Elsewhere,
+                Anchor::Volume("volume{0a-1b}".to_owned()),
                 &["VMs", "base.vhdx"],
             ),
-            (
-                r"\\nas\vms\base.vhdx",
-                Anchor::Elsewhere,
-                &["vms", "base.vhdx"],
-            ),
-            (
-                r"\\?\UNC\nas\vms\base.vhdx",
-                Anchor::Elsewhere,
-                &["vms", "base.vhdx"],
-            ),
+            (r"\\nas\vms\base.vhdx", nas(), &["vms", "base.vhdx"]),
+            (r"\\?\UNC\nas\vms\base.vhdx", nas(), &["vms", "base.vhdx"]),
         ] {
             let path = ForeignPath::parse(text).unwrap();
             assert_eq!(

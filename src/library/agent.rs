@@ -216,7 +216,7 @@ impl Agent {
             return false;
         };
         if done {
-            self.finished.insert(stat.identity, seen(&stat.stamp()));
+            self.finished.insert(stat.identity(), seen(&stat.stamp()));
         }
         self.turns.remove(&disk.identity);
         true
@@ -282,7 +282,7 @@ impl Agent {
         let Ok(found) = self.core.find_disk(&path, &self.family()) else {
             return;
         };
-        let (identity, stamp) = (found.stat.identity, found.stat.stamp());
+        let (identity, stamp) = (found.stat.identity(), found.stat.stamp());
         if self.finished.get(&identity) == Some(&seen(&stamp)) {
             return;
         }
@@ -316,21 +316,24 @@ impl Agent {
         let mut present = HashSet::new();
         for (path, stat) in files {
             let now_seen = seen(&stat.stamp());
-            present.insert(stat.identity);
-            let is_open = self.core.disks.get(&stat.identity).is_some();
-            if is_open || self.finished.get(&stat.identity) == Some(&now_seen) {
+            present.insert(stat.identity());
+            let is_open = self.core.disks.get(&stat.identity()).is_some();
+            if is_open || self.finished.get(&stat.identity()) == Some(&now_seen) {
                 continue;
             }
             // Whoever still writes to it does not always hold a lock. By our own clock: those of the
             // file's host and of the wall may be anywhere.
-            let watched = self.watched.entry(stat.identity).or_insert((now_seen, now));
+            let watched = self
+                .watched
+                .entry(stat.identity())
+                .or_insert((now_seen, now));
             if watched.0 != now_seen {
                 *watched = (now_seen, now);
             }
             let wait = (policy.idle_after).saturating_sub(now.duration_since(watched.1));
             if !wait.is_zero() {
                 self.next_search = self.next_search.min(now + wait.min(SEARCH));
-            } else if !family.is_parent(&stat.identity) {
+            } else if !family.is_parent(&stat.identity()) {
                 self.to_visit.push_back(path);
             }
         }

@@ -7,19 +7,18 @@
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::host_dir::{self, HostKind, Identity, Pinned, Place, Stat};
+use super::host_dir::Identity;
 use super::probes::Lineage;
 use super::{Core, names};
 use crate::disk::{self, Kin};
 use crate::format::parent::ParentLink;
+use crate::storage::host::pin::{Kind, Stat};
 
 /// How many files are looked into at a time, and how many each worker should have.
 const MAX_WORKERS: usize = 8;
@@ -131,22 +130,18 @@ impl Core {
             let Ok(directory) = self.host.directory(&path) else {
                 continue;
             };
-            let Ok(entries) = host_dir::list(directory.as_fd()) else {
+            let Ok(entries) = directory.names() else {
                 continue;
             };
             for (name, kind) in entries {
-                let place = Place {
-                    directory: directory.as_fd(),
-                    name: &name,
-                };
                 match kind {
-                    HostKind::Directory => directories.push(path.join(&name)),
-                    HostKind::File if names::is_disk(&name) => {
-                        if let Ok(stat) = place.stat() {
+                    Kind::Directory => directories.push(path.join(&name)),
+                    Kind::File if names::is_disk(&name) => {
+                        if let Ok(stat) = directory.stat_child(&name) {
                             files.push((path.join(&name), stat));
                         }
                     }
-                    HostKind::File | HostKind::Other => {}
+                    Kind::File | Kind::Link | Kind::Other(_) => {}
                 }
             }
         }
@@ -170,7 +165,9 @@ impl Core {
             while !self.bell.is_stopped()
                 && let Some((path, stat)) = unknown.get(next.fetch_add(1, Ordering::Relaxed))
             {
-                let lineage = self.probes.lineage(&stat.stamp(), path, || self.pin(path));
+                let lineage = self
+                    .probes
+                    .lineage(&stat.stamp(), path, || self.host.pin(path));
                 if let Some(lineage) = lineage {
                     found.lock().push(kin_file(path, stat, lineage));
                 }
@@ -188,7 +185,7 @@ impl Core {
 
     /// `Some(None)` of a file that is known to be no disk.
     fn known_lineage(&self, stat: &Stat) -> Option<Option<Lineage>> {
-        let open = self.disks.get(&stat.identity);
+        let open = self.disks.get(&stat.identity());
         match open.and_then(|open| open.disk()) {
             Some(disk) => Some(Some(Lineage {
                 identity: disk.identity(),
@@ -197,17 +194,11 @@ impl Core {
             None => self.probes.known_lineage(&stat.stamp()),
         }
     }
-
-    fn pin(&self, path: &Path) -> io::Result<Pinned> {
-        let (directory, name) = self.host.parent(path)?;
-        let directory = directory.as_fd();
-        Place { directory, name }.pin()
-    }
 }
 
 fn kin_file(path: &Path, stat: &Stat, found: Lineage) -> KinFile {
     Kin {
-        key: stat.identity,
+        key: stat.identity(),
         path: path.to_owned(),
         identity: found.identity,
         link: found.link,

@@ -2,18 +2,18 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Component, Path};
 
-use super::host_dir::{self, HostKind, Place, Stat};
 use super::probes::Known;
+#[cfg(unix)]
 use super::user::shown_mode;
 use super::{Attributes, Core, LibraryError, NodeId, NodeKind, names};
+use crate::storage::host::pin::{Kind, Pin, Stat};
 
 impl Core {
     pub(super) fn lookup_in(
         &self,
-        directory: BorrowedFd<'_>,
+        directory: &Pin,
         parent: &Path,
         name: &OsStr,
     ) -> Result<Attributes, LibraryError> {
@@ -27,25 +27,23 @@ impl Core {
             });
         }
         let wanted = [
-            (names::backing(name), HostKind::File),
-            (Some(name), HostKind::Directory),
+            (names::backing(name), Kind::File),
+            (Some(name), Kind::Directory),
         ];
         for (host_name, kind) in wanted {
             let Some(host_name) = host_name else { continue };
-            let place = Place {
-                directory,
-                name: host_name,
-            };
             let path = parent.join(host_name);
-            match place.stat() {
+            match directory.stat_child(host_name) {
                 Ok(stat) if stat.kind == kind => {
-                    let node = self.nodes.lock().refer(stat.identity, kind, &path);
+                    let node = self.nodes.lock().refer(stat.identity(), kind, &path);
                     return Ok(match kind {
-                        HostKind::File => self.show_disk(node, &stat, &path, &place),
-                        _ => {
-                            let mode = shown_mode(&stat, || place.access_list());
-                            show(node, NodeKind::Directory, &stat, stat.len, mode)
-                        }
+                        Kind::File => self.show_disk(node, &stat, &path, (directory, host_name)),
+                        _ => show(
+                            node,
+                            &stat,
+                            Held::Child(directory, host_name),
+                            Shown::Directory,
+                        ),
                     });
                 }
                 Ok(_) => {}
@@ -63,56 +61,125 @@ impl Core {
         let fail = |source| LibraryError::io(&node.path, "read attributes", source);
         if node.is_directory {
             let directory = self.open_directory(&node)?;
-            let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
-            let mode = shown_mode(&stat, || host_dir::access_list_of(directory.as_fd()));
-            return Ok(show(id, NodeKind::Directory, &stat, stat.len, mode));
+            let stat = directory.stat().map_err(fail)?;
+            return Ok(show(id, &stat, Held::Itself(&directory), Shown::Directory));
         }
         // Also where the file has no name any more.
         if let Some(open) = self.disks.get(&node.identity)
             && let Some(size) = open.virtual_size()
         {
             let stat = open.pinned.stat().map_err(fail)?;
-            let may_write = open.allows_writing() && !self.is_parent(&stat);
-            let mode = disk_mode(shown_mode(&stat, || open.pinned.access_list()), may_write);
-            return Ok(show(id, NodeKind::Disk, &stat, size, mode));
+            let writable = open.allows_writing() && !self.is_parent(&stat);
+            let held = Held::Itself(&open.pinned);
+            return Ok(show(id, &stat, held, Shown::Disk { size, writable }));
         }
         let (directory, name) = self.host.parent(&node.path).map_err(fail)?;
-        let place = Place {
-            directory: directory.as_fd(),
-            name,
-        };
-        let stat = place.stat().map_err(fail)?;
-        if stat.identity != node.identity {
+        let stat = directory.stat_child(name).map_err(fail)?;
+        if stat.identity() != node.identity {
             return Err(LibraryError::Stale { path: node.path });
         }
-        Ok(self.show_disk(id, &stat, &node.path, &place))
+        Ok(self.show_disk(id, &stat, &node.path, (&directory, name)))
     }
 
-    fn show_disk(&self, node: NodeId, stat: &Stat, path: &Path, place: &Place<'_>) -> Attributes {
-        let allowed = shown_mode(stat, || place.access_list());
-        if let Some(open) = self.disks.get(&stat.identity)
+    /// Attributes of the disk file at `path`, which is `name` in `directory`.
+    fn show_disk(
+        &self,
+        node: NodeId,
+        stat: &Stat,
+        path: &Path,
+        (directory, name): (&Pin, &OsStr),
+    ) -> Attributes {
+        let held = Held::Child(directory, name);
+        if let Some(open) = self.disks.get(&stat.identity())
             && let Some(size) = open.virtual_size()
         {
-            let mode = disk_mode(allowed, open.allows_writing() && !self.is_parent(stat));
-            return show(node, NodeKind::Disk, stat, size, mode);
+            let writable = open.allows_writing() && !self.is_parent(stat);
+            return show(node, stat, held, Shown::Disk { size, writable });
         }
-        match self.probes.look(&stat.stamp(), path, || place.pin()) {
+        let shown = match self
+            .probes
+            .look(&stat.stamp(), path, || directory.child(name))
+        {
             Known::Disk(disk) => {
                 let may_write = !disk.frozen && !self.options.read_only && !self.is_parent(stat);
-                let mode = disk_mode(allowed, may_write && place.is_writable(stat));
-                show(node, NodeKind::Disk, stat, disk.size, mode)
+                Shown::Disk {
+                    size: disk.size,
+                    writable: may_write && directory.is_child_writable(name, stat),
+                }
             }
-            Known::Unopenable(_) => show(node, NodeKind::Disk, stat, 0, 0),
-        }
+            Known::Unopenable(_) => Shown::Unopenable,
+        };
+        show(node, stat, held, shown)
+    }
+
+    #[cfg(windows)]
+    pub(super) fn security_descriptor(&self, id: NodeId) -> Result<Vec<u8>, LibraryError> {
+        let node = self.node(id)?;
+        let fail = |source| LibraryError::io(&node.path, "read who may do what", source);
+        let descriptor = if node.is_directory {
+            self.open_directory(&node)?.descriptor()
+        } else if let Some(open) = self.disks.get(&node.identity) {
+            open.pinned.descriptor()
+        } else {
+            let pin = self.host.pin(&node.path).map_err(fail)?;
+            if pin.stat().map_err(fail)?.identity() != node.identity {
+                return Err(LibraryError::Stale { path: node.path });
+            }
+            pin.descriptor()
+        };
+        Ok(descriptor.map_err(fail)?.bytes().to_owned())
     }
 
     /// Whether other disks are over that one, as last looked for.
     fn is_parent(&self, stat: &Stat) -> bool {
-        self.families.latest().is_parent(&stat.identity)
+        self.families.latest().is_parent(&stat.identity())
     }
 }
 
-fn show(node: NodeId, kind: NodeKind, stat: &Stat, size: u64, mode: u32) -> Attributes {
+/// A file or directory that is looked at, for what its attributes do not say.
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(unix),
+    expect(dead_code, reason = "only Linux has two places to look for rights")
+)]
+enum Held<'a> {
+    Itself(&'a Pin),
+    /// By its name in this directory.
+    Child(&'a Pin, &'a OsStr),
+}
+
+#[cfg(unix)]
+impl Held<'_> {
+    /// Its access control list.
+    fn access_list(self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Itself(pin) => pin.access_list(),
+            Self::Child(directory, name) => directory.access_list_of_child(name),
+        }
+    }
+}
+
+/// What is shown of it.
+#[derive(Clone, Copy)]
+enum Shown {
+    Directory,
+    Disk { size: u64, writable: bool },
+    Unopenable,
+}
+
+#[cfg_attr(
+    not(unix),
+    expect(
+        unused_variables,
+        reason = "only Linux has two places to look for rights"
+    )
+)]
+fn show(node: NodeId, stat: &Stat, held: Held<'_>, shown: Shown) -> Attributes {
+    let (kind, size) = match shown {
+        Shown::Directory => (NodeKind::Directory, stat.len),
+        Shown::Disk { size, .. } => (NodeKind::Disk, size),
+        Shown::Unopenable => (NodeKind::Disk, 0),
+    };
     Attributes {
         node,
         kind,
@@ -121,14 +188,35 @@ fn show(node: NodeId, kind: NodeKind, stat: &Stat, size: u64, mode: u32) -> Attr
         accessed: stat.accessed,
         modified: stat.modified,
         changed: stat.changed,
-        mode,
+        #[cfg(unix)]
+        mode: shown_mode(stat, || held.access_list()) & shown.mode_bits(),
+        #[cfg(unix)]
         uid: stat.uid,
+        #[cfg(unix)]
         gid: stat.gid,
+        #[cfg(unix)]
         links: stat.links,
+        #[cfg(windows)]
+        created: stat.born.unwrap_or(stat.modified),
+        #[cfg(windows)]
+        file_attributes: stat.shown_attributes(kind == NodeKind::Directory, shown.is_read_only()),
     }
 }
 
-/// A disk is data: nothing to execute.
-fn disk_mode(mode: u32, writable: bool) -> u32 {
-    mode & if writable { 0o666 } else { 0o444 }
+impl Shown {
+    /// Which bits of its file's mode are shown. A disk is data: nothing to execute.
+    #[cfg(unix)]
+    fn mode_bits(self) -> u32 {
+        match self {
+            Self::Directory => 0o7777,
+            Self::Disk { writable: true, .. } => 0o666,
+            Self::Disk { .. } => 0o444,
+            Self::Unopenable => 0,
+        }
+    }
+
+    #[cfg(windows)]
+    fn is_read_only(self) -> bool {
+        !matches!(self, Self::Directory | Self::Disk { writable: true, .. })
+    }
 }

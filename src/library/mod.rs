@@ -45,7 +45,6 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -55,16 +54,17 @@ use parking_lot::Mutex;
 
 use crate::compact::IdlePolicy;
 use crate::disk::{Disk, HostParents};
-use crate::storage::host::Scope;
+use crate::storage::host::pin::{Kind, Pin};
+use crate::storage::host::{PUNCH_BY_DEFAULT, Scope, paths};
 use agent::{Agent, Bell};
 use family::{Families, Family};
-use host_dir::{HostDir, HostKind, Place};
+use host_dir::HostDir;
 use nodes::{Node, Nodes};
 use open_disks::{Found, OpenDisks, Purpose, Refused};
 use probes::{Failure, Probes};
 
+pub use crate::storage::host::Space;
 pub use error::LibraryError;
-pub use host_dir::Space;
 pub use nodes::NodeId;
 use open_disk::OpenDisk;
 pub use open_disk::{DiskHandle, DiskState, DiskStatus};
@@ -88,18 +88,22 @@ pub struct LibraryOptions {
 }
 
 impl Default for LibraryOptions {
-    /// Read-write, punching holes, no background compaction, and at most 256 disks open, or a
-    /// quarter of what this process may have open if that is less.
+    /// Read-write, punching holes but on Windows, no background compaction, and at most 256 disks
+    /// open, or a quarter of what this process may have open if that is less.
     fn default() -> Self {
         const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+        #[cfg(unix)]
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        // As many as there is memory for.
+        #[cfg(windows)]
+        let limit: Option<u64> = None;
         let quarter = limit.and_then(|limit| usize::try_from(limit / 4).ok());
         let max_open = quarter
             .and_then(NonZeroUsize::new)
             .map_or(MOST, |some| some.min(MOST));
         Self {
             read_only: false,
-            punch_holes: true,
+            punch_holes: PUNCH_BY_DEFAULT,
             max_open,
             linger: Duration::from_secs(5),
             compact: None,
@@ -134,14 +138,25 @@ pub struct Attributes {
     pub modified: SystemTime,
     /// Last change of the backing file's bytes or attributes.
     pub changed: SystemTime,
+    /// When the backing file was created.
+    #[cfg(windows)]
+    pub created: SystemTime,
+    /// `FILE_ATTRIBUTE_*`, as far as they concern what is shown: a directory, hidden, for the system,
+    /// to be archived, and read-only where a disk can only be read, or not be opened at all.
+    #[cfg(windows)]
+    pub file_attributes: u32,
     /// Unix permission bits. A disk has no executable or set-id bits, no write bits where it can
     /// only be read, and none at all where it cannot be opened.
+    #[cfg(unix)]
     pub mode: u32,
     /// Owner.
+    #[cfg(unix)]
     pub uid: u32,
     /// Group.
+    #[cfg(unix)]
     pub gid: u32,
     /// Names that the backing file has.
+    #[cfg(unix)]
     pub links: u32,
 }
 
@@ -157,7 +172,7 @@ pub struct Entry {
 /// A directory as it was when it was read.
 #[derive(Debug)]
 pub struct Directory {
-    host: OwnedFd,
+    host: Pin,
     path: PathBuf,
     entries: Vec<Entry>,
 }
@@ -207,7 +222,7 @@ impl Library {
     pub fn open(root: &Path, options: LibraryOptions) -> Result<Self, LibraryError> {
         let fail = |source| LibraryError::io(root, "open the directory", source);
         let host = HostDir::open(root).map_err(fail)?;
-        let identity = host.stat(Path::new("")).map_err(fail)?.identity;
+        let identity = host.stat().map_err(fail)?.identity();
         let mut scope = Scope::new();
         let given = std::path::absolute(root).map_err(fail)?;
         (host.root())
@@ -256,7 +271,7 @@ impl Library {
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attributes, LibraryError> {
         let node = self.core.directory_node(parent)?;
         let directory = self.core.open_directory(&node)?;
-        self.core.lookup_in(directory.as_fd(), &node.path, name)
+        self.core.lookup_in(&directory, &node.path, name)
     }
 
     /// [`Library::lookup`] in a directory that was read before.
@@ -268,8 +283,7 @@ impl Library {
         directory: &Directory,
         name: &OsStr,
     ) -> Result<Attributes, LibraryError> {
-        self.core
-            .lookup_in(directory.host.as_fd(), &directory.path, name)
+        self.core.lookup_in(&directory.host, &directory.path, name)
     }
 
     /// Gives `count` references to `node` back. Without references, its number means nothing.
@@ -292,7 +306,7 @@ impl Library {
     pub fn read_directory(&self, node: NodeId) -> Result<Directory, LibraryError> {
         let node = self.core.directory_node(node)?;
         let host = self.core.open_directory(&node)?;
-        let found = host_dir::list(host.as_fd())
+        let found = (host.names())
             .map_err(|source| LibraryError::io(&node.path, "read the directory", source))?;
         Ok(Directory {
             host,
@@ -324,6 +338,16 @@ impl Library {
         user: &User,
     ) -> Result<DiskHandle, LibraryError> {
         self.core.open_disk(node, write, Some(user))
+    }
+
+    /// Owner, group and access control list of a node's file or directory: a self-relative
+    /// `SECURITY_DESCRIPTOR`.
+    ///
+    /// # Errors
+    /// As [`Library::attributes`], and where the host does not let this process read it.
+    #[cfg(windows)]
+    pub fn security_descriptor(&self, node: NodeId) -> Result<Vec<u8>, LibraryError> {
+        self.core.security_descriptor(node)
     }
 
     /// Sizes of the file system that the directory lies on.
@@ -372,25 +396,25 @@ impl Drop for Library {
 }
 
 /// What of a host directory's content is shown.
-fn shown_entries(found: Vec<(OsString, HostKind)>) -> Vec<Entry> {
+fn shown_entries(found: Vec<(OsString, Kind)>) -> Vec<Entry> {
     let hidden_by_a_disk = |name: &OsStr| {
         names::backing(name).is_some_and(|file| {
             found
                 .iter()
-                .any(|(name, kind)| *kind == HostKind::File && name == file)
+                .any(|(name, kind)| *kind == Kind::File && name == file)
         })
     };
     let entries = found.iter().filter_map(|(name, kind)| match kind {
-        HostKind::Directory if hidden_by_a_disk(name) => None,
-        HostKind::Directory => Some(Entry {
+        Kind::Directory if hidden_by_a_disk(name) => None,
+        Kind::Directory => Some(Entry {
             name: name.clone(),
             kind: NodeKind::Directory,
         }),
-        HostKind::File if names::is_disk(name) => Some(Entry {
+        Kind::File if names::is_disk(name) => Some(Entry {
             name: names::shown(name),
             kind: NodeKind::Disk,
         }),
-        HostKind::File | HostKind::Other => None,
+        Kind::File | Kind::Link | Kind::Other(_) => None,
     });
     entries.collect()
 }
@@ -412,11 +436,11 @@ impl Core {
     }
 
     /// Opens the directory of a node, if it is still the same one.
-    fn open_directory(&self, node: &Node) -> Result<OwnedFd, LibraryError> {
+    fn open_directory(&self, node: &Node) -> Result<Pin, LibraryError> {
         let fail = |source| LibraryError::io(&node.path, "open the directory", source);
         let directory = self.host.directory(&node.path).map_err(fail)?;
-        let stat = host_dir::stat_open(directory.as_fd()).map_err(fail)?;
-        if stat.identity != node.identity {
+        let stat = directory.stat().map_err(fail)?;
+        if stat.identity() != node.identity {
             return Err(LibraryError::Stale {
                 path: node.path.clone(),
             });
@@ -428,9 +452,9 @@ impl Core {
         let mut status = open.status()?;
         status.children = self.families.latest().children(&open.identity).to_vec();
         if let Some(parent) = &mut status.parent
-            && let Ok(below) = parent.strip_prefix(&self.root)
+            && let Some(below) = paths::below(&self.root, parent)
         {
-            *parent = below.to_owned();
+            *parent = below;
         }
         Some(status)
     }
@@ -439,24 +463,20 @@ impl Core {
     fn find_disk(&self, path: &Path, family: &Family) -> Result<Found, LibraryError> {
         let fail = |source| LibraryError::io(path, "open the file", source);
         let (directory, name) = self.host.parent(path).map_err(fail)?;
-        let place = Place {
-            directory: directory.as_fd(),
-            name,
-        };
-        let pinned = place.pin().map_err(fail)?;
+        let pinned = directory.child(name).map_err(fail)?;
         let stat = pinned.stat().map_err(fail)?;
-        if stat.kind != HostKind::File {
+        if stat.kind != Kind::File {
             return Err(LibraryError::Stale {
                 path: path.to_owned(),
             });
         }
-        let writable = place.is_writable(&stat);
+        let writable = directory.is_child_writable(name, &stat);
         Ok(Found {
             path: path.to_owned(),
             stat,
             pinned,
             writable,
-            is_parent: family.is_parent(&stat.identity),
+            is_parent: family.is_parent(&stat.identity()),
         })
     }
 
@@ -467,7 +487,7 @@ impl Core {
             let path = parent.path();
             let tops = std::iter::once(&self.root).chain(&self.options.parent_dirs);
             let top = tops
-                .filter(|top| path.starts_with(top))
+                .filter(|top| paths::below(top, path).is_some())
                 .max_by_key(|top| top.as_os_str().len());
             // Where it is below none of them, all directories count.
             !user.may_read(path, top.map_or(Path::new("/"), PathBuf::as_path))
@@ -494,7 +514,7 @@ impl Core {
         };
         let family = family.ok_or(LibraryError::Closed)?;
         let found = match self.find_disk(&path, &family) {
-            Ok(found) if found.stat.identity == node.identity => found,
+            Ok(found) if found.stat.identity() == node.identity => found,
             // The name leads elsewhere by now; whoever asks finds out where by looking it up.
             Ok(_) | Err(LibraryError::NotFound { .. }) => return Err(LibraryError::Stale { path }),
             Err(error) => return Err(error),

@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::host_dir::{HostKind, Identity};
+use super::host_dir::Identity;
+use crate::storage::host::pin::Kind;
 
 /// The number of a disk or directory of a [`Library`](super::Library), as long as somebody holds a
 /// reference to it.
@@ -71,13 +72,13 @@ impl Nodes {
     }
 
     /// The node of what was just found at `path`, with one more reference.
-    pub(super) fn refer(&mut self, identity: Identity, kind: HostKind, path: &Path) -> NodeId {
+    pub(super) fn refer(&mut self, identity: Identity, kind: Kind, path: &Path) -> NodeId {
         let Some(&id) = self.by_identity.get(&identity) else {
             let id = NodeId(self.next);
             self.next += 1;
             let node = Node {
                 identity,
-                is_directory: kind == HostKind::Directory,
+                is_directory: kind == Kind::Directory,
                 path: path.to_owned(),
                 references: 1,
                 content: None,

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::agent::Bell;
-use super::host_dir::{self, Identity, Pinned, Stamp};
+use super::host_dir::{Identity, Stamp};
 use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::disk::Disk;
 use crate::error::chain;
+use crate::storage::host::pin::{Pin, Stat};
 
 /// What the background work does with a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub enum DiskState {
 /// What is known of a file that has just been opened.
 pub(super) struct Opened {
     pub(super) identity: Identity,
-    pub(super) pinned: Pinned,
+    pub(super) pinned: Pin,
     pub(super) path: PathBuf,
     /// Names the content for the next opener; see [`Probes::content_at_open`].
     pub(super) content: u64,
@@ -49,7 +50,7 @@ pub(super) struct Opened {
 /// One open disk.
 pub(super) struct OpenDisk {
     pub(super) identity: Identity,
-    pub(super) pinned: Pinned,
+    pub(super) pinned: Pin,
     /// Names the content for the next opener; see [`Probes::content_at_open`].
     content: AtomicU64,
     /// Read-only because another program reads it, not because it must be.
@@ -104,7 +105,7 @@ pub struct DiskStatus {
 /// Whatever changes when the content of a disk does: the stamps of its file and of its parents'.
 pub(super) fn stamps(own: Stamp, disk: &Disk) -> Vec<Stamp> {
     let parents = std::iter::successors(disk.parent(), |disk| disk.parent());
-    let found = parents.map(|parent| host_dir::stat_at(parent.path()));
+    let found = parents.map(|parent| Stat::at(parent.path()));
     let found = found.filter_map(|stat| Some(stat.ok()?.stamp()));
     std::iter::once(own).chain(found).collect()
 }

@@ -23,12 +23,13 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::agent::Bell;
-use super::host_dir::{self, Identity, Pinned, Stat};
+use super::host_dir::Identity;
 use super::open_disk::{DiskHandle, OpenDisk, Opened, stamps};
 use super::probes::{Failure, KnownDisk, Probes};
 use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
-use crate::storage::host::{HostFile, HostOptions};
+use crate::storage::host::HostOptions;
+use crate::storage::host::pin::{Pin, Stat};
 
 /// How often a parent that is in use is asked for, and how long in between.
 const ATTEMPTS: u32 = 50;
@@ -39,7 +40,7 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) stat: Stat,
-    pub(super) pinned: Pinned,
+    pub(super) pinned: Pin,
     /// Whether its permissions and file system let us write.
     pub(super) writable: bool,
     /// Whether other disks are its children.
@@ -147,7 +148,7 @@ impl OpenDisks {
             return Ok(handle);
         }
         // The slot is busy, and ours to settle.
-        let identity = found.stat.identity;
+        let identity = found.stat.identity();
         let opened = self.open_file(probes, found, purpose);
         let mut slots = self.slots.lock();
         let result = match opened {
@@ -175,7 +176,7 @@ impl OpenDisks {
         found: &Found,
         purpose: Purpose,
     ) -> Result<Option<DiskHandle>, Refused> {
-        let identity = found.stat.identity;
+        let identity = found.stat.identity();
         let mut slots = self.slots.lock();
         loop {
             if slots.closed {
@@ -307,14 +308,14 @@ impl OpenDisks {
 
     /// Closes a disk that `child` wants as a parent, unless it has users. Whether it may be free now.
     fn release(&self, probes: &Probes, child: &Found, parent: &Path) -> bool {
-        let Ok(stat) = host_dir::stat_at(parent) else {
+        let Ok(stat) = Stat::at(parent) else {
             return false;
         };
-        if stat.identity == child.stat.identity {
+        if stat.identity() == child.stat.identity() {
             // It is its own ancestor.
             return false;
         }
-        let is_busy = match self.slots.lock().by_identity.peek(&stat.identity) {
+        let is_busy = match self.slots.lock().by_identity.peek(&stat.identity()) {
             None => return false,
             Some(Slot::Open(_)) => false,
             Some(Slot::Busy) => true,
@@ -325,7 +326,7 @@ impl OpenDisks {
             std::thread::sleep(BETWEEN_ATTEMPTS);
             return true;
         }
-        self.close_unused(probes, &stat.identity).is_some()
+        self.close_unused(probes, &stat.identity()).is_some()
     }
 
     fn try_host(&self, found: &Found, read_only: bool) -> Result<Arc<Disk>, OpenError> {
@@ -334,7 +335,7 @@ impl OpenDisks {
             lock: true,
             no_follow: false,
         };
-        let storage = HostFile::open(&found.pinned.path(), &host)?;
+        let storage = found.pinned.open(&host)?;
         let options = OpenOptions {
             read_only,
             lock: true,

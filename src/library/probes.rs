@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::host_dir::{Identity, Pinned, Stamp};
+use super::host_dir::{Identity, Stamp};
 use crate::disk::Disk;
 use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::format::parent::{self, ParentLink};
 use crate::image;
+use crate::storage::host::pin::Pin;
 use crate::storage::host::{HostFile, HostOptions};
 
 /// How many files are remembered: some hundred bytes each.
@@ -131,7 +132,7 @@ impl Probes {
         &self,
         stamp: &Stamp,
         path: &Path,
-        pin: impl FnOnce() -> io::Result<Pinned>,
+        pin: impl FnOnce() -> io::Result<Pin>,
     ) -> Known {
         if let Some(found) = self.known.lock().get(stamp)
             && found.until.is_none_or(|until| Instant::now() < until)
@@ -158,7 +159,7 @@ impl Probes {
         &self,
         stamp: &Stamp,
         path: &Path,
-        pin: impl FnOnce() -> io::Result<Pinned>,
+        pin: impl FnOnce() -> io::Result<Pin>,
     ) -> Option<Lineage> {
         if let Some(known) = self.known_lineage(stamp) {
             return known;
@@ -249,7 +250,7 @@ impl Probes {
 }
 
 /// Looks at the file that `pin` gives.
-fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownDisk, OpenError> {
+fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pin>) -> Result<KnownDisk, OpenError> {
     let pinned = pin().map_err(|source| {
         OpenError::new(
             path,
@@ -267,11 +268,11 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pinned>) -> Result<KnownD
     })
 }
 
-fn open(pinned: &Pinned) -> Result<HostFile, OpenError> {
+fn open(pinned: &Pin) -> Result<HostFile, OpenError> {
     let options = HostOptions {
         read_only: true,
         lock: false,
         no_follow: false,
     };
-    HostFile::open(&pinned.path(), &options)
+    pinned.open(&options)
 }

@@ -5,30 +5,39 @@
 
 #[cfg(unix)]
 mod access;
-#[cfg(unix)]
+pub mod paths;
+pub(crate) mod pin;
 mod scope;
 #[cfg(unix)]
 mod unix;
+#[cfg(windows)]
+pub(crate) mod windows;
 
 #[cfg(unix)]
 pub use access::access_list;
-#[cfg(unix)]
-pub use scope::{Candidate, FileKey, Found, Listings, Miss, Named, Scope};
+pub use pin::{FileKey, Space};
+pub use scope::{Candidate, Found, Listings, Miss, Named, Scope};
 #[cfg(unix)]
 pub use unix::{HostFile, sync_directory_of};
+#[cfg(windows)]
+pub use windows::{HostFile, sync_directory_of};
 
 use crate::units::FileRange;
 
 #[cfg(test)]
 mod tests;
 
+/// Whether freed parts of files are given back to the host where nobody said otherwise. Not on
+/// Windows, which refuses to attach a disk whose file is sparse.
+pub const PUNCH_BY_DEFAULT: bool = cfg!(not(windows));
+
 /// How a host file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostOptions {
     /// Open for reading alone; changes then fail.
     pub read_only: bool,
-    /// Take the image locks of [`super::lock`]: a writer admits nobody but those who ask for no
-    /// lock, a reader admits other readers.
+    /// Take the image locks of `storage::lock`, or on Windows share the file as they would: a writer
+    /// admits nobody but those who read without a lock, a reader admits other readers.
     pub lock: bool,
     /// Refuse a path whose last component is a symbolic link, for callers that must not be led out
     /// of a directory.
@@ -45,10 +54,6 @@ impl Default for HostOptions {
         }
     }
 }
-
-/// The unit in which hosts allocate and share file space. Larger on some; it only decides how a
-/// copy is split, never what it means.
-const HOST_BLOCK: u64 = 4096;
 
 /// Bytes that pass through memory at once where the host cannot copy or zero by itself.
 const CHUNK: u64 = 1 << 20;

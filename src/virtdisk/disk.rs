@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Weak};
 use std::thread;
+#[cfg(any(test, not(windows)))]
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,14 +13,13 @@ use super::compaction::carry_out;
 use super::constants::*;
 use super::error::*;
 use super::job::{Job, VirtualDiskProgress, Waiter};
-use super::platform::FileId;
 use super::rights::Rights;
 use crate::compact::CompactOptions;
 use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{FormatError, OpenProblem};
 use crate::format::{DiskType, Format};
 use crate::image::{self, Identified};
-use crate::storage::host::{HostFile, HostOptions};
+use crate::storage::host::{FileKey, HostFile, HostOptions};
 
 /// What the handles of one file have in common, in this process.
 #[derive(Debug, Default)]
@@ -60,9 +60,9 @@ impl State {
     }
 }
 
-static FILES: LazyLock<Mutex<HashMap<FileId, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+static FILES: LazyLock<Mutex<HashMap<FileKey, Weak<Shared>>>> = LazyLock::new(Mutex::default);
 
-fn shared_of(file: FileId) -> Arc<Shared> {
+fn shared_of(file: FileKey) -> Arc<Shared> {
     let mut files = FILES.lock();
     if let Some(shared) = files.get(&file).and_then(Weak::upgrade) {
         return shared;
@@ -105,7 +105,7 @@ impl VirtualDisk {
             rights,
             path: path.to_owned(),
             is_alone: is_alone && is_child,
-            shared: shared_of(FileId::of(path, &look)?),
+            shared: shared_of(look.key().map_err(|error| Win32Error::host(&error))?),
             file: Mutex::new(Some(Arc::new(look))),
             disk: Mutex::default(),
             is_owner: false,

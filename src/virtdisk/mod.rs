@@ -67,7 +67,6 @@ mod event;
 mod ffi;
 mod info;
 mod job;
-mod platform;
 mod rights;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,11 @@ pub(crate) struct Guest {
     errors: Mutex<Vec<ErrorKind>>,
     /// Tells contents apart.
     writes: AtomicU64,
+    /// Called before each operation of the storage.
+    hook: Option<Hook>,
 }
+
+type Hook = Arc<dyn Fn(&SimStorage, &Op) + Send + Sync>;
 
 pub(crate) fn open(storage: &Arc<SimStorage>) -> Result<Arc<Disk>, String> {
     open_over(storage, None)
@@ -91,8 +95,11 @@ impl Guest {
     ) -> Self {
         let oracle = Arc::new(Mutex::new(oracle));
         let watched = oracle.clone();
-        storage.on_op(move |storage, op| hook(&watched, storage, op));
-        Self::on(storage, oracle, false)
+        let hook: Hook = Arc::new(move |storage, op| hook(&watched, storage, op));
+        listen(&storage, &hook);
+        let mut guest = Self::on(storage, oracle, false);
+        guest.hook = Some(hook);
+        guest
     }
 
     /// Opens what `storage` holds, which `oracle` knows. Operations may fail from now on.
@@ -112,6 +119,7 @@ impl Guest {
             tolerant,
             errors: Mutex::default(),
             writes: AtomicU64::new(1 << 16),
+            hook: None,
         }
     }
 
@@ -263,6 +271,20 @@ impl Guest {
         self.disk = Some(open_over(&self.storage, parent.as_ref()).unwrap());
     }
 
+    /// The process dies, and the next one opens what it left.
+    pub(crate) fn die(&mut self) {
+        self.storage.clear_hook();
+        let left = self.storage.kill();
+        // Whatever it still does, the file no longer hears of it.
+        self.disk = None;
+        if let Some(hook) = &self.hook {
+            listen(&left, hook);
+        }
+        self.storage = Arc::new(left);
+        let parent = self.oracle.lock().parent().cloned();
+        self.disk = Some(open_over(&self.storage, parent.as_ref()).unwrap());
+    }
+
     pub(crate) fn close(&mut self) {
         let closed = self.flush_by(Disk::close);
         self.disk = None;
@@ -270,6 +292,11 @@ impl Guest {
             check_closed(&self.storage).unwrap();
         }
     }
+}
+
+fn listen(storage: &SimStorage, hook: &Hook) {
+    let hook = hook.clone();
+    storage.on_op(move |storage, op| hook(storage, op));
 }
 
 fn described(error: CompactError) -> (ErrorKind, String) {

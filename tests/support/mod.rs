@@ -34,6 +34,11 @@ pub(crate) fn env_number(name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
+/// How many times as much is tried as usual: `VHDFS_SOAK`.
+pub(crate) fn soak() -> u64 {
+    env_number("VHDFS_SOAK", 1)
+}
+
 /// How many elements there are.
 pub(crate) fn len_of<T>(items: &[T]) -> u64 {
     u64_from(items.len())

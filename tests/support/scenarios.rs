@@ -8,7 +8,7 @@ const KIB: u64 = 1 << 10;
 pub(crate) type Scenario = (&'static str, fn(&mut Guest, u64));
 
 /// All of them.
-pub(crate) const ALL: [Scenario; 10] = [
+pub(crate) const ALL: [Scenario; 13] = [
     ("allocation at the end", allocate_at_the_end),
     ("allocation from recycled holes", allocate_from_holes),
     ("overwriting", overwrite),
@@ -19,6 +19,9 @@ pub(crate) const ALL: [Scenario; 10] = [
     ("chain of moves", chain_of_moves),
     ("idle work between writes", idle_between_writes),
     ("shrinking and closing", shrink_and_close),
+    ("punching inside of blocks", punch_inside_blocks),
+    ("dying and going on", die_and_go_on),
+    ("more changes than the log holds", fill_the_log),
 ];
 
 pub(crate) fn allocate_at_the_end(guest: &mut Guest, block: u64) {
@@ -141,4 +144,58 @@ pub(crate) fn shrink_and_close(guest: &mut Guest, block: u64) {
     guest.reopen();
     guest.discard(0, 8 * block);
     guest.close();
+}
+
+/// Idle work gives back the granules that hold nothing, which the guest then writes to again.
+pub(crate) fn punch_inside_blocks(guest: &mut Guest, block: u64) {
+    for round in 0..3 {
+        for number in [0, 2, 5] {
+            let at = number * block + round * 8 * KIB;
+            guest.write(at, 24 * KIB);
+            guest.discard(at + 4 * KIB, 8 * KIB);
+            guest.write_zero_bytes(at + 16 * KIB, 4 * KIB + 512);
+        }
+        if round != 1 {
+            guest.flush();
+        }
+        let mut work = guest.idle_work();
+        guest.idle(&mut work, 12);
+        guest.write(round * 8 * KIB + 5 * KIB, 700);
+        guest.write(5 * block + round * 8 * KIB + 17 * KIB, 512);
+        guest.flush();
+    }
+}
+
+/// Each process leaves changes in its log, or in the air, for the next to find; each change of owner
+/// is one of the headers.
+pub(crate) fn die_and_go_on(guest: &mut Guest, block: u64) {
+    for round in 0..4 {
+        guest.discard((1 + round) * block, block);
+        guest.write((6 - round) * block + 512, 3 * KIB);
+        if round % 2 == 0 {
+            guest.flush();
+        }
+        guest.write(round * block + 9 * KIB, KIB);
+        guest.die();
+        guest.write(round * block, 512);
+        if round == 2 {
+            guest.compact();
+        }
+    }
+    guest.reopen();
+    guest.write(7 * block, 512);
+    guest.flush();
+}
+
+/// The smallest log of a VHDX holds about 128 changes of its table.
+pub(crate) fn fill_the_log(guest: &mut Guest, block: u64) {
+    for round in 0..75 {
+        let at = round % 8 * block;
+        guest.discard(at, block);
+        guest.write(at + 512, 512);
+        if round % 9 == 8 {
+            guest.flush();
+        }
+    }
+    guest.flush();
 }

@@ -56,10 +56,7 @@ pub(crate) struct Tally {
     pub(crate) continued: u64,
 }
 
-/// Runs `scenario` on what `storage` holds and tries about `states` states, [`VHDFS_SOAK`] times as
-/// many where that is set.
-///
-/// [`VHDFS_SOAK`]: env_number
+/// Runs `scenario` on what `storage` holds and tries about `states` states.
 pub(crate) fn sweep(
     name: &str,
     states: u64,
@@ -122,7 +119,6 @@ impl Tally {
 const LEAST: u64 = 12;
 
 fn judge(name: &str, states: u64, cuts: &[Cut]) -> Tally {
-    let states = states * env_number("VHDFS_SOAK", 1);
     let mut tally = Tally {
         cuts: len_of(cuts),
         ..Tally::default()

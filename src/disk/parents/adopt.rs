@@ -6,6 +6,7 @@ use super::MAX_CHAIN_LEN;
 use crate::disk::Disk;
 use crate::error::CreateError;
 use crate::format::parent::NewParent;
+use crate::storage::host::paths;
 
 impl Disk {
     /// What a new child at `child` says of this disk: its identity, and the ways to its file as
@@ -32,12 +33,12 @@ impl Disk {
                  disk may consist of"
             )));
         }
-        let parent = std::fs::canonicalize(self.path()).map_err(io("find its parent"))?;
+        let parent = paths::canonical(self.path()).map_err(io("find its parent"))?;
         let directory = match child.parent() {
             Some(directory) if !directory.as_os_str().is_empty() => directory,
             _ => Path::new("."),
         };
-        let directory = std::fs::canonicalize(directory).map_err(io("find its directory"))?;
+        let directory = paths::canonical(directory).map_err(io("find its directory"))?;
         let metadata = std::fs::metadata(&parent).map_err(io("look at its parent"))?;
         let text = |path: &Path| {
             windows_path(path).ok_or_else(|| {

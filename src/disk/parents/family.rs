@@ -2,9 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::fs;
 use std::hash::Hash;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +10,8 @@ use super::HostParents;
 use crate::disk::Disk;
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
-use crate::storage::host::{HostFile, HostOptions, Scope};
+use crate::storage::host::pin::{Kind, Pin};
+use crate::storage::host::{FileKey, HostOptions, Scope, paths};
 
 /// Extensions of disk files, in lower case.
 const EXTENSIONS: [&str; 4] = ["vhd", "avhd", "vhdx", "avhdx"];
@@ -171,7 +170,8 @@ pub struct Children {
 /// and other file systems not entered; what cannot be read is passed over.
 pub fn children_below(directory: &Path, disk: &Disk) -> Children {
     let mut children = Children::default();
-    let (Ok(directory), Ok(file)) = (fs::canonicalize(directory), fs::metadata(disk.path())) else {
+    let of_disk = Pin::file(disk.path()).and_then(|file| Ok(file.stat()?.key));
+    let (Ok(directory), Ok(of_disk)) = (paths::canonical(directory), of_disk) else {
         return children;
     };
     let mut scope = Scope::new();
@@ -179,55 +179,61 @@ pub fn children_below(directory: &Path, disk: &Disk) -> Children {
         return children;
     }
     let identity = disk.identity();
-    let mut kin: Vec<Kin<(u64, u64), Arc<ParentLink>>> = Vec::new();
+    let mut kin: Vec<Kin<FileKey, Arc<ParentLink>>> = Vec::new();
     let mut left = MAX_ENTRIES;
     // The nearest first: that is where children mostly are.
     let mut directories = VecDeque::from([directory]);
-    while let Some(directory) = directories.pop_front() {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+    while let Some(path) = directories.pop_front() {
+        let Ok(directory) = Pin::directory(&path) else {
+            continue;
+        };
+        for (name, kind) in directory.names().unwrap_or_default() {
             if left == 0 {
                 children.cut_off = true;
                 break;
             }
             left -= 1;
-            // Of a link, its own. Most need no more than that look.
-            let Ok(kind) = entry.file_type() else {
-                continue;
-            };
-            let is_disk = kind.is_file() && is_disk_name(&entry.file_name());
-            if !is_disk && !kind.is_dir() {
+            // Most need no more than that look.
+            let is_disk = kind == Kind::File && is_disk_name(&name);
+            if !is_disk && kind != Kind::Directory {
                 continue;
             }
-            let Ok(found) = entry.metadata() else {
+            let Ok(found) = directory.stat_child(&name) else {
                 continue;
             };
-            if found.is_dir() && found.dev() == file.dev() {
-                directories.push_back(entry.path());
-            } else if found.is_file() {
-                let key = (found.dev(), found.ino());
-                kin.extend(look(&entry.path(), key, identity));
+            let path = path.join(&name);
+            if found.kind == Kind::Directory && found.key.device == of_disk.device {
+                directories.push_back(path);
+            } else if found.kind == Kind::File {
+                kin.extend(look(&directory, &name, path, identity));
             }
         }
     }
     let family = Family::of(&kin, &HostParents::within(scope));
-    children.files = family.children(&(file.dev(), file.ino())).to_vec();
+    children.files = family.children(&of_disk).to_vec();
     children
 }
 
-/// The image at `path`, if it is of the family of `identity`.
-fn look<K>(path: &Path, key: K, identity: Identity) -> Option<Kin<K, Arc<ParentLink>>> {
+/// The image at `path`, which is `name` in `directory`, if it is of the family of `identity`.
+fn look(
+    directory: &Pin,
+    name: &OsStr,
+    path: PathBuf,
+    identity: Identity,
+) -> Option<Kin<FileKey, Arc<ParentLink>>> {
     let options = HostOptions {
         read_only: true,
         lock: false,
-        no_follow: true,
+        no_follow: false,
     };
-    let file = HostFile::open(path, &options).ok()?;
-    let found = image::identify(&file, path).ok()?;
+    let pinned = directory.child(name).ok()?;
+    let file = pinned.open(&options).ok()?;
+    let found = image::identify(&file, &path).ok()?;
     let is_child = |link: &ParentLink| link.identities.contains(&identity);
     let is_kin = found.identity == identity || found.parent.as_ref().is_some_and(is_child);
-    is_kin.then(|| Kin {
-        key,
-        path: path.to_owned(),
+    is_kin.then_some(Kin {
+        key: file.key().ok()?,
+        path,
         identity: found.identity,
         link: found.parent.map(Arc::new),
     })
@@ -235,7 +241,7 @@ fn look<K>(path: &Path, key: K, identity: Identity) -> Option<Kin<K, Arc<ParentL
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs;
 
     use super::*;
     use crate::disk::OpenOptions;
@@ -274,8 +280,11 @@ mod tests {
         let disk = Disk::open(&directory.join(file), &options).unwrap();
         let children = children_below(directory, &disk);
         assert!(!children.cut_off);
-        let top = fs::canonicalize(directory).unwrap();
-        let shown = |path: &PathBuf| path.strip_prefix(&top).unwrap().display().to_string();
+        let top = paths::canonical(directory).unwrap();
+        let shown = |path: &PathBuf| {
+            let name = path.strip_prefix(&top).unwrap().display().to_string();
+            name.replace('\\', "/")
+        };
         children.files.iter().map(shown).collect()
     }
 
@@ -291,7 +300,8 @@ mod tests {
         // Nowhere, but there is only one that it can be.
         make_child(&at("lost.vhd"), &at("base.vhd"), r"..\gone.vhd");
         make_child(&at("third.vhd"), &at("two.vhd"), "two.vhd");
-        symlink("one.vhd", at("sub/link.vhd")).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("one.vhd", at("sub/link.vhd")).unwrap();
         fs::hard_link(at("two.vhd"), at("twin.vhd")).unwrap();
         fs::write(at("junk.vhd"), [1; 5000]).unwrap();
         let of_base = ["lost.vhd", "sub/one.vhd", "twin.vhd", "two.vhd"];

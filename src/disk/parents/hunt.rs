@@ -9,13 +9,16 @@ use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::host::{Candidate, FileKey, Found, Listings, Miss, Scope};
 
-/// A directory out of an image, as an argument that may be advised: not the root, which would allow
+/// A directory out of an image, as an argument that may be advised: not a root, which would allow
 /// everything, and nothing that a shell could take for something else.
 fn advisable(directory: &Path) -> Option<&str> {
     let text = directory.to_str()?;
-    let is_harmless =
-        |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | ',' | '@');
-    (text != "/" && text.chars().all(is_harmless)).then_some(text)
+    let is_harmless = |c: char| {
+        c.is_alphanumeric()
+            || matches!(c, '/' | '.' | '_' | '-' | '+' | ',' | '@')
+            || cfg!(windows) && matches!(c, '\\' | ':')
+    };
+    (directory.parent().is_some() && text.chars().all(is_harmless)).then_some(text)
 }
 
 /// How many places an error lists.

@@ -13,15 +13,11 @@ mod tests;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags};
-
-use super::{HostFile, HostOptions};
+use super::pin::Pin;
+use super::{FileKey, HostFile, HostOptions, paths};
 use crate::error::OpenError;
 use crate::format::foreign_path::{Anchor, ForeignPath};
 
@@ -31,15 +27,6 @@ const MAX_GUESSED_NAMES: usize = 32;
 /// How many names that differ in case only are tried for one.
 const MAX_SPELLINGS: usize = 8;
 
-/// Tells one file of the host from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileKey {
-    /// The file system.
-    pub device: u64,
-    /// The file in it.
-    pub inode: u64,
-}
-
 /// A set of directories.
 #[derive(Debug, Default)]
 pub struct Scope {
@@ -48,11 +35,11 @@ pub struct Scope {
 
 #[derive(Debug)]
 struct Root {
-    directory: OwnedFd,
+    directory: Pin,
     /// Where it was when it was added, without symbolic links.
     real: PathBuf,
-    /// How it was named, absolute.
-    given: PathBuf,
+    /// What else leads there, absolute: how it was named.
+    others: Vec<PathBuf>,
 }
 
 /// A place below one of a scope's directories.
@@ -98,7 +85,7 @@ impl fmt::Display for Miss {
 /// A regular file that was found, held without being open: no lock is taken and nothing is read.
 #[derive(Debug)]
 pub struct Found {
-    pinned: OwnedFd,
+    pinned: Pin,
     /// Where it is, without symbolic links.
     pub path: PathBuf,
     /// Which file it is.
@@ -116,7 +103,7 @@ impl Found {
             lock,
             no_follow: false,
         };
-        HostFile::open(&proc_path(self.pinned.as_fd()), &options)
+        (self.pinned.open(&options))
             .map_err(|error| OpenError::new(&self.path, error.into_problem()))
     }
 }
@@ -136,22 +123,22 @@ impl Scope {
     /// # Errors
     /// Where it cannot be opened as a directory.
     pub fn add(&mut self, path: &Path) -> io::Result<()> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        self.add_open(directory, &std::path::absolute(path)?)
+        self.add_open(Pin::directory(path)?, &std::path::absolute(path)?)
     }
 
-    /// Adds a directory that is open already, and was named `given`.
+    /// Adds a directory that is held already, and was named `given`.
     ///
     /// # Errors
     /// Where the host cannot tell where it is.
-    pub fn add_open(&mut self, directory: OwnedFd, given: &Path) -> io::Result<()> {
-        let real = real_path(directory.as_fd())?;
+    pub(crate) fn add_open(&mut self, directory: Pin, given: &Path) -> io::Result<()> {
+        let real = directory.real_path()?;
         if self.roots.iter().all(|known| known.real != real) {
+            let mut others = directory.other_paths();
+            others.push(given.to_owned());
             self.roots.push(Root {
                 directory,
                 real,
-                given: given.to_owned(),
+                others,
             });
         }
         Ok(())
@@ -176,15 +163,10 @@ impl Scope {
         let Some(path) = ForeignPath::parse(text) else {
             return Named::default();
         };
-        let start = match path.anchor {
-            Anchor::Elsewhere => return Named::default(),
-            Anchor::Root => Path::new("/"),
-            Anchor::Directory { up } => {
-                let home = file.parent().unwrap_or(Path::new("/"));
-                home.ancestors().nth(up).unwrap_or(Path::new("/"))
-            }
+        let (Some(start), Some(names)) = (start_of(&path.anchor, file), joined(&path.names)) else {
+            return Named::default();
         };
-        let place = start.join(joined(&path.names));
+        let place = start.join(names);
         let inside = self.below(&place);
         Named {
             outside: Some(place).filter(|_| inside.is_empty()),
@@ -199,7 +181,7 @@ impl Scope {
         let Some(path) = ForeignPath::parse(text) else {
             return guesses;
         };
-        let mut bases = self.below(file.parent().unwrap_or(Path::new("/")));
+        let mut bases = self.below(file.parent().unwrap_or(file));
         bases.truncate(1);
         bases.extend((0..self.roots.len()).map(|root| Candidate {
             root,
@@ -207,7 +189,9 @@ impl Scope {
         }));
         let skipped = path.names.len().saturating_sub(MAX_GUESSED_NAMES);
         for start in skipped..path.names.len() {
-            let rest = joined(&path.names[start..]);
+            let Some(rest) = joined(&path.names[start..]) else {
+                continue;
+            };
             for base in &bases {
                 let guess = Candidate {
                     root: base.root,
@@ -225,14 +209,9 @@ impl Scope {
     fn below(&self, path: &Path) -> Vec<Candidate> {
         let mut places: Vec<Candidate> = Vec::new();
         for (root, known) in self.roots.iter().enumerate() {
-            let rest = [&known.real, &known.given]
-                .into_iter()
-                .find_map(|root| path.strip_prefix(root).ok());
-            if let Some(rest) = rest {
-                places.push(Candidate {
-                    root,
-                    path: rest.to_owned(),
-                });
+            let mut names = std::iter::once(&known.real).chain(&known.others);
+            if let Some(path) = names.find_map(|name| paths::below(name, path)) {
+                places.push(Candidate { root, path });
             }
         }
         places
@@ -265,30 +244,16 @@ impl Scope {
 
     fn find(&self, candidate: &Candidate) -> Result<Found, Miss> {
         let root = self.roots.get(candidate.root).ok_or(Miss::Missing)?;
-        let pinned = beneath::open(root.directory.as_fd(), &root.real, &candidate.path)?;
-        let stat = rustix::fs::fstat(&pinned).map_err(|error| Miss::Io(error.into()))?;
-        if let Some(what) = special(FileType::from_raw_mode(stat.st_mode)) {
+        let pinned = root.open(&candidate.path)?;
+        let stat = pinned.stat().map_err(Miss::Io)?;
+        if let Some(what) = stat.kind.special() {
             return Err(Miss::Special(what));
         }
         Ok(Found {
-            path: self.real_place(root, &pinned, &candidate.path),
-            key: FileKey {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-            },
+            path: root.real_place(&pinned, &candidate.path),
+            key: stat.key,
             pinned,
         })
-    }
-
-    /// Where a file is, as its own children are to find it. What the host says counts only as far
-    /// as it lies below the root: it decides where to look next, not what may be opened.
-    fn real_place(&self, root: &Root, file: &OwnedFd, path: &Path) -> PathBuf {
-        let place = || {
-            let (file, root) = (real_path(file.as_fd()), real_path(root.directory.as_fd()));
-            let rest = file.ok()?;
-            Some(rest.strip_prefix(root.ok()?).ok()?.to_owned())
-        };
-        root.real.join(place().unwrap_or_else(|| path.to_owned()))
     }
 
     /// Names on the host that differ from `candidate` in case only.
@@ -324,51 +289,65 @@ impl Scope {
         listings: &'a mut Listings,
     ) -> &'a [(String, OsString)] {
         listings.0.entry(directory.clone()).or_insert_with(|| {
-            let read = || -> Option<Vec<(String, OsString)>> {
+            let read = || -> Option<Vec<(OsString, _)>> {
                 let root = self.roots.get(directory.root)?;
-                let place =
-                    beneath::open(root.directory.as_fd(), &root.real, &directory.path).ok()?;
-                names_in(place.as_fd()).ok()
+                root.open(&directory.path).ok()?.names().ok()
             };
-            read().unwrap_or_default()
+            let names = read().unwrap_or_default().into_iter();
+            let lower = names.map(|(name, _)| (name.to_string_lossy().to_lowercase(), name));
+            lower.collect()
         })
     }
 }
 
-fn joined(names: &[String]) -> PathBuf {
-    names.iter().collect()
-}
-
-fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<(String, OsString)>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in Dir::new(readable)? {
-        let name = OsString::from_vec(entry?.file_name().to_bytes().to_owned());
-        names.push((name.to_string_lossy().to_lowercase(), name));
+impl Root {
+    /// Holds what lies at `path` below it; links are followed as long as they stay below.
+    fn open(&self, path: &Path) -> Result<Pin, Miss> {
+        let is_below = |place: &Path| {
+            let mut names = std::iter::once(&self.real).chain(&self.others);
+            names.find_map(|name| paths::below(name, place))
+        };
+        beneath::open(&self.directory, &is_below, path)
     }
-    Ok(names)
-}
 
-/// What it is, if it is no regular file.
-fn special(file_type: FileType) -> Option<&'static str> {
-    match file_type {
-        FileType::RegularFile => None,
-        FileType::Directory => Some("a directory"),
-        FileType::Fifo => Some("a FIFO"),
-        FileType::Socket => Some("a socket"),
-        FileType::BlockDevice => Some("a block device"),
-        FileType::CharacterDevice => Some("a character device"),
-        _ => Some("something special"),
+    /// Where a file is, as its own children are to find it. What the host says counts only as far
+    /// as it lies below the root: it decides where to look next, not what may be opened.
+    fn real_place(&self, file: &Pin, path: &Path) -> PathBuf {
+        let place = || {
+            let (file, root) = (file.real_path().ok()?, self.directory.real_path().ok()?);
+            paths::below(&root, &file)
+        };
+        self.real.join(place().unwrap_or_else(|| path.to_owned()))
     }
 }
 
-/// A path that opens exactly this file, for as long as it is held.
-fn proc_path(file: BorrowedFd<'_>) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+/// Where a path with this anchor starts that stands in the file at `file`; `None` where that is
+/// nothing that this host knows.
+fn start_of(anchor: &Anchor, file: &Path) -> Option<PathBuf> {
+    let home = file.parent().unwrap_or(file);
+    let top = home.ancestors().last().unwrap_or(home);
+    match anchor {
+        Anchor::Root => Some(top.to_owned()),
+        Anchor::Directory { up } => Some(home.ancestors().nth(*up).unwrap_or(top).to_owned()),
+        #[cfg(windows)]
+        Anchor::Drive(letter) => Some(format!(r"{letter}:\").into()),
+        #[cfg(windows)]
+        Anchor::Volume(name) => Some(format!(r"\\?\{name}\").into()),
+        #[cfg(windows)]
+        Anchor::Server(name) => Some(format!(r"\\{name}\").into()),
+        _ => None,
+    }
 }
 
-/// Where the host says that it is.
-fn real_path(file: BorrowedFd<'_>) -> io::Result<PathBuf> {
-    fs::read_link(proc_path(file))
+/// The names as one path; `None` where one of them is no name here, but something that leads
+/// elsewhere, such as `C:` on Windows.
+fn joined(names: &[String]) -> Option<PathBuf> {
+    let is_name = |name: &&String| {
+        let mut parts = Path::new(name).components();
+        matches!(parts.next(), Some(Component::Normal(part)) if part == name.as_str())
+    };
+    names
+        .iter()
+        .all(|name| is_name(&name))
+        .then(|| names.iter().collect())
 }

@@ -9,11 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{CHUNK, HOST_BLOCK, HostOptions, chunks};
+use super::pin::Pin;
+use super::{CHUNK, FileKey, HostOptions, chunks};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::lock::{self, Access, LockError};
 use crate::storage::{Storage, past_end};
 use crate::units::{FileOffset, FileRange, u64_from, usize_from};
+
+/// The unit in which hosts allocate and share file space. Larger on some; it only decides how a
+/// copy is split, never what it means.
+const HOST_BLOCK: u64 = 4096;
 
 /// Ranges shorter than this are zeroed by writing zeros: turning a few pages into unwritten extents
 /// costs a journal transaction and splits the file's extents for good.
@@ -123,6 +128,11 @@ impl HostFile {
     /// The file's owner, mode, times and identity, as they are now.
     pub fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
+    }
+
+    /// Which file it is.
+    pub fn key(&self) -> io::Result<FileKey> {
+        Pin::stat_of(&self.file).map(|stat| stat.key)
     }
 
     /// As if the host had said that it has no `copy_file_range`.

@@ -1,3 +1,5 @@
+use std::fs;
+#[cfg(unix)]
 use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
@@ -11,7 +13,7 @@ use super::*;
 /// ```
 fn tree() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let top = folder.path().canonicalize().unwrap();
+    let top = paths::canonical(folder.path()).unwrap();
     fs::create_dir_all(top.join("in/Sub/deep")).unwrap();
     fs::create_dir(top.join("out")).unwrap();
     for file in [
@@ -85,6 +87,7 @@ fn paths_lead_to_files_below() {
     assert_eq!(follow(&scope, &child, r".\none.vhd"), None);
 }
 
+#[cfg(unix)]
 #[test]
 fn nothing_outside_is_reached() {
     let (_folder, top) = tree();
@@ -127,6 +130,7 @@ fn nothing_outside_is_reached() {
     assert_eq!(found, Some((secret, "out/secret.vhd".to_owned())));
 }
 
+#[cfg(unix)]
 #[test]
 fn links_that_stay_inside_are_followed() {
     let (_folder, top) = tree();
@@ -143,17 +147,18 @@ fn links_that_stay_inside_are_followed() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn walking_by_hand_is_as_strict_as_the_kernel() {
     let (_folder, top) = tree();
     let real = top.join("in");
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(&real, flags, Mode::empty()).unwrap();
+    let root = Pin::directory(&real).unwrap();
     symlink("../out/secret.vhd", real.join("relative.vhd")).unwrap();
     symlink(top.join("out/secret.vhd"), real.join("absolute.vhd")).unwrap();
     symlink("../../base.vhd", real.join("Sub/deep/up.vhd")).unwrap();
     symlink("loop.vhd", real.join("loop.vhd")).unwrap();
-    let walk = |path: &str| beneath::walk(root.as_fd(), &real, Path::new(path));
+    let below = |place: &Path| paths::below(&real, place);
+    let walk = |path: &str| beneath::walk(&root, &below, Path::new(path));
     for (path, file) in [
         ("base.vhd", "base.vhd"),
         ("Sub/deep/child.vhd", "Sub/deep/child.vhd"),
@@ -165,7 +170,7 @@ fn walking_by_hand_is_as_strict_as_the_kernel() {
     ] {
         let found = walk(path).unwrap();
         assert_eq!(
-            real_path(found.as_fd()).unwrap(),
+            found.real_path().unwrap(),
             real.join(file).components().collect::<PathBuf>()
         );
     }
@@ -184,6 +189,7 @@ fn walking_by_hand_is_as_strict_as_the_kernel() {
     assert!(matches!(walk("loop.vhd"), Err(Miss::Io(_))));
 }
 
+#[cfg(unix)]
 #[test]
 fn what_is_special_is_neither_opened_nor_waited_for() {
     let (_folder, top) = tree();
@@ -191,8 +197,8 @@ fn what_is_special_is_neither_opened_nor_waited_for() {
     rustix::fs::mknodat(
         rustix::fs::CWD,
         top.join("in/fifo.vhd"),
-        FileType::Fifo,
-        Mode::RUSR | Mode::WUSR,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         0,
     )
     .unwrap();

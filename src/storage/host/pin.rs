@@ -1,0 +1,96 @@
+//! Files and directories that are held without being open.
+//!
+//! A [`Pin`] stays on the file that it was taken of, whatever somebody renames or puts in its place;
+//! it takes no lock, needs no permission on the file, and does nothing to a device. What lies below a
+//! directory is reached from its pin, one name after the other, and no link is followed on the way.
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+pub(super) mod windows;
+
+#[cfg(unix)]
+pub(crate) use unix::Pin;
+#[cfg(windows)]
+pub(crate) use windows::Pin;
+
+use std::time::SystemTime;
+
+/// Tells one file of the host from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// The file system.
+    pub device: u64,
+    /// The file in it. Windows has numbers of 128 bits.
+    pub inode: u128,
+}
+
+/// What kind of file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link, or what else leads to another place.
+    Link,
+    /// Something else: what, with its article.
+    Other(&'static str),
+}
+
+impl Kind {
+    /// What it is, if it is no regular file.
+    pub(crate) fn special(self) -> Option<&'static str> {
+        match self {
+            Self::File => None,
+            Self::Directory => Some("a directory"),
+            Self::Link => Some("a symbolic link"),
+            Self::Other(what) => Some(what),
+        }
+    }
+}
+
+/// A file's attributes on the host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stat {
+    pub(crate) key: FileKey,
+    /// When it was created, where the host's file system remembers that.
+    pub(crate) born: Option<SystemTime>,
+    pub(crate) kind: Kind,
+    pub(crate) len: u64,
+    /// Bytes that the host stores.
+    pub(crate) allocated: u64,
+    pub(crate) accessed: SystemTime,
+    pub(crate) modified: SystemTime,
+    pub(crate) changed: SystemTime,
+    /// Permission bits, set-id and sticky ones included.
+    #[cfg(unix)]
+    pub(crate) mode: u32,
+    #[cfg(unix)]
+    pub(crate) uid: u32,
+    #[cfg(unix)]
+    pub(crate) gid: u32,
+    #[cfg(unix)]
+    pub(crate) links: u32,
+    /// `FILE_ATTRIBUTE_*`.
+    #[cfg(windows)]
+    pub(crate) attributes: u32,
+}
+
+/// Sizes of the file system that a directory lies on.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// Unit of the three block counts, in bytes.
+    pub block_size: u64,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Free blocks.
+    pub blocks_free: u64,
+    /// Free blocks that an ordinary user may take.
+    pub blocks_available: u64,
+    /// Inodes in all; 0 where the host does not count them.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// The longest file name, in bytes; on Windows in UTF-16 units.
+    pub name_max: u64,
+}

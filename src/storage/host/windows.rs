@@ -1,0 +1,405 @@
+//! The host file on Windows.
+//!
+//! # What keeps others away
+//! How a file is shared: there are no locks beside. With a lock, a writer lets others read and a
+//! reader lets others read; neither lets anybody rename or delete the file, as Windows' own virtual
+//! disk service does not. Without a lock, all is shared. Hyper-V, `Mount-VHD` and QEMU share alike.
+
+pub(crate) mod reparse;
+pub(crate) mod sys;
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::io::AsHandle;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use windows_sys::Win32::Foundation::{
+    ERROR_ACCESS_DENIED, ERROR_CALL_NOT_IMPLEMENTED, ERROR_INVALID_FUNCTION,
+    ERROR_INVALID_PARAMETER, ERROR_LOCK_VIOLATION, ERROR_MORE_DATA, ERROR_NOT_SUPPORTED,
+    ERROR_SHARING_VIOLATION,
+};
+use windows_sys::Win32::Storage::FileSystem::{
+    FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY, FILE_ATTRIBUTE_READONLY, FILE_ATTRIBUTE_SPARSE_FILE,
+    FILE_GENERIC_READ, FILE_GENERIC_WRITE, FILE_SHARE_READ,
+};
+use windows_sys::Win32::System::Ioctl::{
+    FSCTL_QUERY_ALLOCATED_RANGES, FSCTL_SET_SPARSE, FSCTL_SET_ZERO_DATA,
+};
+
+use super::pin::windows::{SHARE_ALL, is};
+use super::pin::{Pin, Stat};
+use super::{CHUNK, FileKey, HostOptions, chunks};
+use crate::error::{OpenError, OpenProblem};
+use crate::storage::{Storage, past_end};
+use crate::units::{FileOffset, FileRange, u64_from, usize_from};
+
+pub(crate) use sys::{Descriptor, Token};
+
+/// The rights with which a file is opened for writing.
+pub(crate) const WRITING: u32 = FILE_GENERIC_READ | FILE_GENERIC_WRITE;
+
+/// An open host file. Closing it, by dropping, lets others have it again.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+    read_only: bool,
+    /// The host stores holes as such.
+    sparse: AtomicBool,
+    /// The host said that it cannot do that for this file, so it is not tried again.
+    no_punch: AtomicBool,
+}
+
+impl HostFile {
+    /// Opens the regular file at `path`, shared as `options` say. Nothing is read.
+    ///
+    /// # Errors
+    /// [`OpenProblem::InUse`] where another program has it open in a way that excludes us, and
+    /// [`OpenProblem::Io`] where the host refuses or `path` is no regular file.
+    pub fn open(path: &Path, options: &HostOptions) -> Result<Self, OpenError> {
+        let pin = Pin::at(path, !options.no_follow).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidInput => not_regular(&source.to_string()),
+            _ => opening(source),
+        });
+        pin.and_then(|pin| Self::of(&pin, options))
+            .map_err(|problem| OpenError::new(path, problem))
+    }
+
+    /// Opens the file that `pin` holds.
+    pub(super) fn of(pin: &Pin, options: &HostOptions) -> Result<Self, OpenProblem> {
+        let stat = pin.stat().map_err(|source| OpenProblem::Io {
+            action: "read the file's attributes",
+            source,
+        })?;
+        match stat.kind {
+            super::pin::Kind::Link => {
+                let text = "it is a symbolic link, which is not followed";
+                return Err(opening(io::Error::other(text)));
+            }
+            kind => kind
+                .special()
+                .map_or(Ok(()), |what| Err(not_regular(&format!("it is {what}"))))?,
+        }
+        if !options.read_only && stat.attributes & FILE_ATTRIBUTE_READONLY != 0 {
+            let text = "its read-only attribute is set";
+            return Err(opening(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                text,
+            )));
+        }
+        let access = if options.read_only {
+            FILE_GENERIC_READ
+        } else {
+            WRITING
+        };
+        let share = if options.lock {
+            FILE_SHARE_READ
+        } else {
+            SHARE_ALL
+        };
+        let file = pin.reopen(access, share).map_err(|error| match error {
+            error if is(&error, ERROR_SHARING_VIOLATION) => {
+                let holder = match options.read_only {
+                    true => "it has the file open for writing, or shares it with nobody",
+                    false => "it has the file open and does not let others write to it",
+                };
+                OpenProblem::InUse(holder.to_owned())
+            }
+            error => opening(error),
+        })?;
+        Ok(Self::from_file(file.into(), options.read_only, &stat))
+    }
+
+    /// Creates an empty file at `path`, open for reading and writing and locked as a writer. Its
+    /// name is durable once [`sync_directory_of`] has returned.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] where `path` names anything, a dangling symbolic link
+    /// included; whatever else the host refuses.
+    pub fn create_new(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .share_mode(FILE_SHARE_READ)
+            .open(path)?;
+        let stat = Pin::stat_of(&file)?;
+        match stat.kind.special() {
+            None => Ok(Self::from_file(file, false, &stat)),
+            Some(what) => Err(io::Error::other(format!("it is {what}"))),
+        }
+    }
+
+    /// As [`Self::create_new`]. Who may read the new file is what its directory hands down to it, as
+    /// for every file on Windows, where directories of one user are closed to others.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_private(path: &Path) -> io::Result<Self> {
+        Self::create_new(path)
+    }
+
+    /// The file's attributes and times, as they are now.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
+    }
+
+    /// Which file it is.
+    pub fn key(&self) -> io::Result<FileKey> {
+        Ok(self.stat()?.key)
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        Pin::stat_of(&self.file)
+    }
+
+    fn from_file(file: File, read_only: bool, stat: &Stat) -> Self {
+        Self {
+            file,
+            read_only,
+            sparse: AtomicBool::new(stat.attributes & FILE_ATTRIBUTE_SPARSE_FILE != 0),
+            no_punch: AtomicBool::new(false),
+        }
+    }
+
+    fn control(&self, code: u32, input: &[u8], output: &mut [u8]) -> io::Result<usize> {
+        sys::control(self.file.as_handle(), code, input, output)
+    }
+
+    fn write_zero_bytes(&self, range: FileRange) -> io::Result<()> {
+        let zeros = vec![0; usize_from(range.len.min(CHUNK))];
+        chunks(range)
+            .try_for_each(|part| self.write_all_at(&zeros[..usize_from(part.len)], part.start))
+    }
+
+    /// Copies through memory.
+    fn copy_data(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let mut buffer = vec![0; usize_from(from.len.min(CHUNK))];
+        chunks(from).try_for_each(|part| {
+            let buffer = &mut buffer[..usize_from(part.len)];
+            self.read_exact_at(buffer, part.start)?;
+            self.write_all_at(buffer, to.plus(part.start.since(from.start)))
+        })
+    }
+
+    /// Makes `range` read as zeros, as a hole where the file has holes; extends the file to it.
+    fn clear(&self, range: FileRange) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.end().get() > self.len()? {
+            // A write, since a new length could cut off what somebody else appends meanwhile.
+            self.write_all_at(&[0], FileOffset::new(range.end().get() - 1))?;
+        }
+        if !self.sparse.load(Ordering::Relaxed) {
+            return self.write_zeroes(range);
+        }
+        match self.punch_hole(range) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zeroes(range),
+            result => result,
+        }
+    }
+
+    /// Has the host store holes as such from now on, which changes the file's attributes.
+    fn make_sparse(&self) -> io::Result<()> {
+        if !self.sparse.load(Ordering::Relaxed) {
+            self.control(FSCTL_SET_SPARSE, &[], &mut [])?;
+            self.sparse.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Storage for HostFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.plus(u64_from(done)).get();
+            match self.file.seek_read(&mut buf[done..], at).map_err(told)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.plus(u64_from(done)).get();
+            match self.file.seek_write(&buf[done..], at).map_err(told)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => done += written,
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len).map_err(told)
+    }
+
+    fn punch_hole(&self, range: FileRange) -> io::Result<()> {
+        let end = range.end().min(FileOffset::new(self.len()?));
+        if range.start >= end {
+            return Ok(());
+        }
+        let unsupported = || {
+            let text = "the host's file system cannot punch holes into files";
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        };
+        if self.no_punch.load(Ordering::Relaxed) {
+            return Err(unsupported());
+        }
+        // FILE_ZERO_DATA_INFORMATION
+        let mut input = [0; 16];
+        input[..8].copy_from_slice(&range.start.get().to_le_bytes());
+        input[8..].copy_from_slice(&end.get().to_le_bytes());
+        let punched = self
+            .make_sparse()
+            .and_then(|()| self.control(FSCTL_SET_ZERO_DATA, &input, &mut []));
+        match punched {
+            Ok(_) => Ok(()),
+            Err(error) if is_unsupported(&error) => {
+                self.no_punch.store(true, Ordering::Relaxed);
+                Err(unsupported())
+            }
+            Err(error) => Err(told(error)),
+        }
+    }
+
+    fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
+        if range.end().get() > self.len()? {
+            return Err(past_end(range));
+        }
+        // What zeroes without writing gives the space of a sparse file back.
+        self.write_zero_bytes(range)
+    }
+
+    fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let len = self.len()?;
+        if from.end().get() > len {
+            return Err(past_end(from));
+        }
+        if from.overlaps(FileRange::new(to, from.len)) {
+            let text = format!("{from} overlaps its copy at {to}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        // Holes stay holes: what was punched out of a block stays given back when it moves.
+        let target = |at: FileOffset| to.plus(at.since(from.start));
+        let mut at = from.start;
+        while at < from.end() {
+            let data = self.next_data(at, from.end())?;
+            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
+            self.clear(FileRange::new(target(at), data.start.since(at)))?;
+            self.copy_data(data, target(data.start))?;
+            at = data.end();
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, from: FileOffset, end: FileOffset) -> io::Result<Option<FileRange>> {
+        let end = end.min(FileOffset::new(self.len()?));
+        if from >= end {
+            return Ok(None);
+        }
+        let all = FileRange::between(from, end);
+        if !self.sparse.load(Ordering::Relaxed) {
+            return Ok(Some(all));
+        }
+        // FILE_ALLOCATED_RANGE_BUFFER, in and out: where it starts, and its length.
+        let mut asked = [0; 16];
+        asked[..8].copy_from_slice(&from.get().to_le_bytes());
+        asked[8..].copy_from_slice(&all.len.to_le_bytes());
+        let mut found = [0; 16];
+        match self.control(FSCTL_QUERY_ALLOCATED_RANGES, &asked, &mut found) {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            // There are others behind the first.
+            Err(error) if is(&error, ERROR_MORE_DATA) => {}
+            Err(error) if is_unsupported(&error) => return Ok(Some(all)),
+            Err(error) => return Err(error),
+        }
+        let (numbers, _) = found.as_chunks::<8>();
+        let start = FileOffset::new(u64::from_le_bytes(numbers[0]));
+        let stop = start.get().saturating_add(u64::from_le_bytes(numbers[1]));
+        let (start, stop) = (start.max(from), FileOffset::new(stop).min(end));
+        // What makes no sense tells nothing.
+        Ok(Some(match start < stop {
+            true => FileRange::between(start, stop),
+            false => all,
+        }))
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.stat()?.allocated)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // `FlushFileBuffers`, which needs the right to write; without it there is nothing to flush.
+        match self.read_only {
+            true => Ok(()),
+            false => self.file.sync_all(),
+        }
+    }
+}
+
+/// Makes the names in the directory of `path` durable: a file that was just created there, renamed
+/// or removed.
+///
+/// NTFS and ReFS log changes of names in their order, so that the sync of a new file has made its
+/// name durable with it. For what else there is the directory is flushed, where the host does that
+/// and this process may change the directory.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = Pin::directory(parent.unwrap_or(Path::new(".")))?;
+    let flushed = directory
+        .reopen(FILE_ADD_FILE | FILE_ADD_SUBDIRECTORY, SHARE_ALL)
+        .and_then(|directory| File::from(directory).sync_all());
+    match flushed {
+        Err(error) if is_unsupported(&error) || is(&error, ERROR_ACCESS_DENIED) => Ok(()),
+        result => result,
+    }
+}
+
+fn opening(source: io::Error) -> OpenProblem {
+    OpenProblem::Io {
+        action: "open the file",
+        source,
+    }
+}
+
+fn not_regular(found: &str) -> OpenProblem {
+    let text = format!("{found}, not a regular file");
+    opening(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// An error of the host, with more to say where Windows' own words are not enough.
+fn told(error: io::Error) -> io::Error {
+    match is(&error, ERROR_LOCK_VIOLATION) {
+        true => {
+            let text = "another program has locked this part of the file";
+            io::Error::new(io::ErrorKind::ResourceBusy, text)
+        }
+        false => error,
+    }
+}
+
+/// Whether the file system does not know what it was asked.
+fn is_unsupported(error: &io::Error) -> bool {
+    [
+        ERROR_INVALID_FUNCTION,
+        ERROR_NOT_SUPPORTED,
+        ERROR_INVALID_PARAMETER,
+        ERROR_CALL_NOT_IMPLEMENTED,
+    ]
+    .iter()
+    .any(|code| is(error, *code))
+}
