@@ -136,6 +136,8 @@ fn follows_changes_of_the_directory() {
     assert!(matches!(gone, Err(LibraryError::NotFound { .. })));
 }
 
+// Under Wine a file's number is at once another's; NTFS counts how often it was used.
+#[cfg(unix)]
 #[test]
 fn a_replaced_file_is_another_node() {
     let root = sample();
@@ -143,8 +145,6 @@ fn a_replaced_file_is_another_node() {
     let path = root.path().join("a.vhd");
     let before = lookup(&library, "a.vhd.raw");
     fs::remove_file(&path).unwrap();
-    // Under Wine the name stays while somebody looks at the file.
-    eventually("it is gone", || !path.try_exists().unwrap_or(true));
     make_disk(&path);
     assert!(matches!(
         library.attributes(before.node),
@@ -222,6 +222,7 @@ fn what_is_no_disk_is_listed_without_permissions() {
     );
     // Made good, it is looked at again.
     fs::remove_file(root.path().join("broken.vhd")).unwrap();
+    // Under Wine the name stays while somebody looks at the file.
     eventually("it is gone", || {
         !root.path().join("broken.vhd").try_exists().unwrap_or(true)
     });
