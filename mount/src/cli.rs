@@ -31,11 +31,49 @@ pub(crate) enum Command {
     /// Show the disks of a directory as raw files, and compact them while they are idle
     ///
     /// Every *.vhd, *.avhd, *.vhdx and *.avhdx file below DIR appears at the same place below MNT, with
-    /// .raw behind its name. A disk over which others are is shown read-only. Returns once the mount serves; a daemon goes on until it is unmounted or gets SIGTERM.
+    /// .raw behind its name. A disk over which others are is shown read-only.
+    #[cfg_attr(
+        not(windows),
+        doc = " Returns once the mount serves; a daemon goes on until it is"
+    )]
+    #[cfg_attr(not(windows), doc = " unmounted or gets SIGTERM.")]
+    #[cfg_attr(windows, doc = " Goes on until Ctrl-C, or until it is unmounted.")]
     ///
-    /// The mount tells about itself in extended attributes: `user.vhdfs.pid` and
-    /// `user.vhdfs.status` (JSON) of MNT, `user.vhdfs.status` (JSON) of each disk. Read them with
-    /// getfattr --only-values -n NAME FILE.
+    #[cfg_attr(
+        not(windows),
+        doc = " The mount tells about itself in extended attributes:"
+    )]
+    #[cfg_attr(
+        not(windows),
+        doc = " `user.vhdfs.pid` and `user.vhdfs.status` (JSON) of MNT,"
+    )]
+    #[cfg_attr(
+        not(windows),
+        doc = " `user.vhdfs.status` (JSON) of each disk. Read them with"
+    )]
+    #[cfg_attr(not(windows), doc = " getfattr --only-values -n NAME FILE.")]
+    #[cfg_attr(
+        windows,
+        doc = " Needs WinFsp 2.0 or later. Windows has no way to pass a discard on to"
+    )]
+    #[cfg_attr(
+        windows,
+        doc = " such a mount: disks shrink by what their guests overwrite with zeros"
+    )]
+    #[cfg_attr(
+        windows,
+        doc = " and, while nobody has them open for writing, by what their"
+    )]
+    #[cfg_attr(windows, doc = " filesystems call free.")]
+    ///
+    #[cfg_attr(
+        windows,
+        doc = " Works as a service as well, with --log-file and absolute paths:"
+    )]
+    #[cfg_attr(
+        windows,
+        doc = " sc create vhdfs start= auto binPath= \"C:\\...\\vhdfs.exe mount --log-file FILE DIR X:\""
+    )]
     Mount(MountArguments),
     /// Unmount, and return when every disk is closed and clean
     ///
@@ -90,17 +128,25 @@ pub(crate) struct MountArguments {
     /// The directory with the disk files
     #[arg(value_name = "DIR")]
     pub(crate) source: PathBuf,
-    /// Where to show the disks: an existing directory, not below DIR
+    #[cfg_attr(
+        not(windows),
+        doc = "Where to show the disks: an existing directory, not below DIR"
+    )]
+    #[cfg_attr(
+        windows,
+        doc = "Where to show the disks: a free drive such as X:, or a directory that"
+    )]
+    #[cfg_attr(windows, doc = "does not exist yet, on an NTFS volume")]
     #[arg(value_name = "MNT")]
     pub(crate) mount_point: PathBuf,
     /// Stay in the foreground, log to stderr
-    #[arg(short, long)]
+    #[arg(short, long, hide = cfg!(windows))]
     pub(crate) foreground: bool,
     /// Never write to a disk file
     #[arg(short, long)]
     pub(crate) read_only: bool,
     /// Let other users in, as far as the files' permissions do
-    #[arg(long)]
+    #[arg(long, hide = cfg!(windows))]
     pub(crate) allow_other: bool,
     /// Compact a disk when no guest has used it for that long
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = options::duration)]
@@ -112,7 +158,8 @@ pub(crate) struct MountArguments {
     #[arg(long)]
     pub(crate) no_compact: bool,
     /// Give freed parts of blocks in use back to the host, which makes the files sparse
-    #[arg(long, value_name = "on|off", default_value = "on")]
+    #[cfg_attr(windows, doc = "- and Windows attaches no sparse VHD or VHDX")]
+    #[arg(long, value_name = "on|off", default_value = if cfg!(windows) { "off" } else { "on" })]
     pub(crate) punch_holes: Switch,
     /// Also give up what the guest's filesystems call free, of those that were cleanly unmounted, while
     /// nobody has the disk open for writing
@@ -124,7 +171,8 @@ pub(crate) struct MountArguments {
     /// Also look here for parents of differencing disks; may be given several times
     #[arg(long = "parent-dir", value_name = "DIR")]
     pub(crate) parent_dirs: Vec<PathBuf>,
-    /// Log to this file instead of the system log
+    #[cfg_attr(not(windows), doc = "Log to this file instead of the system log")]
+    #[cfg_attr(windows, doc = "Log to this file instead of stderr")]
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
     /// Log more; twice: everything
@@ -132,7 +180,13 @@ pub(crate) struct MountArguments {
     pub(crate) verbose: u8,
     /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
     /// punch-holes=on|off, fs-aware=auto|off, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
-    #[arg(short, value_name = "OPTIONS", value_delimiter = ',', value_parser = options::mount_option)]
+    #[arg(
+        short,
+        value_name = "OPTIONS",
+        value_delimiter = ',',
+        value_parser = options::mount_option,
+        hide = cfg!(windows)
+    )]
     pub(crate) options: Vec<MountOption>,
     /// Serve for a parent that waits to hear so.
     #[arg(long, hide = true)]
@@ -165,7 +219,11 @@ impl MountArguments {
 /// Whether `compact` punches holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PunchHoles {
-    /// For what filesystems call free, if the file is sparse already.
+    #[cfg_attr(
+        not(windows),
+        doc = "For what filesystems call free, if the file is sparse already"
+    )]
+    #[cfg_attr(windows, doc = "As off, for Windows attaches no sparse VHD or VHDX")]
     Auto,
     /// For that and for zeros, which are looked for in all blocks.
     On,

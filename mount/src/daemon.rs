@@ -24,14 +24,12 @@ use std::sync::atomic::AtomicBool;
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
-use vhdfs::compact::IdlePolicy;
-use vhdfs::library::{Library, LibraryOptions};
+use vhdfs::library::Library;
 
-use crate::cli::{FsAware, MountArguments, Switch};
-use crate::fuse::{self, Brake, Settings, VhdFs};
-use crate::logging::{self, Destination};
+use crate::cli::MountArguments;
+use crate::front::{self, Brake};
+use crate::fuse::{self, Settings, VhdFs};
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
-use crate::text::say;
 use crate::{Failure, Outcome};
 
 /// Tells the child that a parent waits for it.
@@ -83,8 +81,9 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     let parent_dirs = (arguments.parent_dirs.iter())
         .map(|directory| resolve(directory))
         .collect::<Result<Vec<_>, _>>()?;
-    check_places(&source, &parent_dirs, &mount_point)?;
-    start_logging(arguments)?;
+    check_mount_point(&mount_point)?;
+    front::check_places(&source, &parent_dirs, &mount_point)?;
+    front::start_logging(arguments)?;
     allow_open_files();
     // From here on these wait for us, whatever thread they reach.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
@@ -92,10 +91,7 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     for signal in [SIGUSR1, SIGUSR2, SIGALRM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
-    let options = LibraryOptions {
-        parent_dirs,
-        ..library_options(arguments)
-    };
+    let options = front::library_options(arguments, parent_dirs);
     let library = Arc::new(Library::open(&source, options)?);
     let settings = Settings {
         read_only: arguments.read_only,
@@ -135,7 +131,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// Refuses what could not work.
-fn check_places(source: &Path, parent_dirs: &[PathBuf], mount_point: &Path) -> Result<(), Failure> {
+fn check_mount_point(mount_point: &Path) -> Result<(), Failure> {
     if let Some(mounted) = mounts::at(mount_point)?
         && mounted.file_system == FILE_SYSTEM_TYPE
     {
@@ -144,54 +140,7 @@ fn check_places(source: &Path, parent_dirs: &[PathBuf], mount_point: &Path) -> R
             format!("{place} is mounted already; `vhdfs unmount {place}` ends that").into(),
         );
     }
-    for directory in std::iter::once(source).chain(parent_dirs.iter().map(PathBuf::as_path)) {
-        let shown = directory.display();
-        if !fs::metadata(directory).is_ok_and(|found| found.is_dir()) {
-            return Err(format!("{shown}: not a directory").into());
-        }
-        // Looking for disks, we would come to our own mount and wait for ourselves.
-        if mount_point == directory {
-            return Err(format!("{shown} would hide its own disks: mount it elsewhere").into());
-        }
-        if mount_point.starts_with(directory) {
-            let mount_point = mount_point.display();
-            return Err(format!("{mount_point} lies below {shown}: mount it elsewhere").into());
-        }
-        if directory.starts_with(mount_point) {
-            let mount_point = mount_point.display();
-            return Err(format!("{mount_point} would hide {shown}: mount it elsewhere").into());
-        }
-    }
     Ok(())
-}
-
-fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
-    let destination = match &arguments.log_file {
-        Some(path) => Destination::File(std::path::absolute(path)?),
-        None if arguments.foreground => Destination::Stderr,
-        None => Destination::of_daemon(),
-    };
-    if matches!(destination, Destination::Nowhere) {
-        say("no system log here: give --log-file to learn of problems later");
-    }
-    logging::start(&destination, arguments.verbose)
-        .map_err(|error| format!("cannot log to {destination:?}: {error}").into())
-}
-
-fn library_options(arguments: &MountArguments) -> LibraryOptions {
-    let punch_holes = arguments.punch_holes == Switch::On;
-    let compact = !arguments.no_compact && !arguments.read_only;
-    LibraryOptions {
-        read_only: arguments.read_only,
-        punch_holes,
-        compact: compact.then_some(IdlePolicy {
-            idle_after: arguments.idle_after,
-            min_reclaim: arguments.min_reclaim,
-            punch_holes,
-            fs_aware: arguments.fs_aware == FsAware::Auto,
-        }),
-        ..LibraryOptions::default()
-    }
 }
 
 /// Raises the limit of open files as far as we may.

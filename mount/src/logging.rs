@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+#[cfg(unix)]
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::path::Path;
+use std::path::PathBuf;
 
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
@@ -11,6 +14,7 @@ use log::{Level, LevelFilter};
 use crate::text::plain;
 
 /// The system log's socket.
+#[cfg(unix)]
 const SYSLOG: &str = "/dev/log";
 
 /// Where they can go.
@@ -18,10 +22,13 @@ const SYSLOG: &str = "/dev/log";
 pub(crate) enum Destination {
     Stderr,
     File(PathBuf),
+    #[cfg(unix)]
     Syslog,
+    #[cfg(unix)]
     Nowhere,
 }
 
+#[cfg(unix)]
 impl Destination {
     /// Where a daemon logs if nobody says otherwise.
     pub(crate) fn of_daemon() -> Self {
@@ -52,6 +59,7 @@ pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
     }
     builder.parse_default_env();
     match destination {
+        #[cfg(unix)]
         Destination::Nowhere => return Ok(()),
         Destination::Stderr => {
             builder.format(|line, record| {
@@ -71,6 +79,7 @@ pub(crate) fn start(destination: &Destination, verbose: u8) -> io::Result<()> {
                 )
             });
         }
+        #[cfg(unix)]
         Destination::Syslog => {
             builder.target(Target::Pipe(Box::new(Syslog::connect()?)));
             builder.format(|line, record| {
@@ -95,6 +104,7 @@ fn name(level: Level) -> &'static str {
     }
 }
 
+#[cfg(unix)]
 fn severity(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -104,11 +114,13 @@ fn severity(level: Level) -> u8 {
     }
 }
 
+#[cfg(unix)]
 /// The system log. Each write is one message; what cannot be delivered is lost, as with syslog(3).
 struct Syslog {
     socket: UnixDatagram,
 }
 
+#[cfg(unix)]
 impl Syslog {
     fn connect() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
@@ -119,6 +131,7 @@ impl Syslog {
     }
 }
 
+#[cfg(unix)]
 impl Write for Syslog {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
         if self.socket.send(message).is_err() {

@@ -2,19 +2,22 @@
 //! disk files. See `vhdfs --help`.
 //!
 //! ```text
-//! cli, options --> commands/*          one file: info, check, compact, map, create
-//!              \-> daemon --> fuse/*   a directory, served until it is unmounted
-//!              \-> unmount
+//! cli, options --> commands/*                     one file: info, check, compact, map, create
+//!              \-> daemon --> fuse/*   --> front   a directory, served until it is unmounted
+//!              \-> winfsp/service      --> front   the same on Windows
+//!              \-> unmount, winfsp/control
 //! ```
-//! Only this crate knows FUSE, errno and the command line; all else is the library's.
+//! Only this crate knows FUSE, WinFsp, their errors and the command line; all else is the library's.
 
 mod cli;
 mod commands;
 #[cfg(target_os = "linux")]
 mod daemon;
+#[cfg(any(target_os = "linux", windows))]
+mod front;
 #[cfg(target_os = "linux")]
 mod fuse;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", windows))]
 mod logging;
 #[cfg(target_os = "linux")]
 mod mounts;
@@ -22,6 +25,8 @@ mod options;
 mod text;
 #[cfg(target_os = "linux")]
 mod unmount;
+#[cfg(windows)]
+mod winfsp;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -77,9 +82,13 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Mount(arguments) => daemon::mount(arguments),
         #[cfg(target_os = "linux")]
         Command::Unmount { mount_point } => unmount::unmount(&mount_point),
-        #[cfg(not(target_os = "linux"))]
+        #[cfg(windows)]
+        Command::Mount(arguments) => winfsp::mount(&arguments),
+        #[cfg(windows)]
+        Command::Unmount { mount_point } => winfsp::unmount(&mount_point),
+        #[cfg(not(any(target_os = "linux", windows)))]
         Command::Mount(_) | Command::Unmount { .. } => {
-            Err("mounting is only supported on Linux".into())
+            Err("mounting is only supported on Linux and Windows".into())
         }
         Command::Compact(arguments) => commands::compact::run(&arguments),
         Command::Info(arguments) => commands::info::run(&arguments),

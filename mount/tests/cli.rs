@@ -146,7 +146,6 @@ fn create_does_not_overwrite() {
 }
 
 /// A disk with `blocks` blocks of data, of which every other is zeros.
-#[cfg(unix)]
 fn half_dead(path: &Path, blocks: u64) {
     use vhdfs::disk::{Disk, OpenOptions};
     create(path, &["--size", "256M"]);
@@ -170,7 +169,6 @@ fn half_dead(path: &Path, blocks: u64) {
     disk.close().unwrap();
 }
 
-#[cfg(unix)]
 #[test]
 fn compact_does_what_it_predicts() {
     let root = tempfile::tempdir().unwrap();
@@ -350,7 +348,6 @@ fn without_room_for_a_backup_nothing_is_repaired() {
     assert_eq!(left, 2, "half a backup is left");
 }
 
-#[cfg(unix)]
 #[test]
 fn map_draws_the_file() {
     let root = tempfile::tempdir().unwrap();

@@ -71,20 +71,14 @@ pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
     })
 }
 
-/// The first SIGINT or SIGTERM sets the flag; a second one ends the program there and then, which
-/// leaves a file that is safe but not as short as it could be.
-#[cfg(unix)]
+/// The first SIGINT (Ctrl-C) or SIGTERM sets the flag; a second one ends the program there and then,
+/// which leaves a file that is safe but not as short as it could be.
 fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone())?;
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn watch_for_interrupts(_: &Arc<AtomicBool>) -> io::Result<()> {
     Ok(())
 }
 
@@ -118,7 +112,8 @@ fn compact_file(
         drop_identical: !arguments.keep_identical,
         // Other disks read what is free here, too.
         fs_aware: fs_aware && children.is_empty(),
-        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse,
+        // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
+        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse && !cfg!(windows),
         free_swap: arguments.free_swap,
         replay_journal: arguments.replay_journal,
         ..CompactOptions::default()

@@ -14,7 +14,7 @@ use fuser::{
 use vhdfs::library::{NodeId, NodeKind};
 
 use super::attributes::{self, file_attr};
-use super::files::OpenDirectory;
+use super::directories::OpenDirectory;
 use super::{VhdFs, errno, session, user_of, xattrs};
 
 /// How long the kernel may believe attributes that it did not just look up. An open file's size is
@@ -132,18 +132,18 @@ impl Filesystem for VhdFs {
         let Some(file) = self.files.get(number.0) else {
             return reply.error(Errno::ENOTCONN);
         };
-        let wanted = u64::from(size).min(file.len.saturating_sub(offset));
-        let Ok(wanted) = usize::try_from(wanted) else {
+        let Ok(size) = usize::try_from(size) else {
             return reply.error(Errno::EINVAL);
         };
+        let wanted = file.inside(offset, size);
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
             }
             let buffer = &mut buffer[..wanted];
-            match file.handle.disk().read_at(buffer, offset) {
-                Ok(()) => reply.data(buffer),
-                Err(error) => reply.error(file.fail("read", offset, &error)),
+            match file.read(buffer, offset) {
+                Ok(_) => reply.data(buffer),
+                Err(refused) => reply.error(refused.into()),
             }
         });
     }
@@ -186,15 +186,7 @@ impl Filesystem for VhdFs {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
-        let flushed = self.with_file(number, |file| {
-            let disk = file.handle.disk();
-            // Others may have written what this reader wants to be safe.
-            if disk.is_read_only() {
-                return Ok(());
-            }
-            disk.flush().map_err(|error| file.fail("flush", 0, &error))
-        });
-        answer(reply, flushed);
+        answer(reply, self.with_file(number, |file| Ok(file.flush()?)));
     }
 
     fn fallocate(

@@ -4,6 +4,18 @@ use fuser::Errno;
 use vhdfs::error::{DiskError, ErrorKind};
 use vhdfs::library::LibraryError;
 
+use crate::front::Refused;
+
+impl From<Refused> for Errno {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotWritable => Self::EBADF,
+            Refused::BeyondEnd => Self::EFBIG,
+            Refused::Failed(error) => of_disk(&error),
+        }
+    }
+}
+
 /// For an operation on an open disk.
 pub(super) fn of_disk(error: &DiskError) -> Errno {
     match error.kind() {

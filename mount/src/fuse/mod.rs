@@ -15,9 +15,8 @@
 
 mod adapter;
 mod attributes;
+mod directories;
 mod errno;
-mod files;
-mod handles;
 mod session;
 mod xattrs;
 
@@ -28,10 +27,9 @@ use rustix::fs::{FallocateFlags, OFlags};
 use vhdfs::disk::ExtentKind;
 use vhdfs::library::{Library, LibraryError, NodeId, User};
 
-use files::{OpenDirectory, OpenFile};
-use handles::Handles;
+use crate::front::{Brake, Handles, OpenFile};
+use directories::OpenDirectory;
 
-pub(crate) use files::Brake;
 pub(crate) use session::{Settings, mount};
 pub(crate) use xattrs::PID_ATTRIBUTE;
 
@@ -56,10 +54,7 @@ impl VhdFs {
 
     /// Takes the open disks away from the kernel: see [`Brake::stop`].
     pub(crate) fn brake(&self) -> Brake {
-        Brake {
-            library: self.library.clone(),
-            files: self.files.clone(),
-        }
+        Brake::new(self.library.clone(), self.files.clone())
     }
 
     /// Does `work` with an open disk; ENOTCONN if there is none, which only happens at the end.
@@ -102,22 +97,11 @@ impl VhdFs {
         flags: OpenFlags,
     ) -> Result<u32, Errno> {
         self.with_file(number, |file| {
-            if !file.handle.is_writable() {
-                return Err(Errno::EBADF);
-            }
-            let room = file.len.saturating_sub(offset);
-            if room == 0 && !data.is_empty() {
-                return Err(Errno::EFBIG);
-            }
-            let data = usize::try_from(room).map_or(data, |room| &data[..room.min(data.len())]);
-            let disk = file.handle.disk();
-            disk.write_at(data, offset)
-                .map_err(|error| file.fail("write", offset, &error))?;
+            let written = file.write(data, offset)?;
             if open_flags(flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
-                disk.flush()
-                    .map_err(|error| file.fail("flush", offset, &error))?;
+                file.flush()?;
             }
-            u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
+            u32::try_from(written).map_err(|_| Errno::EINVAL)
         })
     }
 
@@ -130,9 +114,7 @@ impl VhdFs {
             let disk = file.handle.disk();
             // Nothing lies beyond the end.
             let inside = len.min(file.len.saturating_sub(offset));
-            if !file.handle.is_writable() {
-                return Err(Errno::EBADF);
-            }
+            file.for_writing()?;
             let done = match action {
                 FallocateFlags::PUNCH_HOLE if keep_size && inside == 0 => Ok(()),
                 FallocateFlags::PUNCH_HOLE if keep_size => disk.discard(offset, inside),
@@ -142,7 +124,7 @@ impl VhdFs {
                 FallocateFlags::ZERO_RANGE => return Err(Errno::EFBIG),
                 _ => return Err(Errno::EOPNOTSUPP),
             };
-            done.map_err(|error| file.fail("discard", offset, &error))
+            Ok(done.map_err(|error| file.failed("discard", offset, error))?)
         })
     }
 

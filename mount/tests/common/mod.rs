@@ -2,12 +2,17 @@
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+#[cfg(unix)]
 use std::fs::{self, File};
+#[cfg(unix)]
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(unix)]
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
 use tempfile::TempDir;
 
 /// The binary.
@@ -48,6 +53,7 @@ pub(crate) fn create(path: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
+#[cfg(unix)]
 /// Whether whole tests can run here; says why not.
 pub(crate) fn can_mount() -> bool {
     let can = File::options()
@@ -61,6 +67,7 @@ pub(crate) fn can_mount() -> bool {
     can
 }
 
+#[cfg(unix)]
 /// Whether that program is installed; says so if not.
 pub(crate) fn has(program: &str) -> bool {
     let found = Command::new("sh")
@@ -73,6 +80,7 @@ pub(crate) fn has(program: &str) -> bool {
     found.status.success()
 }
 
+#[cfg(unix)]
 /// Does `work` as that user, in no group but one of the same number. For root alone; `None` for others.
 pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
     use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -111,11 +119,13 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+#[cfg(unix)]
 /// A directory of disks, mounted.
 pub(crate) struct Mount {
     root: TempDir,
 }
 
+#[cfg(unix)]
 impl Mount {
     /// Mounts a directory that `prepare` has filled. `None` where that is not possible here.
     pub(crate) fn new(options: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
@@ -229,6 +239,7 @@ impl Mount {
     }
 }
 
+#[cfg(unix)]
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.is_mounted() {
@@ -241,6 +252,7 @@ impl Drop for Mount {
     }
 }
 
+#[cfg(unix)]
 fn attribute(path: &Path, name: &str) -> String {
     let mut value = vec![0; 65536];
     let len = rustix::fs::getxattr(path, name, &mut value).unwrap();
@@ -256,10 +268,12 @@ pub(crate) fn assert_clean(path: &Path) {
     assert_eq!(report["warnings"], serde_json::json!([]), "{report}");
 }
 
+#[cfg(unix)]
 pub(crate) fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().unwrap()
 }
 
+#[cfg(unix)]
 pub(crate) fn stored(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }

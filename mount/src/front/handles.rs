@@ -1,4 +1,4 @@
-//! Numbers for what the kernel has open.
+//! Numbers for what users of the mount have open.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 
 /// A table of open things. Getting one takes a shared lock for some nanoseconds; nothing is done
 /// while it is held.
-pub(super) struct Handles<T> {
+pub(crate) struct Handles<T> {
     table: RwLock<Table<T>>,
 }
 
@@ -17,7 +17,7 @@ struct Table<T> {
 }
 
 impl<T> Handles<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let table = Table {
             entries: Vec::new(),
             free: Vec::new(),
@@ -29,7 +29,7 @@ impl<T> Handles<T> {
     }
 
     /// A number for it, until that is removed. `None` after [`Self::close`].
-    pub(super) fn insert(&self, value: T) -> Option<u64> {
+    pub(crate) fn insert(&self, value: T) -> Option<u64> {
         let value = Some(Arc::new(value));
         let mut table = self.table.write();
         if table.closed {
@@ -48,7 +48,7 @@ impl<T> Handles<T> {
         u64::try_from(index).ok()
     }
 
-    pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<T>> {
         self.table
             .read()
             .entries
@@ -56,8 +56,33 @@ impl<T> Handles<T> {
             .clone()
     }
 
+    /// All there are right now.
+    #[cfg(windows)]
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        self.table
+            .read()
+            .entries
+            .iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// [`Self::close`] if there are none; how many there are otherwise.
+    #[cfg(windows)]
+    pub(crate) fn close_if_empty(&self) -> Result<(), usize> {
+        let mut table = self.table.write();
+        match table.entries.iter().flatten().count() {
+            0 => {
+                table.closed = true;
+                Ok(())
+            }
+            count => Err(count),
+        }
+    }
+
     /// Removes all, for good. What a request is working with right now stays until that is done.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut table = self.table.write();
         table.closed = true;
         let removed = std::mem::take(&mut table.entries);
@@ -65,7 +90,7 @@ impl<T> Handles<T> {
         drop(removed);
     }
 
-    pub(super) fn remove(&self, number: u64) {
+    pub(crate) fn remove(&self, number: u64) {
         let Ok(index) = usize::try_from(number) else {
             return;
         };
@@ -103,7 +128,14 @@ mod tests {
             [b, c, d].map(|number| *handles.get(number).unwrap()),
             ['b', 'c', 'd']
         );
+        #[cfg(windows)]
+        {
+            assert_eq!(handles.all().len(), 3);
+            assert_eq!(handles.close_if_empty(), Err(3));
+        }
         handles.close();
+        #[cfg(windows)]
+        assert_eq!(handles.close_if_empty(), Ok(()));
         assert!(handles.get(b).is_none() && handles.insert('e').is_none());
     }
 }
