@@ -188,13 +188,14 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<(), CreateError> {
         source,
     };
     let file = HostFile::create_new(path).map_err(|source| failed("create it", source))?;
-    write(&file, options)
-        .and_then(|()| sync_directory_of(path))
-        .map_err(|source| {
-            // The first failure is the one to tell.
-            let _ = std::fs::remove_file(path);
-            failed("write it", source)
-        })
+    let done = write(&file, options).and_then(|()| sync_directory_of(path));
+    // Windows removes nothing that is open.
+    drop(file);
+    done.map_err(|source| {
+        // The first failure is the one to tell.
+        let _ = std::fs::remove_file(path);
+        failed("write it", source)
+    })
 }
 
 /// Creates a disk in the empty file `storage`, durable on return.

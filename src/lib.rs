@@ -95,7 +95,13 @@
 //! directory of a parent may exchange it between its check and its use. Nothing is encrypted, and time and
 //! space that a disk takes tell about its content.
 //!
-//! There is no set-id program, and no unsafe code but in `virtdisk/ffi*`, the C interface (`tests/tidy.rs`).
+//! There is no set-id program, and no unsafe code but in `virtdisk/ffi*`, the C interface, and in
+//! `storage/host/windows/sys.rs`, the calls to Windows' kernel (`tests/tidy.rs`).
+//!
+//! On Windows the same holds with its means: files are held by handles and opened anew from these, names are
+//! looked up one by one in the directory that is held, so that no drive letter, share, device, stream or
+//! reparse point in a name leads out, and how a file is shared is its lock (`storage::host`). No server is
+//! ever asked for a path out of an image, unless its share is one of the directories allowed.
 //! The claims are tested by `mount/tests/strangers.rs` and `mount/tests/changes.rs`, as another user too, by
 //! the crash tests and `tests/second_damage.rs`.
 

@@ -113,6 +113,8 @@ fn save(file: &HostFile, path: &Path, script: &Script) -> io::Result<PathBuf> {
     let done = guards(file, path)
         .and_then(|guards| backup::save(file, script, &guards, &saved))
         .and_then(|()| sync_directory_of(&name));
+    // Windows removes nothing that is open.
+    drop(saved);
     if let Err(error) = done {
         // Half a backup is none.
         let _ = std::fs::remove_file(&name);

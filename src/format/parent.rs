@@ -64,7 +64,8 @@ pub struct NewParent {
     pub sector_size: u64,
     /// When its file was last changed.
     pub mtime: SystemTime,
-    /// The way to it from the child's directory, as Windows writes it: `.\dir\base.vhdx`.
+    /// The way to it from the child's directory, as Windows writes it: `.\dir\base.vhdx`; empty for
+    /// none.
     pub relative: String,
     /// The way to it from a root; empty for none.
     pub absolute: String,

@@ -16,7 +16,8 @@ use crate::storage::host::{FileKey, Space};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     key: FileKey,
-    /// When the file was created, where the host's file system remembers it.
+    /// When the file was created, where the host's file system remembers it. Not on Windows: there
+    /// anybody may set that time, and no number stands for another file soon.
     born: Option<SystemTime>,
 }
 
@@ -33,7 +34,7 @@ impl Stat {
     pub(super) fn identity(&self) -> Identity {
         Identity {
             key: self.key,
-            born: self.born,
+            born: self.born.filter(|_| cfg!(unix)),
         }
     }
 

@@ -48,6 +48,8 @@ impl Core {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Windows has names that no file can have.
+                Err(error) if cfg!(windows) && error.kind() == io::ErrorKind::InvalidFilename => {}
                 Err(error) => return Err(LibraryError::io(&path, "read attributes", error)),
             }
         }

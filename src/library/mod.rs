@@ -11,22 +11,27 @@
 //! Directories as they are. Of the files, those whose name ends in `.vhd`, `.avhd`, `.vhdx` or
 //! `.avhdx` in any case, under that name with `.raw` behind it. Symbolic links, special files and all others are not
 //! shown, and no link is ever followed below the root, not even one that is swapped in between a
-//! look and an open. Nothing is cached that the host may change: a new, renamed or deleted file is
+//! look and an open. On Windows junctions and places where volumes are mounted are links, too, reparse points
+//! of unknown kinds and files that are elsewhere until they are read (in a cloud, on a tape) are special, a
+//! name is a word (no drive, share, device or stream), and case tells no names apart. Nothing is cached that the host may change: a new, renamed or deleted file is
 //! seen by the next call.
 //!
 //! # What it guarantees
 //! 1. A backing file is open at most once, however many handles and names it has.
-//! 2. A disk with handles stays open, also when its file is renamed or deleted.
+//! 2. A disk with handles stays open, also when its file is renamed or deleted; Windows refuses both as
+//!    long as the disk is open.
 //! 3. A disk that nobody uses is closed, and its lock released, soon after background work has
 //!    nothing left to do.
-//! 4. A file without any write permission bit is never written, not even by a privileged process.
+//! 4. A file without any write permission bit, on Windows one that is marked read-only, is never written,
+//!    not even by a privileged process.
 //! 5. The reason why a file cannot be opened is logged once for each state of the file.
 //! 6. A disk over which other disks of the tree are is not written: it is shown and opened read-only,
 //!    and background work leaves it alone. Whether there are any is looked up before each opening
 //!    for writing.
 //! 7. Parents are looked for below the root and in [`LibraryOptions::parent_dirs`] alone, and a user
 //!    opens a child only who may read all of its parents.
-//! 8. A mode that is shown allows nobody what the file's access control list denies.
+//! 8. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
+//!    itself is shown ([`Library::attributes`] and `Library::security_descriptor`).
 
 mod agent;
 mod error;
@@ -401,7 +406,7 @@ fn shown_entries(found: Vec<(OsString, Kind)>) -> Vec<Entry> {
         names::backing(name).is_some_and(|file| {
             found
                 .iter()
-                .any(|(name, kind)| *kind == Kind::File && name == file)
+                .any(|(name, kind)| *kind == Kind::File && names::is_same(name, file))
         })
     };
     let entries = found.iter().filter_map(|(name, kind)| match kind {

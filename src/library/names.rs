@@ -18,11 +18,18 @@ pub(super) fn shown(file_name: &OsStr) -> OsString {
 /// The disk file that is shown as `name`; `None` where no disk can have that name.
 pub(super) fn backing(name: &OsStr) -> Option<&OsStr> {
     let path = Path::new(name);
-    // Exactly the suffix that `shown` appends: one name for each disk.
-    if path.extension()? != OsStr::new(&SUFFIX[1..]) {
+    // Exactly the suffix that `shown` appends, as far as names are told apart at all: one name for
+    // each disk.
+    if !is_same(path.extension()?, OsStr::new(&SUFFIX[1..])) {
         return None;
     }
     path.file_stem().filter(|stem| is_disk(stem))
+}
+
+/// Whether the host takes two names for one.
+pub(super) fn is_same(one: &OsStr, other: &OsStr) -> bool {
+    let lower = |name: &OsStr| name.to_str().map(str::to_lowercase);
+    one == other || cfg!(windows) && lower(one).is_some() && lower(one) == lower(other)
 }
 
 #[cfg(test)]
@@ -43,7 +50,6 @@ mod tests {
         for name in [
             "web.vhd",
             "web.raw",
-            "web.vhd.RAW",
             ".vhd.raw",
             ".raw",
             "..",
@@ -51,6 +57,12 @@ mod tests {
         ] {
             assert_eq!(backing(OsStr::new(name)), None, "{name}");
         }
+    }
+
+    #[test]
+    fn case_counts_where_the_host_says_so() {
+        let found = backing(OsStr::new("web.vhd.RAW"));
+        assert_eq!(found, cfg!(windows).then_some(OsStr::new("web.vhd")));
     }
 
     #[cfg(unix)]

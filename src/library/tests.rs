@@ -1,8 +1,12 @@
 //! Tests of the library on real directories.
 
+#[cfg(windows)]
+mod windows;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::num::NonZeroUsize;
+#[cfg(unix)]
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -47,6 +51,14 @@ fn names(library: &Library, node: NodeId) -> Vec<String> {
     names
 }
 
+/// Whether it is shown as a file that may be written.
+pub(super) fn is_writable(shown: &Attributes) -> bool {
+    #[cfg(unix)]
+    return shown.mode & 0o222 != 0;
+    #[cfg(windows)]
+    return shown.file_attributes & 1 == 0;
+}
+
 fn lookup(library: &Library, name: &str) -> Attributes {
     library.lookup(NodeId::ROOT, OsStr::new(name)).unwrap()
 }
@@ -65,7 +77,9 @@ fn shows_disks_and_directories_alone() {
     let root = sample();
     fs::write(root.path().join("notes.txt"), "x").unwrap();
     fs::write(root.path().join("c.vhdx.txt"), "x").unwrap();
+    #[cfg(unix)]
     symlink("a.vhd", root.path().join("link.vhd")).unwrap();
+    #[cfg(unix)]
     symlink("/", root.path().join("everything")).unwrap();
     fs::create_dir(root.path().join("a.vhd.raw")).unwrap();
     let library = open(&root);
@@ -125,6 +139,8 @@ fn follows_changes_of_the_directory() {
     assert!(matches!(gone, Err(LibraryError::NotFound { .. })));
 }
 
+// Under Wine a file's number is at once another's; NTFS counts how often it was used.
+#[cfg(unix)]
 #[test]
 fn a_replaced_file_is_another_node() {
     let root = sample();
@@ -144,6 +160,7 @@ fn a_replaced_file_is_another_node() {
     assert_ne!(lookup(&library, "a.vhd.raw").node, before.node);
 }
 
+#[cfg(unix)]
 #[test]
 fn attributes_come_from_the_backing_file() {
     let root = sample();
@@ -183,7 +200,7 @@ fn a_read_only_library_has_nothing_to_write() {
     };
     let library = Library::open(root.path(), options).unwrap();
     let disk = lookup(&library, "a.vhd.raw");
-    assert_eq!(disk.mode & 0o222, 0);
+    assert!(!is_writable(&disk));
     assert!(matches!(
         library.open_disk(disk.node, true),
         Err(LibraryError::ReadOnly { .. })
@@ -197,7 +214,10 @@ fn what_is_no_disk_is_listed_without_permissions() {
     fs::write(root.path().join("broken.vhd"), vec![1; 4096]).unwrap();
     let library = open(&root);
     let shown = lookup(&library, "broken.vhd.raw");
-    assert_eq!((shown.mode, shown.size), (0, 0));
+    assert_eq!(shown.size, 0);
+    #[cfg(unix)]
+    assert_eq!(shown.mode, 0);
+    assert!(!is_writable(&shown));
     let refused = library.open_disk(shown.node, false);
     assert!(
         matches!(refused, Err(LibraryError::Unopenable { .. })),
@@ -205,6 +225,10 @@ fn what_is_no_disk_is_listed_without_permissions() {
     );
     // Made good, it is looked at again.
     fs::remove_file(root.path().join("broken.vhd")).unwrap();
+    // Under Wine the name stays while somebody looks at the file.
+    eventually("it is gone", || {
+        !root.path().join("broken.vhd").try_exists().unwrap_or(true)
+    });
     make_disk(&root.path().join("broken.vhd"));
     assert_eq!(lookup(&library, "broken.vhd.raw").size, SIZE);
 }
@@ -219,6 +243,7 @@ fn handles_and_hard_links_share_one_disk() {
         lookup(&library, "twin.vhd.raw"),
     );
     assert_eq!(one.node, two.node);
+    #[cfg(unix)]
     assert_eq!(one.links, 2);
     let writer = library.open_disk(one.node, true).unwrap();
     let reader = library.open_disk(two.node, false).unwrap();
@@ -231,6 +256,8 @@ fn handles_and_hard_links_share_one_disk() {
     assert_eq!(library.disk_status(one.node).unwrap().handles, 2);
 }
 
+// Windows refuses to delete what a writer has open: see below.
+#[cfg(unix)]
 #[test]
 fn a_deleted_disk_works_on_for_its_handles() {
     let root = sample();
@@ -332,7 +359,7 @@ fn a_disk_in_use_elsewhere_is_refused_and_free_again_after_a_while() {
         }) => {}
         other => panic!("{other:?}"),
     }
-    assert_ne!(lookup(&ours, "a.vhd.raw").mode, 0, "it is a sound disk");
+    assert_eq!(lookup(&ours, "a.vhd.raw").size, SIZE, "it is a sound disk");
     drop(handle);
     eventually("the lock is released", || {
         ours.open_disk(node, true).is_ok()
@@ -462,6 +489,8 @@ fn clocks_that_jump_do_not_matter() {
     drop(library);
 }
 
+// Of the time that Wine takes nothing can be told.
+#[cfg(unix)]
 #[test]
 fn lists_thousands_quickly() {
     let root = tempfile::tempdir().unwrap();

@@ -18,8 +18,14 @@ pub(crate) fn samples() -> Option<PathBuf> {
     None
 }
 
-/// Unpacks a sample into `folder`.
+/// Unpacks a sample into `folder`; copies it where it has been unpacked already, for hosts without the tool.
 pub(crate) fn unpack(samples: &Path, folder: &Path, name: &str) -> PathBuf {
+    let unpacked = samples.join(name);
+    if unpacked.is_file() {
+        let path = folder.join(name);
+        fs::copy(unpacked, &path).expect("copied");
+        return path;
+    }
     let packed = samples.join(format!("{name}.bz2"));
     let output = Command::new("bzip2")
         .args(["-dc"])

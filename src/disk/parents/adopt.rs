@@ -1,6 +1,8 @@
 //! How a new child is to name its parent.
 
-use std::path::{Component, Path, PathBuf};
+#[cfg(not(windows))]
+use std::path::Component;
+use std::path::{Path, PathBuf};
 
 use super::MAX_CHAIN_LEN;
 use crate::disk::Disk;
@@ -54,26 +56,33 @@ impl Disk {
             disk_len: self.len(),
             sector_size: self.geometry().sector_size,
             mtime: metadata.modified().map_err(io("look at its parent"))?,
-            relative: text(&way(&directory, &parent))?,
+            relative: way(&directory, &parent).map_or(Ok(String::new()), |way| text(&way))?,
             absolute: text(&parent)?,
         })
     }
 }
 
-/// The way from a directory to a file; both are absolute and without symbolic links.
-fn way(from: &Path, to: &Path) -> PathBuf {
-    let shared = (from.components().zip(to.components()))
-        .take_while(|(one, other)| one == other)
-        .count();
-    let mut way: PathBuf = match from.components().count() - shared {
+/// The way from a directory to a file; both are absolute and without symbolic links. `None` from one
+/// drive to another.
+fn way(from: &Path, to: &Path) -> Option<PathBuf> {
+    let mut steps = from.ancestors().enumerate();
+    let (up, rest) = steps.find_map(|(up, shared)| Some((up, paths::below(shared, to)?)))?;
+    let mut way: PathBuf = match up {
         0 => Path::new(".").to_owned(),
         up => std::iter::repeat_n("..", up).collect(),
     };
-    way.extend(to.components().skip(shared));
-    way
+    way.push(rest);
+    Some(way)
+}
+
+/// A path as Windows writes it.
+#[cfg(windows)]
+fn windows_path(path: &Path) -> Option<String> {
+    path.to_str().map(str::to_owned)
 }
 
 /// A path with backslashes; `None` where it would mean another one.
+#[cfg(not(windows))]
 fn windows_path(path: &Path) -> Option<String> {
     let mut text = String::new();
     for (n, component) in path.components().enumerate() {
@@ -95,6 +104,22 @@ fn windows_path(path: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[cfg(windows)]
+    #[test]
+    fn ways_are_those_of_windows() {
+        for (from, to, relative) in [
+            (r"C:\VMs", r"C:\VMs\base.vhd", Some(r".\base.vhd")),
+            (r"C:\VMs\a", r"C:\base.vhd", Some(r"..\..\base.vhd")),
+            (r"C:\VMs", r"\\?\c:\vms\b\base.vhd", Some(r".\b\base.vhd")),
+            (r"\\nas\vms\a", r"\\nas\vms\base.vhd", Some(r"..\base.vhd")),
+            (r"C:\VMs", r"D:\VMs\base.vhd", None),
+        ] {
+            let found = way(Path::new(from), Path::new(to)).and_then(|way| windows_path(&way));
+            assert_eq!(found.as_deref(), relative, "{from} {to}");
+        }
+    }
+
+    #[cfg(not(windows))]
     #[test]
     fn ways_are_written_as_windows_does() {
         for (from, to, relative) in [
@@ -105,7 +130,7 @@ mod tests {
             ("/a", "/b/base.vhd", r"..\b\base.vhd"),
             ("/", "/base.vhd", r".\base.vhd"),
         ] {
-            let found = windows_path(&way(Path::new(from), Path::new(to)));
+            let found = way(Path::new(from), Path::new(to)).and_then(|way| windows_path(&way));
             assert_eq!(found.as_deref(), Some(relative), "{from} {to}");
         }
         let absolute = windows_path(Path::new("/srv/a/base.vhd"));

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Where there is nothing, or the host does not say.
 pub fn canonical(path: &Path) -> io::Result<PathBuf> {
-    std::fs::canonicalize(path).map(simplified)
+    #[cfg(windows)]
+    return super::pin::Pin::file(path)?.real_path();
+    #[cfg(not(windows))]
+    std::fs::canonicalize(path)
 }
 
 /// What is left of `path` below `directory`, both absolute; `None` where it is not below. By the
@@ -23,14 +26,8 @@ pub fn below(directory: &Path, path: &Path) -> Option<PathBuf> {
     path.strip_prefix(directory).ok().map(Path::to_owned)
 }
 
-/// The same path, without the prefix that tells Windows to take it word by word, where all
-/// programs understand it without.
-pub(crate) fn simplified(path: PathBuf) -> PathBuf {
-    #[cfg(windows)]
-    return words::simplified(path);
-    #[cfg(not(windows))]
-    path
-}
+#[cfg(windows)]
+pub(crate) use words::simplified;
 
 #[cfg(windows)]
 mod words {
@@ -43,7 +40,9 @@ mod words {
     /// What Windows takes for devices, with any extension behind.
     const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
 
-    pub(super) fn simplified(path: PathBuf) -> PathBuf {
+    /// The same path, without the prefix that tells Windows to take it word by word, where all
+    /// programs understand it without.
+    pub(crate) fn simplified(path: PathBuf) -> PathBuf {
         let Some(text) = path.to_str().filter(|text| text.len() <= LONGEST) else {
             return path;
         };

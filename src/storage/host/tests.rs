@@ -30,6 +30,21 @@ fn refuses_what_is_no_regular_file() {
     for options in [HostOptions::default(), read_only] {
         assert!(refusal(directory.path(), options).contains("it is a directory"));
     }
+    let missing = HostFile::open(&path, &HostOptions::default()).unwrap_err();
+    assert!(
+        missing.to_string().contains("cannot open the file"),
+        "{missing}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn refuses_devices() {
+    let (directory, _) = temp();
+    let read_only = HostOptions {
+        read_only: true,
+        ..HostOptions::default()
+    };
     let fifo = directory.path().join("fifo");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
@@ -41,13 +56,9 @@ fn refuses_what_is_no_regular_file() {
     }
     let null = Path::new("/dev/null");
     assert!(refusal(null, HostOptions::default()).contains("it is a character device"));
-    let missing = HostFile::open(&path, &HostOptions::default()).unwrap_err();
-    assert!(
-        missing.to_string().contains("cannot open the file"),
-        "{missing}"
-    );
 }
 
+#[cfg(unix)]
 #[test]
 fn follows_links_unless_told_otherwise() {
     let (directory, path) = temp();
@@ -92,7 +103,14 @@ fn copies_large_ranges_and_keeps_holes() {
         .collect();
     file.write_all_at(&data, FileOffset::new(3584)).unwrap();
     // A hole in the middle, and an old content where it goes to.
-    file.punch_hole(range(mib, mib)).unwrap();
+    let punched = match file.punch_hole(range(mib, mib)) {
+        // Nobody has asked Wine for it yet.
+        Err(error) if cfg!(windows) && error.kind() == io::ErrorKind::Unsupported => false,
+        result => {
+            result.unwrap();
+            true
+        }
+    };
     for to in [8 * mib + 3584, 8 * mib + 512] {
         file.write_all_at(&vec![9; 4 << 20], FileOffset::new(8 * mib))
             .unwrap();
@@ -109,14 +127,15 @@ fn copies_large_ranges_and_keeps_holes() {
             .next_data(FileOffset::new(to + mib), FileOffset::new(to + 2 * mib))
             .unwrap();
         assert!(
-            hole.is_some_and(|data| data.start.get() > to + mib + mib / 2),
+            !punched || hole.is_some_and(|data| data.start.get() > to + mib + mib / 2),
             "{hole:?}"
         );
     }
     assert_eq!(file.len().unwrap(), 16 * mib);
-    assert!(file.allocated_bytes().unwrap() < 8 * mib);
+    assert!(!punched || file.allocated_bytes().unwrap() < 8 * mib);
     // Through memory it is the same.
     let again = 12 * mib + 7;
+    #[cfg(unix)]
     file.forbid_copy_range();
     file.copy_within(range(3584, 3 * mib), FileOffset::new(again))
         .unwrap();
@@ -156,7 +175,7 @@ fn syncs() {
     file.sync().unwrap();
     sync_directory_of(&path).unwrap();
     sync_directory_of(Path::new("relative")).unwrap();
-    assert!(sync_directory_of(Path::new("/nowhere/file")).is_err());
+    assert!(sync_directory_of(Path::new("nowhere/file")).is_err());
 }
 
 #[test]

@@ -7,6 +7,8 @@
 
 pub(crate) mod reparse;
 pub(crate) mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -393,7 +395,7 @@ fn told(error: io::Error) -> io::Error {
 }
 
 /// Whether the file system does not know what it was asked.
-fn is_unsupported(error: &io::Error) -> bool {
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
     [
         ERROR_INVALID_FUNCTION,
         ERROR_NOT_SUPPORTED,

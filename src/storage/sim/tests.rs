@@ -370,7 +370,8 @@ fn loads_sparse_files() {
     file.write_all_at(&vec![3; 3 << 20], at(1 << 20)).unwrap();
     let sim = SimStorage::from_file(&path).unwrap();
     assert!(sim.to_bytes() == std::fs::read(&path).unwrap());
-    assert!(sim.allocated_bytes().unwrap() < 4 << 20);
+    // Not all hosts of Windows have holes.
+    assert!(cfg!(windows) || sim.allocated_bytes().unwrap() < 4 << 20);
     assert_eq!(sim.unsynced_len(), 0);
 }
 

@@ -202,14 +202,47 @@ impl Pin {
     /// Opens exactly this file anew, for other rights, whatever it is called by now. What a file
     /// system puts in the place of the bytes that it stores for itself is seen.
     pub(crate) fn reopen(&self, access: u32, share: u32) -> io::Result<OwnedHandle> {
-        let access = access | SYNCHRONIZE;
-        sys::open_relative(
-            self.handle(),
-            &[],
-            access,
-            share,
-            FILE_SYNCHRONOUS_IO_NONALERT,
-        )
+        self.reopen_as(access, share, 0)
+    }
+
+    /// The same, with further `options` of `NtCreateFile`.
+    fn reopen_as(&self, access: u32, share: u32, options: u32) -> io::Result<OwnedHandle> {
+        let options = options | FILE_SYNCHRONOUS_IO_NONALERT;
+        let opened = sys::open_relative(self.handle(), &[], access | SYNCHRONIZE, share, options);
+        match opened {
+            Err(error) if windows::is_unsupported(&error) || is_missing(&error) => {
+                self.reopen_by_path(access, share, options)
+            }
+            opened => self.if_same(opened?),
+        }
+    }
+
+    /// `opened`, if that is this file: some hosts, Wine among them, go by the name that it had.
+    fn if_same(&self, opened: OwnedHandle) -> io::Result<OwnedHandle> {
+        match key(opened.as_handle())? == key(self.handle())? {
+            true => Ok(opened),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// The same where the file system wants a name: by the one that it has, if that still leads here.
+    pub(in crate::storage::host) fn reopen_by_path(
+        &self,
+        access: u32,
+        share: u32,
+        options: u32,
+    ) -> io::Result<OwnedHandle> {
+        let link = match options & FILE_OPEN_REPARSE_POINT {
+            0 => 0,
+            _ => FILE_FLAG_OPEN_REPARSE_POINT,
+        };
+        let path = OsString::from_wide(&sys::final_path(self.handle(), VOLUME_NAME_DOS)?);
+        let file = OpenOptions::new()
+            .access_mode(access | FILE_READ_ATTRIBUTES | SYNCHRONIZE)
+            .share_mode(share)
+            .custom_flags(FILE_FLAG_BACKUP_SEMANTICS | link)
+            .open(path)?;
+        self.if_same(file.into())
     }
 
     /// Whether the file `name` in this directory, with these attributes, may be written: its owner
@@ -233,9 +266,7 @@ impl Pin {
     /// Its owner, group and access control list.
     pub(crate) fn descriptor(&self) -> io::Result<Descriptor> {
         // Of a link, as of all else: its own.
-        let options = FILE_OPEN_REPARSE_POINT | FILE_SYNCHRONOUS_IO_NONALERT;
-        let access = READ_CONTROL | SYNCHRONIZE;
-        let file = sys::open_relative(self.handle(), &[], access, SHARE_ALL, options)?;
+        let file = self.reopen_as(READ_CONTROL, SHARE_ALL, FILE_OPEN_REPARSE_POINT)?;
         Descriptor::of(file.as_handle())
     }
 
@@ -297,6 +328,14 @@ pub(crate) fn is(error: &io::Error, code: u32) -> bool {
     error
         .raw_os_error()
         .is_some_and(|found| u32::try_from(found) == Ok(code))
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename
+    )
 }
 
 /// Whether Windows takes it for one name, and this very one.

@@ -224,3 +224,85 @@ fn endless_paths_cost_little() {
     let guesses = scope.guesses(&top.join("in/child.vhd"), &text);
     assert!(guesses.len() <= 3 * MAX_GUESSED_NAMES);
 }
+
+#[cfg(windows)]
+#[test]
+fn windows_paths_lead_below_or_nowhere() {
+    let (_folder, top) = tree();
+    let inside = scope(&[top.join("in")]);
+    let child = top.join(r"in\Sub\deep\child.vhd");
+    let at = |name: &str| top.join(name).to_str().unwrap().to_owned();
+    let base = at(r"in\base.vhd");
+    let unprefixed = base.trim_start_matches(r"\\?\");
+    for text in [
+        base.clone(),
+        base.to_uppercase(),
+        format!(r"\\?\{unprefixed}"),
+        format!(r"\??\{unprefixed}"),
+        // Without a drive, from the root of the child's own.
+        unprefixed[2..].to_owned(),
+        // From another drive, moved here.
+        r"Q:\in\base.vhd".to_owned(),
+    ] {
+        let found = follow(&inside, &child, &text);
+        let expected = (top.join(r"in\base.vhd"), "in/base.vhd".to_owned());
+        assert_eq!(found, Some(expected), "{text}");
+    }
+    let secret = at(r"out\secret.vhd");
+    let bare = &secret[2..];
+    for text in [
+        secret.clone(),
+        format!(r"\\?\{secret}"),
+        format!(r"\\.\{secret}"),
+        format!(r"\\localhost\C${bare}"),
+        format!(r"\\?\UNC\localhost\C${bare}"),
+        format!(r"\\?\GLOBALROOT\??\{secret}"),
+        r"..\..\..\out\secret.vhd".to_owned(),
+        format!(r".\{secret}"),
+        // Streams and devices.
+        r"..\..\base.vhd:stream".to_owned(),
+        r"..\..\base.vhd::$DATA".to_owned(),
+        r"..\..\base.vhd.".to_owned(),
+        r"..\..\base.vhd ".to_owned(),
+        r"\\.\PhysicalDrive0".to_owned(),
+        r"\\.\pipe\name".to_owned(),
+    ] {
+        assert_eq!(follow(&inside, &child, &text), None, "{text}");
+    }
+    let outside = inside.named(&child, &secret).outside;
+    assert_eq!(outside, Some(PathBuf::from(secret)));
+}
+
+#[cfg(windows)]
+#[test]
+fn walking_is_strict() {
+    let (_folder, top) = tree();
+    let real = top.join("in");
+    let root = Pin::directory(&real).unwrap();
+    let below = |place: &Path| paths::below(&real, place);
+    let walk = |path: &str| beneath::walk(&root, &below, Path::new(path));
+    for (path, file) in [
+        ("base.vhd", "base.vhd"),
+        ("Sub/deep/../../BASE.vhd", "base.vhd"),
+        ("", ""),
+        ("Sub/..", ""),
+    ] {
+        let found = walk(path).unwrap().real_path().unwrap();
+        assert_eq!(
+            found.components().collect::<PathBuf>(),
+            real.join(file).components().collect::<PathBuf>()
+        );
+    }
+    for path in ["..", "../out/secret.vhd", r"C:\x", "C:x", r"\\nas\x\y"] {
+        assert!(matches!(walk(path), Err(Miss::Outside)), "{path}");
+    }
+    for path in [
+        "none.vhd",
+        "base.vhd/x",
+        "Sub/none/x",
+        "base.vhd::$DATA",
+        "base.vhd.",
+    ] {
+        assert!(matches!(walk(path), Err(Miss::Missing)), "{path}");
+    }
+}

@@ -293,21 +293,7 @@ impl Token {
 
     /// That of this process.
     pub(crate) fn own() -> io::Result<Self> {
-        let mut token: HANDLE = ptr::null_mut();
-        // SAFETY: the handle of this process is always good; `token` lives until the call returns.
-        let done = unsafe {
-            OpenProcessToken(
-                GetCurrentProcess(),
-                TOKEN_DUPLICATE | TOKEN_QUERY,
-                &raw mut token,
-            )
-        };
-        if done == 0 {
-            return last_error();
-        }
-        // SAFETY: the call succeeded, so this is an open handle that nobody else has.
-        let token = unsafe { OwnedHandle::from_raw_handle(token) };
-        Self::duplicate(token.as_handle())
+        Self::duplicate(own_token()?.as_handle())
     }
 
     /// Whether a file with this descriptor lets whom it stands for do all of `wanted`.
@@ -342,5 +328,23 @@ impl Token {
         } else {
             Ok(allowed != 0)
         }
+    }
+}
+
+/// The token of this process, which may be duplicated.
+pub(crate) fn own_token() -> io::Result<OwnedHandle> {
+    let mut token: HANDLE = ptr::null_mut();
+    // SAFETY: the handle of this process is always good; `token` lives until the call returns.
+    let done = unsafe {
+        OpenProcessToken(
+            GetCurrentProcess(),
+            TOKEN_DUPLICATE | TOKEN_QUERY,
+            &raw mut token,
+        )
+    };
+    match done {
+        0 => last_error(),
+        // SAFETY: the call succeeded, so this is an open handle that nobody else has.
+        _ => Ok(unsafe { OwnedHandle::from_raw_handle(token) }),
     }
 }

@@ -306,7 +306,7 @@ pub(super) fn locators(data: &[u8]) {
             assert!(!foreign.names.iter().any(odd), "{foreign:?}");
         }
     }
-    let family = FAMILY.path().canonicalize().expect("a real name");
+    let family = vhdfs::storage::host::paths::canonical(FAMILY.path()).expect("a real name");
     let inside = family.join("inside");
     let child = inside.join("child.vhd");
     // Of any identity: the one outside is wanted.
