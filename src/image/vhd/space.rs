@@ -26,9 +26,9 @@ const MAX_GROWTH: u64 = 1 << 30;
 impl Vhd {
     /// Extends the file by some slots. The length lock is held.
     pub(super) fn grow(&self) -> Result<(), DiskError> {
-        let more = (self.file_len() / 4).clamp(MIN_GROWTH, MAX_GROWTH);
-        match self.extend(more) {
-            Err(DiskError::NoSpace(_)) => self.extend(0),
+        let len = self.file_len();
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+            Err(DiskError::NoSpace(_)) if self.file_len() == len => self.extend(0),
             other => other,
         }
     }

@@ -20,9 +20,10 @@ const MAX_FILE_LEN: u64 = u64::MAX >> 1;
 impl Vhdx {
     /// Extends the file by some slots. The length lock is held.
     pub(super) fn grow(&self) -> Result<(), DiskError> {
-        let more = (self.file.space.file_len() / 4).clamp(MIN_GROWTH, MAX_GROWTH);
-        match self.extend(more) {
-            Err(DiskError::NoSpace(_)) => self.extend(1),
+        let file_len = || self.file.space.file_len();
+        let len = file_len();
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+            Err(DiskError::NoSpace(_)) if file_len() == len => self.extend(1),
             other => other,
         }
     }
