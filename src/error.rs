@@ -210,9 +210,19 @@ impl OpenProblem {
             Self::NotWritable(_) => ErrorKind::ReadOnly,
             Self::InUse(_) => ErrorKind::InUse,
             Self::Parent(problem) => problem.kind(),
+            Self::Io { source, .. } if is_full(source) => ErrorKind::NoSpace,
             Self::Io { .. } => ErrorKind::Io,
         }
     }
+}
+
+/// Whether the host takes no more bytes: it is full, or the file is as long as a quota, a limit of this
+/// process or the host's file system lets it be.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 /// Why a differencing disk has no parent to read from.
@@ -335,11 +345,9 @@ pub enum DiskError {
 impl DiskError {
     /// The host's failure `source` while trying to `action`; a full host becomes `NoSpace`.
     pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::NoSpace(Some(source))
-            }
-            _ => Self::Io { action, source },
+        match is_full(&source) {
+            true => Self::NoSpace(Some(source)),
+            false => Self::Io { action, source },
         }
     }
 

@@ -8,8 +8,8 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use support::fat::Fat;
 use support::{env_number, size};
@@ -379,12 +379,15 @@ fn nothing_goes_once_a_writer_is_in() {
         let storage = Arc::new(made.storage.fork());
         let disk = made.open(&storage);
         let (go, wait) = std::sync::mpsc::channel::<()>();
+        let is_in = Arc::new(AtomicBool::new(false));
         let writer = std::thread::spawn({
-            let disk = Arc::clone(&disk);
+            let (disk, is_in) = (Arc::clone(&disk), Arc::clone(&is_in));
             move || {
                 wait.recv().ok()?;
                 disk.begin_writing();
-                Some(content(&disk))
+                let found = content(&disk);
+                is_in.store(true, Ordering::SeqCst);
+                Some(found)
             }
         });
         // Operations of that kind, and those of them before anything changed.
@@ -405,7 +408,10 @@ fn nothing_goes_once_a_writer_is_in() {
                 drop(counted);
                 go.send(()).unwrap();
                 // If it cannot get in before this step ends, that is not waited for.
-                std::thread::sleep(Duration::from_millis(50));
+                let began = Instant::now();
+                while !is_in.load(Ordering::SeqCst) && began.elapsed().as_millis() < 300 {
+                    std::thread::yield_now();
+                }
             }
         });
         let options = CompactOptions {

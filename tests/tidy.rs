@@ -197,3 +197,64 @@ fn files_stay_small_and_finished() {
         }
     }
 }
+
+/// Where the source of a break's test is, and its name; `red` is what `cargo test` is told.
+fn test_of(red: &str) -> (&'static str, &str) {
+    let dir = match red {
+        _ if red.contains("-p vhdfs-mount") => "mount",
+        _ if red.contains("--manifest-path tests/models/") => "tests/models",
+        _ if red.contains("--lib") => "src",
+        _ => "tests",
+    };
+    (dir, red.rsplit([' ', ':']).next().unwrap_or_default())
+}
+
+/// `scripts/mutations` runs them; here only that they are what it needs.
+#[test]
+fn breaks_on_purpose_apply_and_name_their_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let git = || {
+        let mut git = std::process::Command::new("git");
+        git.current_dir(root);
+        git
+    };
+    if !root.join(".git").exists() || git().arg("--version").output().is_err() {
+        println!("skipped: this is no git checkout, or there is no git");
+        return;
+    }
+    let mut patches: Vec<PathBuf> = (fs::read_dir(root.join("tests/mutations")).expect("a folder"))
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    patches.sort();
+    assert!(patches.len() > 40);
+    let sources = ["src", "tests", "tests/models", "mount"].map(|dir| (dir, all(&[dir])));
+    let mut stale = Vec::new();
+    for patch in patches {
+        let text = fs::read_to_string(&patch).expect("a readable patch");
+        let head = text.split("\ndiff ").next().unwrap_or_default();
+        let field = |name: &str| -> Vec<&str> {
+            let values = head.lines().filter_map(|line| line.strip_prefix(name));
+            values.map(str::trim).collect()
+        };
+        let name = patch.display();
+        if field("Rule:").len() != 1 || field("Break:").len() != 1 || field("Red:").is_empty() {
+            stale.push(format!("{name}: one Rule:, one Break:, and Red:"));
+        }
+        for red in field("Red:") {
+            let (dir, test) = test_of(red);
+            let header = format!("fn {test}(");
+            let is_there = (sources.iter().filter(|(name, _)| *name == dir))
+                .any(|(_, files)| files.iter().any(|(_, text)| text.contains(&header)));
+            if test.is_empty() || !is_there {
+                stale.push(format!("{name}: no test {test} in {dir}"));
+            }
+        }
+        let applies = git().args(["apply", "--check"]).arg(&patch).output();
+        let applies = applies.expect("git runs");
+        if !applies.status.success() {
+            let error = String::from_utf8_lossy(&applies.stderr).into_owned();
+            stale.push(format!("{name}: {error}"));
+        }
+    }
+    assert!(stale.is_empty(), "to be renewed:\n{}", stale.join("\n"));
+}

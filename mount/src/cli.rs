@@ -325,8 +325,8 @@ pub(crate) struct CheckArguments {
     /// FILE.backup, which --restore puts back
     #[arg(long, requires = "repair", conflicts_with = "dry_run")]
     pub(crate) backup: bool,
-    /// Put back what a repair with --backup changed in FILE. Refuses a file that was changed since;
-    /// where it is interrupted, it has to be done again
+    /// Put back what a repair with --backup changed in FILE. Refuses a file whose length, or what it
+    /// puts back, was changed since; where it is interrupted, it has to be done again
     #[arg(long, value_name = "BACKUP", conflicts_with_all = ["repair", "json"])]
     pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
@@ -357,7 +357,7 @@ pub(crate) struct MapArguments {
 pub(crate) enum NewDiskType {
     /// Grows with its content.
     Dynamic,
-    /// Has its full length from the start.
+    /// Has its full length from the start; the host stores what is written.
     Fixed,
     /// Reads as its parent where nothing was written.
     Differencing,

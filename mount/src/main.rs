@@ -58,6 +58,12 @@ impl std::fmt::Display for WrongUsage {
 impl std::error::Error for WrongUsage {}
 
 fn main() -> ExitCode {
+    #[cfg(unix)]
+    if let Err(error) = fail_at_limits() {
+        text::say(&format!(
+            "a limit of the files' size will end this process: {error}"
+        ));
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match run(cli::parse(arguments)) {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
@@ -69,6 +75,14 @@ fn main() -> ExitCode {
             ExitCode::from(if failure.is::<WrongUsage>() { 2 } else { 1 })
         }
     }
+}
+
+/// Has a write beyond the limit of a file's size (`ulimit -f`) fail, as on a full host, instead of ending the
+/// process, and with it all that a mount serves.
+#[cfg(unix)]
+fn fail_at_limits() -> std::io::Result<()> {
+    let ignored = std::sync::Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map(drop)
 }
 
 fn is_broken_pipe(failure: &Failure) -> bool {

@@ -150,13 +150,99 @@ fn a_cut_is_noticed_before_the_file_is_written_to_any_further() {
             .unwrap()
             .set_len(len - 4096)
             .unwrap();
-        file.write_all_at(&[6; 4096], 0).unwrap();
+        let written = file.write_all_at(&[6; 4096], 0);
+        assert_eq!(errno(written), Errno::IO.raw_os_error(), "{format}");
         let failed = file.sync_all();
         assert_eq!(errno(failed), Errno::IO.raw_os_error(), "{format}");
         let log = mount.log();
         assert!(log.contains("another program has cut it to"), "{log}");
         assert!(file.write_all_at(&[7; 4096], 20 * MIB).is_err());
         others_do_not_notice(&mount, format);
+    }
+}
+
+/// Writes that come after the cut do not make the file long again, and so hide what it has lost.
+#[test]
+fn a_cut_is_not_grown_over() {
+    each_format(|format| {
+        let Some(mount) = sample(&["--idle-after", "100ms"]) else {
+            return;
+        };
+        let (name, backing) = (format!("a.{format}"), mount.behind(&format!("a.{format}")));
+        let file = open(&mount.at(&format!("{name}.raw")));
+        for block in 0..8 {
+            file.write_all_at(&[5; 64 << 10], block * 2 * MIB).unwrap();
+        }
+        file.sync_all().unwrap();
+        let cut = File::options().write(true).open(&backing).unwrap();
+        let len = cut.metadata().unwrap().len();
+        cut.set_len(if format == "vhd" { len / 2 } else { 0 })
+            .unwrap();
+        for block in [7, 20, 30] {
+            let written = file.write_all_at(&[6; 64 << 10], block * 2 * MIB);
+            assert_eq!(errno(written), Errno::IO.raw_os_error(), "{format}");
+        }
+        assert_eq!(errno(file.sync_all()), Errno::IO.raw_os_error());
+        let log = mount.log();
+        assert!(log.contains("another program has cut it to"), "{log}");
+        assert!(cut.metadata().unwrap().len() <= len / 2);
+        for block in 4..8 {
+            assert!(read(&file, block * 2 * MIB).is_err(), "{format}");
+        }
+        others_do_not_notice(&mount, format);
+        drop(file);
+        mount_ends(&mount);
+    });
+}
+
+/// A limit of the files' size is a full host, and not the end of the daemon.
+#[test]
+fn a_file_may_be_as_long_as_a_limit_lets_it() {
+    let place = tempfile::tempdir().unwrap();
+    let limited = |words: &str| {
+        let program = env!("CARGO_BIN_EXE_vhdfs");
+        let script = format!("ulimit -f 20480; exec {program} {words}");
+        let mut shell = Command::new("sh");
+        shell.current_dir(place.path()).args(["-c", &script]);
+        shell.output().unwrap()
+    };
+    for format in FORMATS {
+        let name = format!("fixed.{format}");
+        let output = limited(&format!("create --type fixed --size 64M {name}"));
+        assert_eq!(exit_code(&output), 1, "{}", stderr(&output));
+        assert!(!place.path().join(name).exists(), "nothing is left behind");
+    }
+    if !has("fusermount3") {
+        println!("skipped: no fusermount3");
+        return;
+    }
+    fs::create_dir_all(place.path().join("mnt")).unwrap();
+    for format in FORMATS {
+        let disk = place.path().join("disks").join(format!("a.{format}"));
+        fs::create_dir_all(disk.parent().unwrap()).unwrap();
+        create(&disk, &["--size", "64M", "--block-size", "2M"]);
+    }
+    let mounted = limited("mount disks mnt");
+    if exit_code(&mounted) != 0 {
+        println!("skipped: {}", stderr(&mounted));
+        return;
+    }
+    for format in FORMATS {
+        let file = open(&place.path().join(format!("mnt/a.{format}.raw")));
+        let mut written = 0;
+        while written < 30 && file.write_all_at(&[5; 4096], written * 2 * MIB).is_ok() {
+            written += 1;
+        }
+        assert!((2..10).contains(&written), "{format}: {written}");
+        let more = file.write_all_at(&[6; 4096], 40 * MIB);
+        assert_eq!(errno(more), Errno::NOSPC.raw_os_error(), "{format}");
+        file.sync_all().unwrap();
+        assert_eq!(read(&file, (written - 1) * 2 * MIB).unwrap(), 5);
+    }
+    let output = run([Path::new("unmount"), &place.path().join("mnt")]);
+    assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
+    for format in FORMATS {
+        assert_clean(&place.path().join("disks").join(format!("a.{format}")));
     }
 }
 

@@ -260,6 +260,7 @@ fn a_dry_run_says_what_a_repair_does_and_writes_nothing() {
             "{name}: {told:?}"
         );
         assert_eq!(check_storage(&sim, &REPAIR).unwrap(), told, "{name}");
+        assert_eq!(sim.unsynced_len(), 0, "{name}: durably");
         let after = check_storage(&sim, &CheckOptions::default()).unwrap();
         assert_eq!(after, CheckReport::default(), "{name}");
     }
@@ -348,6 +349,7 @@ fn a_power_cut_never_makes_it_worse() {
         script.perform(&sim).unwrap();
         let undo = |cut: &SimStorage| restore::restore(&backup, cut).map(drop).map_err(host);
         states[2] += at_each_cut(&sim, &undo, &|crashed, cut| {
+            reads_as(crashed, &readable, &format!("{name}: undoing, {cut}"));
             restored(&backup, crashed);
             assert!(
                 crashed.to_bytes() == bytes,
@@ -378,6 +380,23 @@ fn a_backup_that_was_interrupted_is_none() {
             },
         );
         assert!(states > 4);
+    }
+}
+
+#[test]
+fn without_its_backup_a_repair_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // There is no room for more in a name.
+    let path = folder.path().join("d".repeat(250));
+    let options = CheckOptions {
+        backup: true,
+        ..REPAIR
+    };
+    for (name, sim) in damaged() {
+        let before = sim.to_bytes();
+        std::fs::write(&path, &before).unwrap();
+        assert!(check(&path, &options).is_err(), "{name}");
+        assert!(std::fs::read(&path).unwrap() == before, "{name}");
     }
 }
 

@@ -60,24 +60,6 @@ impl Space {
         self.file_len.store(len, Ordering::Release);
     }
 
-    /// That the file is still as long as it was made. Whoever cuts it behind our back takes blocks away,
-    /// and what is written there afterwards would hide that.
-    ///
-    /// # Errors
-    /// Where it is shorter. Nothing is said where its length is just being changed, or not to be had.
-    pub(crate) fn check_len(&self) -> io::Result<()> {
-        let Some(_length) = self.length_lock.try_lock() else {
-            return Ok(());
-        };
-        let expected = self.file_len();
-        match self.storage.len() {
-            Ok(len) if len < expected => Err(io::Error::other(format!(
-                "another program has cut it to {len} bytes, of {expected}"
-            ))),
-            _ => Ok(()),
-        }
-    }
-
     /// The free space. Not to be held across I/O.
     pub(crate) fn free(&self) -> MutexGuard<'_, FreeSpace> {
         self.free.lock()

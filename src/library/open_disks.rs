@@ -219,7 +219,9 @@ impl OpenDisks {
         let writable = purpose == Purpose::Write;
         if writable && owner.may_become_writable() {
             let reason = match owner.is_shared() {
-                true => "another program reads it; close it there first",
+                true => {
+                    "it was opened read-only, when another program read it or the host was full; close it first"
+                }
                 false => "it was opened read-only when it had children; close it first",
             };
             return Err(Refused::Failed(Failure {
@@ -252,7 +254,10 @@ impl OpenDisks {
                         self.open_host(probes, &found, true)
                             .inspect(|disk| probes.freeze(&stamp, KnownDisk::of(disk)))
                     }
-                    OpenProblem::InUse(_) if purpose == Purpose::Read => {
+                    // A full host has no room for what an interrupted owner left to be put right.
+                    _ if purpose == Purpose::Read
+                        && matches!(error.kind(), ErrorKind::InUse | ErrorKind::NoSpace) =>
+                    {
                         shared = true;
                         self.open_host(probes, &found, true)
                     }
@@ -265,8 +270,10 @@ impl OpenDisks {
                 _ if purpose == Purpose::Visit => {
                     log::debug!("{}: not visited: {}", found.path.display(), failure.reason);
                 }
-                // Says nothing about the file: it may be free the next moment.
-                ErrorKind::InUse => log::warn!("{}: {}", found.path.display(), failure.reason),
+                // Says nothing about the file: it may be otherwise the next moment.
+                ErrorKind::InUse | ErrorKind::NoSpace => {
+                    log::warn!("{}: {}", found.path.display(), failure.reason)
+                }
                 _ => probes.fail(&stamp, &found.path, failure.clone()),
             }
             Refused::Failed(failure)

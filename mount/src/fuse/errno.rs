@@ -40,6 +40,10 @@ pub(super) fn of_library(error: &LibraryError) -> Errno {
             kind: ErrorKind::InUse,
             ..
         } => Errno::EBUSY,
+        LibraryError::Unopenable {
+            kind: ErrorKind::NoSpace,
+            ..
+        } => Errno::ENOSPC,
         LibraryError::Unopenable { .. } => Errno::EIO,
         // What a user without the write bit gets; privileged ones come this far.
         LibraryError::ReadOnly { .. } | LibraryError::Denied { .. } => Errno::EACCES,
@@ -95,6 +99,7 @@ mod tests {
             (unopenable(ErrorKind::Corrupt), Errno::EIO),
             (unopenable(ErrorKind::NotADisk), Errno::EIO),
             (unopenable(ErrorKind::InUse), Errno::EBUSY),
+            (unopenable(ErrorKind::NoSpace), Errno::ENOSPC),
             (
                 LibraryError::ReadOnly {
                     path: path.clone(),

@@ -291,3 +291,20 @@ fn set_parent(path: &Path, parent: [u8; 16]) {
     super::builder::fit_checksum(&mut bytes[512..1536], 36);
     fs::write(path, bytes).unwrap();
 }
+
+/// However it was found.
+#[test]
+fn a_child_is_not_opened_over_another_disk() {
+    let (_folder, top) = folder();
+    let [own, other, child] = ["own.vhd", "other.vhd", "child.vhd"].map(|name| top.join(name));
+    make_disk(&own);
+    make_disk(&other);
+    make_child(&child, &own, r".\own.vhd");
+    let storage = |path: &Path| -> Arc<dyn crate::storage::Storage> {
+        Arc::new(crate::storage::sim::SimStorage::from_file(path).unwrap())
+    };
+    let over =
+        |parent: &Path| Disk::open_over(storage(&child), &child, &READ_ONLY, Some(open(parent)));
+    assert!(over(&own).is_ok());
+    assert_eq!(over(&other).unwrap_err().kind(), ErrorKind::ParentMismatch);
+}

@@ -374,8 +374,6 @@ impl Image for Vhd {
             &*self.storage,
             || self.space.take_awaiting(),
             |awaited| {
-                let len = self.space.check_len();
-                len.map_err(|error| self.durability.poison("go on with the file", error))?;
                 self.space.freed(awaited);
                 Ok(())
             },

@@ -14,6 +14,7 @@
 use std::io;
 
 use super::layout::Layout;
+use crate::error::is_full;
 use crate::format::vhd::FOOTER_LEN;
 use crate::storage::Storage;
 use crate::units::{FileOffset, SECTOR_SIZE, round_up};
@@ -167,13 +168,6 @@ pub(super) fn recover(storage: &dyn Storage, layout: &mut Layout) -> io::Result<
         done.push(finding.repair);
     }
     Ok(done)
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 /// Writes the footer behind the last thing in use and cuts what follows, in this order: until the

@@ -5,7 +5,8 @@
 //!    footer, or S' with the new one, or S' without one, where the copy at 0 serves;
 //! 2. zero the old footer, which now lies in free space, sync: only now is the new space clean.
 //!
-//! It grows by a quarter of its length, so that the two syncs are rare.
+//! It grows by a quarter of its length, so that the two syncs are rare; where the host does not let it get
+//! as long as that, by one slot.
 //!
 //! # Shrinking from S to S'
 //! 1. sync, so that no durable table entry names the tail;
@@ -25,6 +26,15 @@ const MAX_GROWTH: u64 = 1 << 30;
 impl Vhd {
     /// Extends the file by some slots. The length lock is held.
     pub(super) fn grow(&self) -> Result<(), DiskError> {
+        let len = self.file_len();
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+            Err(DiskError::NoSpace(_)) if self.file_len() == len => self.extend(0),
+            other => other,
+        }
+    }
+
+    /// Extends the file by `more` bytes, and one slot at least.
+    fn extend(&self, more: u64) -> Result<(), DiskError> {
         let old_len = self.file_len();
         let footer_at = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
         let slot = self.geometry.slot;
@@ -40,7 +50,7 @@ impl Vhd {
             return Err(DiskError::NoSpace(None));
         }
         let step = round_up(slot.len, slot.align);
-        let more = round_up((old_len / 4).clamp(MIN_GROWTH, MAX_GROWTH), step).max(step);
+        let more = round_up(more, step).max(step);
         let last_end = MAX_SLOT_START.saturating_add(slot.len);
         let end = round_down(first.saturating_add(more).min(last_end), SECTOR_SIZE);
         let new_len = end.saturating_add(FOOTER_LEN);

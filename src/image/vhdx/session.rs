@@ -103,8 +103,6 @@ impl OpenFile {
             &*self.storage,
             || (self.space.take_awaiting(), self.log.mark()),
             |(awaited, mark)| {
-                let len = self.space.check_len();
-                len.map_err(|error| self.durability.poison("go on with the file", error))?;
                 let fills_up = self.log.synced(mark);
                 self.space.freed(awaited);
                 if fills_up {

@@ -1,6 +1,7 @@
 //! How a VHDX grows and is cut. Its length is a multiple of 1 MiB once either has happened.
 //!
-//! It grows by a quarter of its length, so that the one sync that makes the new space clean is rare.
+//! It grows by a quarter of its length, so that the one sync that makes the new space clean is rare; where
+//! the host does not let it get as long as that, by one slot.
 //! The log's entries state the length: see [`super::session`].
 
 use super::Vhdx;
@@ -19,10 +20,20 @@ const MAX_FILE_LEN: u64 = u64::MAX >> 1;
 impl Vhdx {
     /// Extends the file by some slots. The length lock is held.
     pub(super) fn grow(&self) -> Result<(), DiskError> {
+        let file_len = || self.file.space.file_len();
+        let len = file_len();
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+            Err(DiskError::NoSpace(_)) if file_len() == len => self.extend(1),
+            other => other,
+        }
+    }
+
+    /// Extends the file by `more` bytes in whole slots.
+    fn extend(&self, more: u64) -> Result<(), DiskError> {
         let file = &self.file;
         let slot_len = self.geometry.slot.len;
         let old_len = file.space.file_len();
-        let more = round_up((old_len / 4).clamp(MIN_GROWTH, MAX_GROWTH), slot_len);
+        let more = round_up(more, slot_len);
         let new_len = round_up(old_len, MIB).saturating_add(more);
         if new_len > MAX_FILE_LEN {
             return Err(DiskError::NoSpace(None));

@@ -125,8 +125,16 @@ fn children_that_come_and_go_are_noticed_before_each_opening_for_writing() {
     assert!(library.status().iter().any(|disk| !disk.read_only));
     let child = read(&library, "new.vhd");
     drop(read(&library, "base.vhd"));
-    fs::remove_file(at("new.vhd")).unwrap();
-    drop(child);
+    let remove = || fs::remove_file(at("new.vhd"));
+    if cfg!(windows) {
+        // Which nobody can as long as it is open.
+        assert!(remove().is_err());
+        drop(child);
+        eventually("closed", || remove().is_ok());
+    } else {
+        remove().unwrap();
+        drop(child);
+    }
     // As soon as the child that is gone is closed, and the parent's look at it with it.
     eventually("writable again", || write(&library, "base.vhd").is_ok());
     assert!(writable(&library, "base.vhd"));
@@ -206,6 +214,8 @@ fn parents_elsewhere_need_leave() {
     assert!(Library::open(root.path(), options).is_err());
 }
 
+// What background work gives back of a child are holes, which Wine does not have.
+#[cfg(unix)]
 #[test]
 fn background_work_leaves_parents_alone() {
     let root = sample();

@@ -4,7 +4,9 @@ use std::fs::{File, FileType, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
@@ -28,9 +30,17 @@ const ZERO_RANGE_MIN: u64 = 64 << 10;
 const SEEK_ATTEMPTS: u32 = 8;
 
 /// An open host file. Closing it, by dropping, gives its locks back.
+///
+/// Locks ask others to keep away, and some do not ask. Whoever cuts the file takes bytes out of it, and a
+/// write behind the cut would make them zeros, as if that had been in order. So the file is looked at
+/// before it is changed and before it is called durable, and none of both happens once it is too short.
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
+    /// As it was found and as we have changed it since.
+    known_len: AtomicU64,
+    /// Held while the length changes.
+    length_lock: Mutex<()>,
     /// The host said that it cannot do these for this file, so they are not tried again.
     no_copy_range: AtomicBool,
     no_zero_range: AtomicBool,
@@ -93,7 +103,7 @@ impl HostFile {
                 LockError::Io(source) => io("lock the file")(source),
             })?;
         }
-        Ok(Self::from_file(file))
+        Self::from_file(file).map_err(io("read the file's attributes"))
     }
 
     /// Creates an empty file at `path`, open for reading and writing and locked as a writer. Its
@@ -122,7 +132,7 @@ impl HostFile {
             LockError::Conflict(holder) => io::Error::new(io::ErrorKind::ResourceBusy, holder),
             LockError::Io(source) => source,
         })?;
-        Ok(Self::from_file(file))
+        Self::from_file(file)
     }
 
     /// The file's owner, mode, times and identity, as they are now.
@@ -141,13 +151,53 @@ impl HostFile {
         self.no_copy_range.store(true, Ordering::Relaxed);
     }
 
-    fn from_file(file: File) -> Self {
-        Self {
+    fn from_file(file: File) -> io::Result<Self> {
+        Ok(Self {
+            known_len: AtomicU64::new(file.metadata()?.len()),
+            length_lock: Mutex::new(()),
             file,
             no_copy_range: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
             no_punch: AtomicBool::new(false),
+        })
+    }
+
+    /// That nobody has cut the file.
+    fn check_len(&self) -> io::Result<()> {
+        if self.len()? < self.known_len.load(Ordering::Acquire) {
+            // Unless it is us.
+            drop(self.lock_length()?);
         }
+        Ok(())
+    }
+
+    /// The same, and that nobody changes the length meanwhile.
+    fn lock_length(&self) -> io::Result<MutexGuard<'_, ()>> {
+        let lock = self.length_lock.lock();
+        let (found, known) = (self.len()?, self.known_len.load(Ordering::Acquire));
+        if found < known {
+            let text = format!("another program has cut it to {found} bytes, of {known}");
+            return Err(io::Error::other(text));
+        }
+        Ok(lock)
+    }
+
+    /// Does `change`, which makes the file reach up to `end` at least, if nobody has cut it.
+    fn change_up_to(
+        &self,
+        end: FileOffset,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if end.get() <= self.known_len.load(Ordering::Acquire) {
+            self.check_len()?;
+            return change();
+        }
+        let _length = self.lock_length()?;
+        let changed = change();
+        // Of what failed a part may be there, which is ours as well.
+        let reached = self.len()?.min(end.get());
+        self.known_len.fetch_max(reached, Ordering::AcqRel);
+        changed
     }
 
     fn fallocate(&self, mode: FallocateFlags, range: FileRange) -> rustix::io::Result<()> {
@@ -162,6 +212,21 @@ impl HostFile {
             self.file
                 .write_all_at(&zeros[..usize_from(part.len)], part.start.get())
         })
+    }
+
+    /// Copies data and holes. Holes stay holes: what was punched out of a block stays given back when
+    /// it moves.
+    fn copy_with_holes(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let target = |at: FileOffset| to.plus(at.since(from.start));
+        let mut at = from.start;
+        while at < from.end() {
+            let data = self.next_data(at, from.end())?;
+            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
+            self.clear(FileRange::new(target(at), data.start.since(at)))?;
+            self.copy_data(data, target(data.start))?;
+            at = data.end();
+        }
+        Ok(())
     }
 
     /// Copies bytes that the host stores. Where source and target lie alike in their host blocks, a
@@ -239,11 +304,16 @@ impl Storage for HostFile {
     }
 
     fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
-        self.file.write_all_at(buf, offset.get())
+        self.change_up_to(offset.plus(u64_from(buf.len())), || {
+            self.file.write_all_at(buf, offset.get())
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        let _length = self.lock_length()?;
+        self.file.set_len(len)?;
+        self.known_len.store(len, Ordering::Release);
+        Ok(())
     }
 
     fn punch_hole(&self, range: FileRange) -> io::Result<()> {
@@ -270,6 +340,7 @@ impl Storage for HostFile {
         if range.end().get() > self.len()? {
             return Err(past_end(range));
         }
+        self.check_len()?;
         if range.len < ZERO_RANGE_MIN || self.no_zero_range.load(Ordering::Relaxed) {
             return self.write_zero_bytes(range);
         }
@@ -291,17 +362,7 @@ impl Storage for HostFile {
             let text = format!("{from} overlaps its copy at {to}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        // Holes stay holes: what was punched out of a block stays given back when it moves.
-        let target = |at: FileOffset| to.plus(at.since(from.start));
-        let mut at = from.start;
-        while at < from.end() {
-            let data = self.next_data(at, from.end())?;
-            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
-            self.clear(FileRange::new(target(at), data.start.since(at)))?;
-            self.copy_data(data, target(data.start))?;
-            at = data.end();
-        }
-        Ok(())
+        self.change_up_to(to.plus(from.len), || self.copy_with_holes(from, to))
     }
 
     fn next_data(&self, from: FileOffset, end: FileOffset) -> io::Result<Option<FileRange>> {
@@ -346,7 +407,8 @@ impl Storage for HostFile {
             // Linux takes what it could not write for clean: it goes on to show it, and never tries
             // again. Whoever opens the file anew is to see what the disk has.
             let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
-        })
+        })?;
+        self.check_len()
     }
 }
 

@@ -131,6 +131,71 @@ fn a_bitmap_block_moves() {
     assert_eq!(bytes, [9; 4096]);
 }
 
+/// Whenever power is cut while it moves, and when something else is in its old place.
+#[test]
+fn a_bitmap_block_moves_as_a_whole() {
+    let start = Arc::new(empty(64, 4096, true));
+    let image = open_shared(&start, OPTIONS);
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(3..21))]).unwrap();
+    let to = allocate(&*image, 6);
+    allocate(&*image, 7);
+    let (gone, reads) = (block(6), Reads::Zeros);
+    let hole = MapEdit::Drop { block: gone, reads };
+    image.commit(&[hole]).unwrap();
+    image.settle().unwrap();
+    drop(image);
+    for changes in 0.. {
+        let sim = Arc::new(start.fork());
+        let image = open_shared(&sim, OPTIONS);
+        let [from] = image.frame(&|_| false).movable[..] else {
+            panic!("one chunk")
+        };
+        sim.cut_after(changes);
+        let moved = image.move_metadata(from, to);
+        if moved.is_ok() && image.reserve_at(from.start).is_some() {
+            // Of another block; a cut loses it, or not.
+            let _ = sim.write_all_at(&[9; 4096], from.start);
+        }
+        for mut choice in sim.choices(8, 50, changes) {
+            let left = Arc::new(sim.crash(&mut choice));
+            let bitmap = open_shared(&left, READ_ONLY).sector_bitmap(block(5));
+            let bitmap = bitmap.unwrap();
+            let runs = (bitmap.run_end(0, 256), bitmap.run_end(3, 256));
+            assert_eq!(runs, (3, 21), "{changes}, {choice:?}");
+        }
+        if !sim.is_cut() {
+            assert!(moved.unwrap());
+            return;
+        }
+    }
+}
+
+/// The log has entries that wrote to it when it is given up.
+#[test]
+fn where_a_bitmap_block_was_nothing_is_replayed() {
+    let sim = Arc::new(empty(64, 4096, true));
+    let image = open_shared(&sim, OPTIONS);
+    let slot = image.reserve().unwrap();
+    image.commit(&[place(5, slot, Some(3..21))]).unwrap();
+    let [old] = image.frame(&|_| false).movable[..] else {
+        panic!("one chunk")
+    };
+    // So that the file is not cut there.
+    allocate(&*image, 6);
+    let (block, reads) = (block(5), Reads::Zeros);
+    image.commit(&[MapEdit::Drop { block, reads }]).unwrap();
+    image.drop_unused_metadata().unwrap();
+    image.sync().unwrap();
+    assert!(image.reserve_at(old.start).is_some());
+    sim.write_all_at(&[9; 4096], old.start).unwrap();
+    let after = Arc::new(sim.kill());
+    open_shared(&after, OPTIONS);
+    let mut bytes = [0; 4096];
+    after.read_exact_at(&mut bytes, old.start).unwrap();
+    assert_eq!(bytes, [9; 4096]);
+}
+
 #[test]
 fn threads_share_the_log() {
     let sim = Arc::new(empty(1200, 4096, true));

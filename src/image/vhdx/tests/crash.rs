@@ -486,6 +486,18 @@ fn sessions_and_closing_can_be_cut_anywhere() {
         assert!(dropped.len() > 3);
         drop(image);
         history.states.push(later.clone());
+        // What the log still has when the headers stop to name it.
+        let kept = (0_u32..).zip(&mut later).find(|(_, state)| state.slot != 0);
+        let (number, state) = kept.unwrap();
+        *state = State {
+            is_zero: child,
+            ..State::default()
+        };
+        let one_more = [MapEdit::Drop {
+            block: block(number),
+            reads: Reads::Zeros,
+        }];
+        history.states.push(later);
         let close = |sim: &Arc<SimStorage>| {
             let work = || -> Result<(), DiskError> {
                 let image = match open(Arc::<SimStorage>::clone(sim), OPTIONS) {
@@ -496,6 +508,7 @@ fn sessions_and_closing_can_be_cut_anywhere() {
                 image.commit(&dropped)?;
                 image.sync()?;
                 image.shrink()?;
+                image.commit(&one_more)?;
                 image.settle()
             };
             work().is_ok()
@@ -508,4 +521,36 @@ fn sessions_and_closing_can_be_cut_anywhere() {
         assert!(lengths.len() > 1, "it was cut: {lengths:?}");
         assert!(history.kept.iter().all(|kept| *kept > 5));
     }
+}
+
+/// A header is written while the other one is good, durable, and the current one if this one is lost.
+#[test]
+fn one_good_header_is_durable_at_any_time() {
+    let (sim, _) = dirty(false);
+    let sim = Arc::new(sim);
+    let written = Arc::new(Mutex::new([0; 2]));
+    let seen = Arc::clone(&written);
+    sim.on_op(move |sim: &SimStorage, op: &Op| {
+        let is_at = |slot: &usize| op.range.start == CurrentHeader::offset_of(*slot);
+        let Some(slot) = [0, 1].into_iter().find(is_at) else {
+            return;
+        };
+        if op.kind == OpKind::Write {
+            seen.lock()[slot] += 1;
+            let outstanding = sim.unsynced();
+            let other = CurrentHeader::offset_of(1 - slot);
+            assert!(outstanding.iter().all(|one| one.range.start != other));
+            let durable = replay::read_header(&sim.crash(&mut Choice::AllLost)).unwrap();
+            assert_ne!(durable.slot, slot);
+        }
+    });
+    // Replaying, a session, and its end.
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    let (block, _) = image.map().present().next().unwrap();
+    let reads = Reads::Zeros;
+    image.commit(&[MapEdit::Drop { block, reads }]).unwrap();
+    image.settle().unwrap();
+    sim.clear_hook();
+    assert_eq!(*written.lock(), [4; 2]);
 }

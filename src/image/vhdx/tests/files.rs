@@ -214,3 +214,99 @@ fn a_log_far_behind_the_end_makes_the_file_no_longer() {
     assert_eq!(report.errors.len(), 1, "{report:?}");
     assert_eq!(sim.len().unwrap(), before);
 }
+
+/// Of what is done while a sync runs it says nothing: without its log entry, the table names the slot still.
+#[test]
+fn a_sync_does_not_cover_what_is_done_while_it_runs() {
+    let sim = Arc::new(empty(8, 512, false));
+    let image: Arc<dyn Image> = Arc::from(open_shared(&sim, OPTIONS));
+    let slot = allocate(&*image, 1);
+    image.sync().unwrap();
+    image.note_payload();
+    let other = Arc::clone(&image);
+    sim.on_op(move |_, op: &Op| {
+        if op.kind == OpKind::Sync {
+            let (block, reads) = (block(1), Reads::Zeros);
+            other.commit(&[MapEdit::Drop { block, reads }]).unwrap();
+        }
+    });
+    image.sync().unwrap();
+    sim.clear_hook();
+    assert_eq!(image.reserve_at(slot), None);
+    assert_ne!(sim.unsynced_len(), 0);
+    image.sync().unwrap();
+    assert_eq!(sim.unsynced_len(), 0);
+    assert!(image.reserve_at(slot).is_some());
+}
+
+#[test]
+fn a_new_child_is_none_or_whole_after_a_power_cut() {
+    let parent = NewParent {
+        identity: Identity::Vhdx(Uuid::from_u128(7)),
+        disk_len: 8 * MIB,
+        sector_size: 512,
+        mtime: std::time::UNIX_EPOCH,
+        relative: format!(r".\{}.vhdx", "p".repeat(600)),
+        absolute: String::new(),
+    };
+    let disk = NewDisk {
+        disk_type: DiskType::Differencing,
+        disk_len: 8 * MIB,
+        block_size: 1 << 20,
+        sector_size: 512,
+        physical_sector_size: 4096,
+        parent: Some(&parent),
+    };
+    let whole = Arc::new(SimStorage::new());
+    create(&*whole, &disk).unwrap();
+    let link = format!("{:?}", open_shared(&whole, READ_ONLY).parent());
+    for changes in 0.. {
+        let sim = SimStorage::new();
+        sim.cut_after(changes);
+        let made = create(&sim, &disk);
+        for mut choice in sim.choices(8, 100, changes) {
+            if let Ok(opened) = open(Arc::new(sim.crash(&mut choice)), READ_ONLY) {
+                let found = format!("{:?}", opened.image.parent());
+                assert_eq!(found, link, "{changes}, {choice:?}");
+            }
+        }
+        if made.is_ok() {
+            return;
+        }
+    }
+}
+
+/// Until the entry that no longer names it is durable, a block at the end keeps its bytes.
+#[test]
+fn the_end_is_cut_once_no_table_names_it() {
+    let start = Arc::new(empty(8, 512, false));
+    let image = open_shared(&start, OPTIONS);
+    allocate(&*image, 0);
+    let slot = allocate(&*image, 1);
+    let data = vec![7; usize_from(MIB)];
+    start.write_all_at(&data, slot).unwrap();
+    image.shrink().unwrap();
+    image.settle().unwrap();
+    drop(image);
+    for changes in 0.. {
+        let sim = Arc::new(start.fork());
+        let image = open_shared(&sim, OPTIONS);
+        sim.cut_after(changes);
+        let (block, reads) = (block(1), Reads::Zeros);
+        let dropped = image.commit(&[MapEdit::Drop { block, reads }]);
+        let cut = dropped.and_then(|()| image.shrink());
+        for mut choice in sim.choices(8, 50, changes) {
+            let left = Arc::new(sim.crash(&mut choice));
+            let image = open_shared(&left, READ_ONLY);
+            if let Some(slot) = image.map().get(block).slot() {
+                let mut found = vec![0; data.len()];
+                left.read_exact_at(&mut found, slot).unwrap();
+                assert!(found == data, "{changes}, {choice:?}");
+            }
+        }
+        if cut.is_ok() && !sim.is_cut() {
+            assert!(sim.len().unwrap() < start.len().unwrap());
+            return;
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The log by itself, where syncs and changes run into each other.
 
+use parking_lot::Mutex;
+
 use super::super::log::{Log, TailPlace};
 use super::super::ring::{FileLog, read_page};
 use super::*;
@@ -255,4 +257,51 @@ fn a_page_written_while_a_sync_runs_is_not_durable_after_it() {
     assert!(log.has_unretired());
     sync(&sim, &log);
     assert!(!log.has_unretired());
+}
+
+/// Entries with no sync between them all need the first one, until the log has begun anew.
+#[test]
+fn the_log_begins_anew_though_all_of_it_was_needed() {
+    const BLOCKS: u32 = 300;
+    let sim = Arc::new(empty(BLOCKS.into(), 512, false));
+    let image = open_shared(&sim, OPTIONS);
+    for number in 0..BLOCKS {
+        allocate(&*image, number);
+    }
+    image.settle().unwrap();
+    image.begin_change().unwrap();
+    // Blocks dropped so far, and those that the syncs so far cover.
+    let dropped = Arc::new(Mutex::new((0, 0)));
+    let seen = Arc::clone(&dropped);
+    sim.on_op(move |sim, op| {
+        if op.kind != OpKind::Sync {
+            return;
+        }
+        let (issued, covered) = *seen.lock();
+        for mut choice in sim.choices(0, 60, 1) {
+            let left = Arc::new(sim.crash(&mut choice));
+            match open(left, READ_ONLY) {
+                Ok(opened) => {
+                    let map = opened.image.map();
+                    let first = map
+                        .present()
+                        .next()
+                        .map_or(BLOCKS, |(block, _)| block.get());
+                    assert!(
+                        first >= covered,
+                        "{choice:?}: {first} of {covered} are gone"
+                    );
+                    assert_eq!(map.present_count(), u64::from(BLOCKS - first), "{choice:?}");
+                }
+                Err(error) => panic!("{choice:?}: {error}"),
+            }
+        }
+        *seen.lock() = (issued, issued);
+    });
+    for number in 0..BLOCKS {
+        let (block, reads) = (block(number), Reads::Zeros);
+        image.commit(&[MapEdit::Drop { block, reads }]).unwrap();
+        dropped.lock().0 = number + 1;
+    }
+    assert!(dropped.lock().1 > 100, "it was full");
 }
