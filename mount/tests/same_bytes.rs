@@ -96,13 +96,16 @@ fn half_dead(path: &Path) {
     disk.close().unwrap();
 }
 
-/// Makes every disk; the names of those that are to be compacted.
+/// Makes every disk; the names of all.
 fn make(place: &Path, disks: &Path) -> Vec<&'static str> {
     let at = |name: &str| disks.join(name);
     let raws = [ext4(place), ntfs(place)];
     for (name, raw) in [
         ("ext4.vhdx", &raws[0]),
         ("ext4.vhd", &raws[0]),
+        // Of what others are over, free space stays.
+        ("base.vhdx", &raws[0]),
+        ("base.vhd", &raws[0]),
         ("ntfs.vhdx", &raws[1]),
         ("ntfs.vhd", &raws[1]),
     ] {
@@ -113,7 +116,7 @@ fn make(place: &Path, disks: &Path) -> Vec<&'static str> {
         create(&at(name), &["--size", "64M", "--block-size", "1M"]);
         half_dead(&at(name));
     }
-    for (child, parent) in [("child.avhdx", "ext4.vhdx"), ("child.avhd", "ext4.vhd")] {
+    for (child, parent) in [("child.avhdx", "base.vhdx"), ("child.avhd", "base.vhd")] {
         create(&at(child), &["--parent", at(parent).to_str().unwrap()]);
         // Among the parent's bytes and where it has none; some of it the same as there.
         fill(&at(child), &raws[0]);
@@ -124,6 +127,8 @@ fn make(place: &Path, disks: &Path) -> Vec<&'static str> {
         "zeros.vhd",
         "child.avhdx",
         "child.avhd",
+        "base.vhdx",
+        "base.vhd",
         "ext4.vhdx",
         "ext4.vhd",
         "ntfs.vhdx",
@@ -226,7 +231,10 @@ fn compaction_makes_the_same_file_on_windows() {
         let differs = one.iter().zip(&two).position(|(one, two)| one != two);
         assert_eq!(differs, None, "{name}: the first byte that differs");
         let after = u64::try_from(one.len()).unwrap();
-        assert!(after < before, "{name}: nothing was compacted");
+        assert!(
+            after < before || name.starts_with("base"),
+            "{name}: nothing was compacted"
+        );
         println!("{name}: {before} -> {after} bytes, the same on both");
     }
 }
