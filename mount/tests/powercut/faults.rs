@@ -40,7 +40,7 @@ impl Trial {
             rig.raw(&kind.file("neighbour")),
             rig.shown(&kind.file("elsewhere")),
         ];
-        let guest = || Guest::new(LEN, Oracle::new(LEN));
+        let guest = || Guest::in_sectors(LEN, Oracle::new(LEN));
         let neighbours = shown.map(|path| (guest(), open(&path).unwrap()));
         Some(Self {
             kind,

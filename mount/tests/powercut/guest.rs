@@ -30,6 +30,8 @@ pub(crate) struct Deeds {
 /// A user of one disk, over all of the disk's lives.
 pub(crate) struct Guest {
     len: u64,
+    /// What it does begins and ends at multiples of this.
+    unit: u64,
     oracle: Mutex<Oracle>,
     /// Tells contents apart.
     tags: AtomicU64,
@@ -49,10 +51,20 @@ impl Guest {
     pub(crate) fn new(len: u64, oracle: Oracle) -> Self {
         Self {
             len,
+            unit: 1,
             oracle: Mutex::new(oracle),
             tags: AtomicU64::new(1),
             zones: RwLock::new(()),
             deeds: Deeds::default(),
+        }
+    }
+
+    /// The same, of a disk that may fail: what it does is in whole sectors. Of half a sector that is
+    /// written over a change that failed, nobody could say what stands in the other half.
+    pub(crate) fn in_sectors(len: u64, oracle: Oracle) -> Self {
+        Self {
+            unit: 512,
+            ..Self::new(len, oracle)
         }
     }
 
@@ -78,10 +90,11 @@ impl Guest {
         while !stop.load(Ordering::Relaxed) {
             let zones = self.len / (ZONE * THREADS);
             let zone = (random.below(zones) * THREADS + thread) * ZONE;
-            let within = random.below(ZONE);
-            let count = 1 + random.below(ZONE - within);
+            let within = random.below(ZONE) / self.unit * self.unit;
+            let count = (1 + random.below(ZONE - within)).next_multiple_of(self.unit);
+            let few = count.min(5000 / self.unit * self.unit);
             match random.below(20) {
-                0..9 => self.write(disk, zone + within, count.min(5000), 1)?,
+                0..9 => self.write(disk, zone + within, few, 1)?,
                 9..14 => self.write(disk, zone + within, count, 1)?,
                 14 => self.write(disk, zone, ZONE, 0)?,
                 15 => {
@@ -90,8 +103,9 @@ impl Guest {
                 }
                 16 | 17 => {
                     let _alone = self.zones.write();
-                    let start = random.below(self.len);
-                    let count = (1 + random.below(LARGEST_DISCARD)).min(self.len - start);
+                    let start = random.below(self.len) / self.unit * self.unit;
+                    let count = (1 + random.below(LARGEST_DISCARD)).next_multiple_of(self.unit);
+                    let count = count.min(self.len - start);
                     self.change_zeros(disk, start, count, FallocateFlags::PUNCH_HOLE)?;
                 }
                 18 => self.flush(disk)?,
