@@ -2,14 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::time::{Duration, Instant, SystemTime};
+#[cfg(unix)]
+use std::time::SystemTime;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::super::{
-    Attributes, DiskHandle, DiskState, Library, LibraryError, LibraryOptions, NodeId,
-};
+#[cfg(unix)]
+use super::super::DiskState;
+use super::super::{Attributes, DiskHandle, Library, LibraryError, LibraryOptions, NodeId};
 use super::*;
+#[cfg(unix)]
 use crate::compact::IdlePolicy;
 use crate::disk::parents::builder::{make_child, make_disk};
 use crate::error::ErrorKind;
