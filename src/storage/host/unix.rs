@@ -214,6 +214,21 @@ impl HostFile {
         })
     }
 
+    /// Makes `range`, which is inside the file, zeros that keep their space. Whoever calls this has looked
+    /// at the file's length, and may hold its lock.
+    fn zero(&self, range: FileRange) -> io::Result<()> {
+        if range.len < ZERO_RANGE_MIN || self.no_zero_range.load(Ordering::Relaxed) {
+            return self.write_zero_bytes(range);
+        }
+        match self.fallocate(FallocateFlags::ZERO_RANGE, range) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                self.no_zero_range.store(true, Ordering::Relaxed);
+                self.write_zero_bytes(range)
+            }
+            result => Ok(result?),
+        }
+    }
+
     /// Copies data and holes. Holes stay holes: what was punched out of a block stays given back when
     /// it moves.
     fn copy_with_holes(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
@@ -288,7 +303,7 @@ impl HostFile {
             self.file.write_all_at(&[0], range.end().get() - 1)?;
         }
         match self.punch_hole(range) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zeroes(range),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.zero(range),
             result => result,
         }
     }
@@ -341,16 +356,7 @@ impl Storage for HostFile {
             return Err(past_end(range));
         }
         self.check_len()?;
-        if range.len < ZERO_RANGE_MIN || self.no_zero_range.load(Ordering::Relaxed) {
-            return self.write_zero_bytes(range);
-        }
-        match self.fallocate(FallocateFlags::ZERO_RANGE, range) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                self.no_zero_range.store(true, Ordering::Relaxed);
-                self.write_zero_bytes(range)
-            }
-            result => Ok(result?),
-        }
+        self.zero(range)
     }
 
     fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
