@@ -1,13 +1,13 @@
-//! What compaction must not believe.
+//! What compaction must not believe, and what must not keep it from its work.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use vhdfs::compact::CompactOptions;
+use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork, Next};
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
 use vhdfs::format::parent::NewParent;
@@ -120,4 +120,40 @@ fn what_was_the_same_is_not_so_for_ever() {
     let mut found = [0; 4096];
     disk.read_at(&mut found, 0).expect("read");
     assert!(found == [9; 4096]);
+}
+
+/// A guest that reads in the middle of a run ends it, but changes nothing: the next run has to do the rest.
+#[test]
+fn a_read_in_between_only_puts_it_off() {
+    const BLOCK: u64 = 2 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.vhd");
+    create(&path, &CreateOptions::dynamic(4 * BLOCK)).expect("created");
+    let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+    for block in 0..4 {
+        disk.write_at(&[7; 4096], block * BLOCK).expect("written");
+    }
+    disk.write_zeroes(0, 3 * BLOCK).expect("zeroed");
+    let policy = IdlePolicy {
+        idle_after: Duration::from_millis(20),
+        min_reclaim: 1,
+        ..IdlePolicy::default()
+    };
+    let mut work = IdleWork::new(Arc::clone(&disk), policy);
+    let mut has_read = false;
+    loop {
+        match work.step() {
+            Next::Again if !has_read => {
+                disk.read_at(&mut [0; 512], 3 * BLOCK).expect("read");
+                has_read = true;
+            }
+            Next::Again => {}
+            Next::Wait(wait) => std::thread::sleep(wait),
+            Next::Done => break,
+            Next::Failed(error) => panic!("{error}"),
+        }
+    }
+    assert!(has_read, "never in the middle of a run");
+    let left = std::fs::metadata(&path).expect("there").len();
+    assert!(left < 2 * BLOCK, "{left} bytes are left");
 }

@@ -93,7 +93,10 @@ impl IdleWork {
     pub fn step_while(&mut self, go_on: &dyn Fn() -> bool) -> Next {
         let idle = self.disk.idle_for();
         if idle < self.policy.idle_after {
-            self.running = None;
+            if self.running.take().is_some() {
+                // It may only have read: what the run had left is still there.
+                self.seen = None;
+            }
             return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
         self.last_turn = Instant::now();
