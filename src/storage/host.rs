@@ -5,6 +5,7 @@
 
 #[cfg(unix)]
 mod access;
+mod copy;
 pub mod paths;
 pub(crate) mod pin;
 mod scope;
@@ -21,8 +22,6 @@ pub use scope::{Candidate, Found, Listings, Miss, Named, Scope};
 pub use unix::{HostFile, sync_directory_of};
 #[cfg(windows)]
 pub use windows::{HostFile, sync_directory_of};
-
-use crate::units::FileRange;
 
 #[cfg(test)]
 mod tests;
@@ -53,17 +52,4 @@ impl Default for HostOptions {
             no_follow: false,
         }
     }
-}
-
-/// Bytes that pass through memory at once where the host cannot copy or zero by itself.
-const CHUNK: u64 = 1 << 20;
-
-/// The parts of `range`, in order, none longer than `CHUNK`.
-fn chunks(range: FileRange) -> impl Iterator<Item = FileRange> {
-    let mut rest = range;
-    std::iter::from_fn(move || {
-        let part = FileRange::new(rest.start, rest.len.min(CHUNK));
-        rest = FileRange::between(part.end(), rest.end());
-        (!part.is_empty()).then_some(part)
-    })
 }

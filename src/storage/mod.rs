@@ -29,6 +29,18 @@ pub(crate) fn past_end(range: FileRange) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
+/// That a copy inside a file of `len` bytes is one that [`Storage::copy_within`] allows.
+pub(crate) fn check_copy(from: FileRange, to: FileOffset, len: u64) -> io::Result<()> {
+    if from.end().get() > len {
+        return Err(past_end(from));
+    }
+    if from.overlaps(FileRange::new(to, from.len)) {
+        let text = format!("{from} overlaps its copy at {to}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(())
+}
+
 /// The host file that holds an image. Shared by all threads; every call is positional.
 ///
 /// Reads and writes may overlap in time; where two overlapping ones do, each byte comes from one of

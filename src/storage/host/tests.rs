@@ -177,18 +177,3 @@ fn syncs() {
     sync_directory_of(Path::new("relative")).unwrap();
     assert!(sync_directory_of(Path::new("nowhere/file")).is_err());
 }
-
-#[test]
-fn chunks_cover_a_range() {
-    let whole = range(5, 2 * CHUNK + 3);
-    let parts: Vec<_> = chunks(whole).collect();
-    assert_eq!(
-        parts,
-        [
-            range(5, CHUNK),
-            range(5 + CHUNK, CHUNK),
-            range(5 + 2 * CHUNK, 3)
-        ]
-    );
-    assert_eq!(chunks(range(5, 0)).count(), 0);
-}

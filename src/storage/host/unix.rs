@@ -11,11 +11,12 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::copy::Copying;
 use super::pin::Pin;
-use super::{CHUNK, FileKey, HostOptions, chunks};
+use super::{FileKey, HostOptions};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::lock::{self, Access, LockError};
-use crate::storage::{Storage, past_end};
+use crate::storage::{Storage, check_copy, past_end};
 use crate::units::{FileOffset, FileRange, u64_from, usize_from};
 
 /// The unit in which hosts allocate and share file space. Larger on some; it only decides how a
@@ -206,57 +207,19 @@ impl HostFile {
         retry_on_intr(|| rustix::fs::fallocate(&self.file, mode, start, len))
     }
 
-    fn write_zero_bytes(&self, range: FileRange) -> io::Result<()> {
-        let zeros = vec![0; usize_from(range.len.min(CHUNK))];
-        chunks(range).try_for_each(|part| {
-            self.file
-                .write_all_at(&zeros[..usize_from(part.len)], part.start.get())
-        })
-    }
-
     /// Makes `range`, which is inside the file, zeros that keep their space. Whoever calls this has looked
     /// at the file's length, and may hold its lock.
     fn zero(&self, range: FileRange) -> io::Result<()> {
         if range.len < ZERO_RANGE_MIN || self.no_zero_range.load(Ordering::Relaxed) {
-            return self.write_zero_bytes(range);
+            return self.put_zeros(range);
         }
         match self.fallocate(FallocateFlags::ZERO_RANGE, range) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 self.no_zero_range.store(true, Ordering::Relaxed);
-                self.write_zero_bytes(range)
+                self.put_zeros(range)
             }
             result => Ok(result?),
         }
-    }
-
-    /// Copies data and holes. Holes stay holes: what was punched out of a block stays given back when
-    /// it moves.
-    fn copy_with_holes(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        let target = |at: FileOffset| to.plus(at.since(from.start));
-        let mut at = from.start;
-        while at < from.end() {
-            let data = self.next_data(at, from.end())?;
-            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
-            self.clear(FileRange::new(target(at), data.start.since(at)))?;
-            self.copy_data(data, target(data.start))?;
-            at = data.end();
-        }
-        Ok(())
-    }
-
-    /// Copies bytes that the host stores. Where source and target lie alike in their host blocks, a
-    /// copy that starts on a block boundary can be a reflink, so the odd bytes before go alone.
-    fn copy_data(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        let (odd_from, odd_to) = (from.start.get() % HOST_BLOCK, to.get() % HOST_BLOCK);
-        let head = match (odd_from == odd_to, odd_from) {
-            (true, 1..) => from.len.min(HOST_BLOCK - odd_from),
-            _ => 0,
-        };
-        self.copy_run(FileRange::new(from.start, head), to)?;
-        self.copy_run(
-            FileRange::between(from.start.plus(head), from.end()),
-            to.plus(head),
-        )
     }
 
     /// `copy_file_range`, and through memory what it does not do. On file systems that can share
@@ -284,28 +247,35 @@ impl HostFile {
             }
         }
         let rest = FileRange::between(from.start.plus(done), from.end());
-        let mut buffer = vec![0; usize_from(rest.len.min(CHUNK))];
-        chunks(rest).try_for_each(|part| {
-            let buffer = &mut buffer[..usize_from(part.len)];
-            self.file.read_exact_at(buffer, part.start.get())?;
-            let target = to.plus(part.start.since(from.start));
-            self.file.write_all_at(buffer, target.get())
-        })
+        self.copy_through_memory(rest, to.plus(done))
+    }
+}
+
+impl Copying for HostFile {
+    fn put(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
+        self.file.write_all_at(buf, offset.get())
     }
 
-    /// Makes `range` read as zeros with as little space as the host allows; extends the file to it.
     fn clear(&self, range: FileRange) -> io::Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        if range.end().get() > self.len()? {
-            // A write, since a new length could cut off what somebody else appends meanwhile.
-            self.file.write_all_at(&[0], range.end().get() - 1)?;
-        }
         match self.punch_hole(range) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => self.zero(range),
             result => result,
         }
+    }
+
+    // Where source and target lie alike in their host blocks, a copy that starts on a block boundary
+    // can be a reflink, so the odd bytes before go alone.
+    fn copy_data(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
+        let (odd_from, odd_to) = (from.start.get() % HOST_BLOCK, to.get() % HOST_BLOCK);
+        let head = match (odd_from == odd_to, odd_from) {
+            (true, 1..) => from.len.min(HOST_BLOCK - odd_from),
+            _ => 0,
+        };
+        self.copy_run(FileRange::new(from.start, head), to)?;
+        self.copy_run(
+            FileRange::between(from.start.plus(head), from.end()),
+            to.plus(head),
+        )
     }
 }
 
@@ -360,14 +330,7 @@ impl Storage for HostFile {
     }
 
     fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        let len = self.len()?;
-        if from.end().get() > len {
-            return Err(past_end(from));
-        }
-        if from.overlaps(FileRange::new(to, from.len)) {
-            let text = format!("{from} overlaps its copy at {to}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
+        check_copy(from, to, self.len()?)?;
         self.change_up_to(to.plus(from.len), || self.copy_with_holes(from, to))
     }
 

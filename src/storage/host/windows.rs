@@ -30,12 +30,13 @@ use windows_sys::Win32::System::Ioctl::{
     FSCTL_QUERY_ALLOCATED_RANGES, FSCTL_SET_SPARSE, FSCTL_SET_ZERO_DATA,
 };
 
+use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{CHUNK, FileKey, HostOptions, chunks};
+use super::{FileKey, HostOptions};
 use crate::error::{OpenError, OpenProblem};
-use crate::storage::{Storage, past_end};
-use crate::units::{FileOffset, FileRange, u64_from, usize_from};
+use crate::storage::{Storage, check_copy, past_end};
+use crate::units::{FileOffset, FileRange, u64_from};
 
 pub(crate) use sys::{Descriptor, Token};
 
@@ -169,40 +170,6 @@ impl HostFile {
         sys::control(self.file.as_handle(), code, input, output)
     }
 
-    fn write_zero_bytes(&self, range: FileRange) -> io::Result<()> {
-        let zeros = vec![0; usize_from(range.len.min(CHUNK))];
-        chunks(range)
-            .try_for_each(|part| self.write_all_at(&zeros[..usize_from(part.len)], part.start))
-    }
-
-    /// Copies through memory.
-    fn copy_data(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        let mut buffer = vec![0; usize_from(from.len.min(CHUNK))];
-        chunks(from).try_for_each(|part| {
-            let buffer = &mut buffer[..usize_from(part.len)];
-            self.read_exact_at(buffer, part.start)?;
-            self.write_all_at(buffer, to.plus(part.start.since(from.start)))
-        })
-    }
-
-    /// Makes `range` read as zeros, as a hole where the file has holes; extends the file to it.
-    fn clear(&self, range: FileRange) -> io::Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        if range.end().get() > self.len()? {
-            // A write, since a new length could cut off what somebody else appends meanwhile.
-            self.write_all_at(&[0], FileOffset::new(range.end().get() - 1))?;
-        }
-        if !self.sparse.load(Ordering::Relaxed) {
-            return self.write_zeroes(range);
-        }
-        match self.punch_hole(range) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zeroes(range),
-            result => result,
-        }
-    }
-
     /// Has the host store holes as such from now on, which changes the file's attributes.
     fn make_sparse(&self) -> io::Result<()> {
         if !self.sparse.load(Ordering::Relaxed) {
@@ -210,6 +177,23 @@ impl HostFile {
             self.sparse.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+}
+
+impl Copying for HostFile {
+    fn put(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
+        self.write_all_at(buf, offset)
+    }
+
+    fn clear(&self, range: FileRange) -> io::Result<()> {
+        // Whether it is to have holes was decided before.
+        if !self.sparse.load(Ordering::Relaxed) {
+            return self.put_zeros(range);
+        }
+        match self.punch_hole(range) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.put_zeros(range),
+            result => result,
+        }
     }
 }
 
@@ -280,29 +264,12 @@ impl Storage for HostFile {
             return Err(past_end(range));
         }
         // What zeroes without writing gives the space of a sparse file back.
-        self.write_zero_bytes(range)
+        self.put_zeros(range)
     }
 
     fn copy_within(&self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        let len = self.len()?;
-        if from.end().get() > len {
-            return Err(past_end(from));
-        }
-        if from.overlaps(FileRange::new(to, from.len)) {
-            let text = format!("{from} overlaps its copy at {to}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        // Holes stay holes: what was punched out of a block stays given back when it moves.
-        let target = |at: FileOffset| to.plus(at.since(from.start));
-        let mut at = from.start;
-        while at < from.end() {
-            let data = self.next_data(at, from.end())?;
-            let data = data.unwrap_or(FileRange::between(from.end(), from.end()));
-            self.clear(FileRange::new(target(at), data.start.since(at)))?;
-            self.copy_data(data, target(data.start))?;
-            at = data.end();
-        }
-        Ok(())
+        check_copy(from, to, self.len()?)?;
+        self.copy_with_holes(from, to)
     }
 
     fn next_data(&self, from: FileOffset, end: FileOffset) -> io::Result<Option<FileRange>> {

@@ -6,7 +6,7 @@ use std::io;
 use super::content::{PAGE, RunKind};
 use super::faults::Verdict;
 use super::{Choice, Effect, MAX_LEN, Op, OpKind, SimStorage, State};
-use crate::storage::{Storage, past_end};
+use crate::storage::{Storage, check_copy, past_end};
 use crate::units::{FileOffset, FileRange, u64_from, usize_from};
 
 impl fmt::Debug for SimStorage {
@@ -145,13 +145,7 @@ impl State {
     }
 
     fn copy_within(&mut self, from: FileRange, to: FileOffset) -> io::Result<()> {
-        if from.end().get() > self.volatile.len() {
-            return Err(past_end(from));
-        }
-        if from.overlaps(FileRange::new(to, from.len)) {
-            let text = format!("{from} overlaps its copy at {to}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
+        check_copy(from, to, self.volatile.len())?;
         check_end(FileRange::new(to, from.len))?;
         let mut done = FileRange::new(to, 0);
         let mut result = Ok(());
