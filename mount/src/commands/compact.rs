@@ -73,13 +73,26 @@ pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
 
 /// The first SIGINT (Ctrl-C) or SIGTERM sets the flag; a second one ends the program there and then,
 /// which leaves a file that is safe but not as short as it could be.
-fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
+#[cfg(unix)]
+fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> Result<(), Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone())?;
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
     Ok(())
+}
+
+/// The same for Ctrl-C and Ctrl-Break. When the window is closed, or the user logs off, Windows ends the
+/// program as soon as the flag is set.
+#[cfg(windows)]
+fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> Result<(), Failure> {
+    let interrupted = interrupted.clone();
+    Ok(ctrlc::set_handler(move || {
+        if interrupted.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    })?)
 }
 
 fn compact_file(

@@ -7,6 +7,7 @@ use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, HostParents, OpenOptions};
 use vhdfs::error::CreateError;
 use vhdfs::format::{DiskType, Format};
+use vhdfs::storage::host::paths;
 
 use super::directory_of;
 use crate::cli::{CreateArguments, NewDiskType, NewFormat};
@@ -100,11 +101,12 @@ fn format(arguments: &CreateArguments, parent: Option<&Disk>) -> Result<Format, 
 
 /// Says what it takes to open a child whose parent is not below its own directory.
 fn advise(file: &Path, parent: &Path) {
-    let directory = std::fs::canonicalize(directory_of(file));
-    let (Ok(directory), Ok(parent)) = (directory, std::fs::canonicalize(parent)) else {
+    let directory = paths::canonical(directory_of(file));
+    let (Ok(directory), Ok(parent)) = (directory, paths::canonical(parent)) else {
         return;
     };
-    if let Some(needed) = parent.parent().filter(|_| !parent.starts_with(&directory)) {
+    let is_below = paths::below(&directory, &parent).is_some();
+    if let Some(needed) = parent.parent().filter(|_| !is_below) {
         say(&format!(
             "{}: the parent is not below {}: opening it takes --parent-dir {}",
             file.display(),
