@@ -1,4 +1,7 @@
 //! The C library and its header, used by programs that the system's compilers make of `tests/virtdisk/`.
+//!
+//! With `VHDFS_WINDOWS_LIBRARY`, the directory of a `vhdfs.dll`, the programs are made for Windows and run by
+//! Wine; `scripts/test-windows` does that.
 
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 #![cfg(unix)]
@@ -26,6 +29,31 @@ const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-O1"];
 /// Nobody in particular.
 const NOBODY: u32 = 65534;
 
+/// What the programs are made with, and for.
+struct System {
+    cc: &'static str,
+    cxx: &'static str,
+    /// The directory of the library.
+    library: PathBuf,
+    /// What runs a program that is not for this system.
+    wine: Option<&'static str>,
+}
+
+static SYSTEM: LazyLock<System> = LazyLock::new(|| match env::var_os("VHDFS_WINDOWS_LIBRARY") {
+    Some(library) => System {
+        cc: "x86_64-w64-mingw32-gcc-posix",
+        cxx: "x86_64-w64-mingw32-g++-posix",
+        library: library.into(),
+        wine: Some("/usr/lib/wine/wine64"),
+    },
+    None => System {
+        cc: "cc",
+        cxx: "g++",
+        library: library_dir(),
+        wine: None,
+    },
+});
+
 /// The directory of the library that was built together with this test.
 fn library_dir() -> PathBuf {
     let own = env::current_exe().unwrap();
@@ -33,6 +61,21 @@ fn library_dir() -> PathBuf {
         directory.join("libvhdfs.so").is_file() || directory.join("libvhdfs.dylib").is_file()
     });
     found.expect("the C library beside this test").to_owned()
+}
+
+/// The name of a program's file.
+fn program_name(name: &str) -> String {
+    let suffix = if SYSTEM.wine.is_some() { ".exe" } else { "" };
+    format!("{name}{suffix}")
+}
+
+/// How programs there name the file.
+fn seen(path: &Path) -> String {
+    let path = path.to_str().unwrap();
+    match SYSTEM.wine {
+        Some(_) => format!("Z:{}", path.replace('/', "\\")),
+        None => path.to_owned(),
+    }
 }
 
 /// Runs a compiler, which must have nothing to say.
@@ -44,7 +87,7 @@ fn compile(compiler: &str, standard: &str, more: &[&str], source: &str, to: &Pat
         .args(["-I", HEADER_DIR])
         .arg(Path::new(SOURCES).join(source))
         .arg("-L")
-        .arg(library_dir())
+        .arg(&SYSTEM.library)
         .args(["-lvhdfs", "-o"])
         .arg(to)
         .output()
@@ -56,32 +99,47 @@ fn compile(compiler: &str, standard: &str, more: &[&str], source: &str, to: &Pat
 /// The C program of the tests; `None`, and it is said, without a compiler.
 fn program() -> Option<&'static Path> {
     static PROGRAM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        if !installed(&["cc"]) {
+        if !installed(&[SYSTEM.cc]) {
             return None;
         }
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("virtdisk-compact");
-        compile("cc", "-std=c99", &["-pedantic"], "compact.c", &path);
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let path = place.join(program_name("virtdisk-compact"));
+        compile(SYSTEM.cc, "-std=c99", &["-pedantic"], "compact.c", &path);
         Some(path)
     });
     PROGRAM.as_deref()
 }
 
-fn command(program: &Path, what: &str, disk: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg(what).arg(disk);
-    command.env("LD_LIBRARY_PATH", library_dir());
+/// A program, and where it finds the library.
+fn command(program: &Path, library: &Path) -> Command {
+    let mut command = match SYSTEM.wine {
+        None => Command::new(program),
+        Some(wine) => {
+            let mut command = Command::new(wine);
+            command.arg(program);
+            command
+        }
+    };
+    command.env("LD_LIBRARY_PATH", library);
+    command.env("WINEPATH", seen(library));
     command
+}
+
+/// What the C program does to a disk.
+fn does(program: &Path, what: &str, disk: &Path) -> (i32, String) {
+    let mut command = command(program, &SYSTEM.library);
+    finished(command.args([what, &seen(disk)]).output().unwrap())
 }
 
 fn finished(output: Output) -> (i32, String) {
     let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let text = String::from_utf8_lossy(&text).replace('\r', "");
     (output.status.code().unwrap_or(-1), text)
 }
 
 /// Runs the program, which must find all in order, and gives what it says.
 fn run(program: &Path, what: &str, disk: &Path) -> String {
-    let (code, said) = finished(command(program, what, disk).output().unwrap());
+    let (code, said) = does(program, what, disk);
     assert_eq!(code, 0, "{what}: {said}");
     said
 }
@@ -125,7 +183,7 @@ fn stopped_and_run_again() {
                 let _ = fs::remove_file(&path);
                 large(&path);
                 least = disks::predicted(&path, with_fs());
-                let (code, said) = finished(command(program, how, &path).output().unwrap());
+                let (code, said) = does(program, how, &path);
                 assert!(code == 0 || code == 3, "{how}: {said}");
                 code == 0
             });
@@ -208,7 +266,7 @@ fn information() {
             "{identity}"
         );
         let real = fs::canonicalize(&made.path).unwrap();
-        assert_eq!(line(&child, "location "), real.to_str().unwrap());
+        assert_eq!(line(&child, "location "), seen(&real));
     }
 }
 
@@ -225,18 +283,20 @@ fn the_callers_rights() {
         };
         mode(folder, 0o755);
         mode(&made.path, 0o444);
-        for name in ["libvhdfs.so", "libvhdfs.dylib"] {
-            if library_dir().join(name).is_file() {
-                fs::copy(library_dir().join(name), folder.join(name)).unwrap();
+        for name in ["libvhdfs.so", "libvhdfs.dylib", "vhdfs.dll"] {
+            if SYSTEM.library.join(name).is_file() {
+                fs::copy(SYSTEM.library.join(name), folder.join(name)).unwrap();
                 mode(&folder.join(name), 0o755);
             }
         }
-        let copy = folder.join("program");
+        let copy = folder.join(program_name("program"));
         fs::copy(program, &copy).unwrap();
         mode(&copy, 0o755);
-        let mut command = command(&copy, "denied", &made.path);
-        command.env("LD_LIBRARY_PATH", folder).current_dir(folder);
-        if is_root {
+        let mut command = command(&copy, folder);
+        command.args(["denied", &seen(&made.path)]);
+        command.current_dir(folder);
+        // Wine belongs to us, and has the file's attribute instead.
+        if is_root && SYSTEM.wine.is_none() {
             command.uid(NOBODY).gid(NOBODY);
         }
         let (code, said) = finished(command.output().unwrap());
@@ -248,22 +308,16 @@ fn the_callers_rights() {
 /// A C++ program as it is written for Windows, wide literals and all.
 #[test]
 fn a_program_for_windows() {
-    if !installed(&["g++"]) {
+    if !installed(&[SYSTEM.cxx]) {
         return;
     }
     let made = Made::new("vhdx");
     let aware = made.predicted(with_fs());
-    let program = made.folder.path().join("windows");
-    compile(
-        "g++",
-        "-std=c++17",
-        &["-fshort-wchar"],
-        "windows.cpp",
-        &program,
-    );
-    let mut command = Command::new(&program);
+    let program = made.folder.path().join(program_name("windows"));
+    let wide = ["-fshort-wchar"];
+    compile(SYSTEM.cxx, "-std=c++17", &wide, "windows.cpp", &program);
+    let mut command = command(&program, &SYSTEM.library);
     command.current_dir(made.folder.path());
-    command.env("LD_LIBRARY_PATH", library_dir());
     let (code, said) = finished(command.output().unwrap());
     assert_eq!((code, said.trim()), (0, "2 0 0"));
     assert_eq!(made.len(), aware);
@@ -274,10 +328,10 @@ fn a_program_for_windows() {
 #[test]
 fn the_header_in_other_languages() {
     let languages = [
-        ("cc", "-std=c99", "c"),
-        ("cc", "-std=c17", "c"),
-        ("g++", "-std=c++11", "c++"),
-        ("g++", "-std=c++20", "c++"),
+        (SYSTEM.cc, "-std=c99", "c"),
+        (SYSTEM.cc, "-std=c17", "c"),
+        (SYSTEM.cxx, "-std=c++11", "c++"),
+        (SYSTEM.cxx, "-std=c++20", "c++"),
     ];
     for (compiler, standard, language) in languages {
         if !installed(&[compiler]) {
@@ -309,17 +363,26 @@ fn the_header_in_other_languages() {
 /// Nothing is exported but the functions of the header.
 #[test]
 fn exports() {
-    if !installed(&["nm"]) {
+    let (tool, options, file, count) = match SYSTEM.wine {
+        None => ("nm", ["-D", "--defined-only"], "libvhdfs.so", 15),
+        // What the kernel has is not there again, but for what goes for disks as well.
+        Some(_) => (
+            "x86_64-w64-mingw32-nm",
+            ["-g", "--defined-only"],
+            "libvhdfs.dll.a",
+            8,
+        ),
+    };
+    if !installed(&[tool]) {
         return;
     }
-    let library = library_dir().join("libvhdfs.so");
-    let listed = support::tools::tool("nm", &["-D", "--defined-only"], &[&library]);
-    let names: Vec<&str> = listed
-        .lines()
-        .filter_map(|line| line.split(' ').nth(2))
+    let listed = support::tools::tool(tool, &options, &[&SYSTEM.library.join(file)]);
+    // The code: an import library has data of its own.
+    let names: Vec<&str> = (listed.lines())
+        .filter_map(|line| line.split_once(" T ").map(|(_, name)| name))
         .collect();
     let header = fs::read_to_string(Path::new(HEADER_DIR).join("virtdisk.h")).unwrap();
-    assert_eq!(names.len(), 15, "{names:?}");
+    assert_eq!(names.len(), count, "{names:?}");
     for name in names {
         let declared = header.contains(&format!("WINAPI {name}("));
         assert!(declared, "{name} is in no header");

@@ -11,6 +11,13 @@
 #ifndef VHDFS_VIRTDISK_H
 #define VHDFS_VIRTDISK_H
 
+/* A union or structure without a name, which C has since 2011. */
+#ifdef __GNUC__
+#define VHDFS_NAMELESS __extension__
+#else
+#define VHDFS_NAMELESS
+#endif
+
 #ifdef _WIN32
 
 #include <windows.h>
@@ -80,12 +87,6 @@ typedef struct _SECURITY_ATTRIBUTES {
     LPVOID lpSecurityDescriptor;
     BOOL bInheritHandle;
 } SECURITY_ATTRIBUTES, *PSECURITY_ATTRIBUTES, *LPSECURITY_ATTRIBUTES;
-
-#ifdef __GNUC__
-#define VHDFS_NAMELESS __extension__
-#else
-#define VHDFS_NAMELESS
-#endif
 
 /* Internal: STATUS_PENDING until the operation has ended, then its outcome, one of ERROR_*. */
 typedef struct _OVERLAPPED {
@@ -195,10 +196,6 @@ BOOL WINAPI GetOverlappedResult(HANDLE hFile, LPOVERLAPPED lpOverlapped, LPDWORD
 /* What Windows' own header, and MinGW's, are known by. */
 #define VIRT_DISK_API_DEF
 #define _INC_VIRTDISK
-
-#ifndef VHDFS_NAMELESS
-#define VHDFS_NAMELESS
-#endif
 
 #define VIRTUAL_STORAGE_TYPE_DEVICE_UNKNOWN 0
 #define VIRTUAL_STORAGE_TYPE_DEVICE_ISO 1

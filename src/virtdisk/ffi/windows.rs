@@ -28,6 +28,7 @@ unsafe extern "system" {
     safe fn SetEvent(event: Handle) -> i32;
     safe fn ResetEvent(event: Handle) -> i32;
     safe fn CloseHandle(object: Handle) -> i32;
+    fn GetHandleInformation(object: Handle, flags: *mut u32) -> i32;
     fn CancelIoEx(file: Handle, overlapped: *const Overlapped) -> i32;
     safe fn SetLastError(code: u32);
 }
@@ -54,13 +55,31 @@ static DISKS: LazyLock<Mutex<HashMap<usize, Arc<VirtualDisk>>>> = LazyLock::new(
 
 /// The event of an `OVERLAPPED`, or else the disk's own.
 pub(super) fn event(event: Handle, disk: Handle) -> Result<Option<EventRef>, Win32Error> {
-    let event = if event.is_null() { disk } else { event };
-    Ok(Some(EventRef(event.expose_provenance())))
+    if event.is_null() {
+        return Ok(Some(EventRef(disk.expose_provenance())));
+    }
+    // The operation would do so first; it also tells whether that is one.
+    match ResetEvent(event) {
+        0 => Err(ERROR_INVALID_HANDLE),
+        _ => Ok(Some(EventRef(event.expose_provenance()))),
+    }
 }
 
 pub(super) fn disk(handle: Handle) -> Result<Arc<VirtualDisk>, Win32Error> {
     let disk = DISKS.lock().get(&handle.addr()).cloned();
-    disk.ok_or(ERROR_INVALID_HANDLE)
+    disk.ok_or_else(|| match is_open(handle) {
+        true => ERROR_VIRTDISK_NOT_VIRTUAL_DISK,
+        false => ERROR_INVALID_HANDLE,
+    })
+}
+
+/// Whether it is a handle of anything.
+fn is_open(handle: Handle) -> bool {
+    /// `INVALID_HANDLE_VALUE`, which stands for the process as well.
+    const NONE: usize = usize::MAX;
+    let mut flags = 0;
+    // SAFETY: it writes one number.
+    ![0, NONE].contains(&handle.addr()) && unsafe { GetHandleInformation(handle, &mut flags) } != 0
 }
 
 /// Gives out a handle of `disk`.
