@@ -14,8 +14,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Mount, NOBODY, as_user, assert_clean, create, errno, exit_code, json, run, stderr, vhdfs,
+    Mount, NOBODY, as_user, assert_clean, create, errno, eventually, exit_code, json, run, stderr,
+    vhdfs,
 };
+use vhdfs::compact::IdlePolicy;
+use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::library::{Library, LibraryOptions};
+
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, makedev, mknodat};
 use rustix::io::Errno;
 
@@ -448,4 +453,78 @@ fn commands_of_a_stranger_change_nothing() {
         0
     );
     assert!(fs::read(&disk).unwrap() == before);
+}
+
+/// A disk of nobody's: a file system whose free space is full, and a block of zeros behind it. In the same
+/// directory lies a file that nobody but its owner can look into.
+fn beside_a_closed_file() -> tempfile::TempDir {
+    const FILE_SYSTEM: u64 = 64 << 20;
+    let root = tempfile::tempdir().unwrap();
+    let (path, image) = (root.path().join("a.vhd"), root.path().join("image"));
+    create(&path, &["--size", "66M"]);
+    let mut make = Command::new("mkfs.vfat");
+    make.arg("-C")
+        .arg(&image)
+        .arg("65536")
+        .stdout(Stdio::null());
+    assert!(make.status().unwrap().success());
+    let disk = Disk::open(&path, &OpenOptions::default()).unwrap();
+    disk.write_at(&vec![7; 66 << 20], 0).unwrap();
+    // All that a file system has which is that small and empty.
+    disk.write_at(&fs::read(&image).unwrap()[..1 << 20], 0)
+        .unwrap();
+    disk.write_at(&vec![0; 2 << 20], FILE_SYSTEM).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    fs::remove_file(image).unwrap();
+    let closed = root.path().join("closed.vhd");
+    create(&closed, &["--size", "8M"]);
+    set_mode(&closed, 0);
+    for place in [root.path(), &path] {
+        chown(place, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    root
+}
+
+#[test]
+fn what_may_be_a_child_keeps_what_is_free() {
+    let root = beside_a_closed_file();
+    let binary = root.path().join("vhdfs");
+    fs::copy(env!("CARGO_BIN_EXE_vhdfs"), &binary).unwrap();
+    let (disk, closed) = (root.path().join("a.vhd"), root.path().join("closed.vhd"));
+    let length = || fs::metadata(&disk).unwrap().len();
+    let before = length();
+    let mut command = Command::new(&binary);
+    command.args(["compact", "--dry-run", "--json"]).arg(&disk);
+    let Some(output) = as_user(NOBODY, move || command.output().unwrap()) else {
+        return;
+    };
+    let reason = json(&output)["not_fs_aware"].to_string();
+    assert!(
+        reason.contains(closed.to_str().unwrap()) && reason.contains("cannot be read"),
+        "{reason}"
+    );
+
+    let visit = |least: u64| {
+        let policy = IdlePolicy {
+            idle_after: Duration::ZERO,
+            min_reclaim: 1,
+            punch_holes: false,
+            fs_aware: true,
+        };
+        let options = LibraryOptions {
+            compact: Some(policy),
+            ..LibraryOptions::default()
+        };
+        let library = as_user(NOBODY, || Library::open(root.path(), options).unwrap()).unwrap();
+        eventually("a visit", || {
+            length() < before - least && library.status().is_empty()
+        });
+        library.close();
+    };
+    // The block of zeros goes.
+    visit(0);
+    assert!(length() > before - (4 << 20), "{before} -> {}", length());
+    fs::remove_file(&closed).unwrap();
+    visit(48 << 20);
 }

@@ -76,6 +76,11 @@ impl IdleWork {
         }
     }
 
+    /// Has what begins from now on go by another policy.
+    pub fn set_policy(&mut self, policy: IdlePolicy) {
+        self.policy = policy;
+    }
+
     /// The disk.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk

@@ -242,6 +242,8 @@ impl Agent {
             return;
         }
         let mut policy = *policy;
+        // What is free in a parent is read by its children.
+        policy.fs_aware &= self.family().unread.is_empty();
         if disk.is_visiting() {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;

@@ -113,34 +113,52 @@ impl Families {
 
 impl Core {
     fn survey(&self) -> Option<Survey> {
-        let files = self.disk_files()?;
-        let kin = self.kin(&files)?;
-        let family = Arc::new(Family::of(&kin, self.disks.parents()));
+        let mut unread = Vec::new();
+        let files = self.disk_files(&mut unread)?;
+        let kin = self.kin(&files, &mut unread)?;
+        let mut family = Family::of(&kin, self.disks.parents());
+        unread.sort_unstable();
+        if let Some(first) = unread.first()
+            && self.families.latest().unread.first() != Some(first)
+        {
+            log::warn!(
+                "{} cannot be read, and may be, or hold, a child of other disks: what filesystems call free \
+                 stays everywhere",
+                first.display()
+            );
+        }
+        family.unread = unread;
+        let family = Arc::new(family);
         Some(Survey { files, family })
     }
 
-    /// Every disk file below the root.
-    fn disk_files(&self) -> Option<Vec<(PathBuf, Stat)>> {
+    /// Every disk file below the root; what could not be looked into goes to `unread`.
+    fn disk_files(&self, unread: &mut Vec<PathBuf>) -> Option<Vec<(PathBuf, Stat)>> {
         let mut files = Vec::new();
         let mut directories = vec![PathBuf::new()];
         while let Some(path) = directories.pop() {
             if self.bell.is_stopped() {
                 return None;
             }
-            let Ok(directory) = self.host.directory(&path) else {
-                continue;
-            };
-            let Ok(entries) = directory.names() else {
-                continue;
+            let found = (self.host.directory(&path))
+                .and_then(|directory| Ok((directory.names()?, directory)));
+            let (entries, directory) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    unread.extend(disk::may_be_kin(&path, &error).then_some(path));
+                    continue;
+                }
             };
             for (name, kind) in entries {
+                let path = path.join(&name);
                 match kind {
-                    Kind::Directory => directories.push(path.join(&name)),
-                    Kind::File if names::is_disk(&name) => {
-                        if let Ok(stat) = directory.stat_child(&name) {
-                            files.push((path.join(&name), stat));
+                    Kind::Directory => directories.push(path),
+                    Kind::File if names::is_disk(&name) => match directory.stat_child(&name) {
+                        Ok(stat) => files.push((path, stat)),
+                        Err(error) => {
+                            unread.extend(disk::may_be_kin(&path, &error).then_some(path))
                         }
-                    }
+                    },
                     Kind::File | Kind::Link | Kind::Other(_) => {}
                 }
             }
@@ -150,7 +168,7 @@ impl Core {
 
     /// Which disks they are. Files that nobody has looked into yet are mostly waited for, so several
     /// are looked into at a time.
-    fn kin(&self, files: &[(PathBuf, Stat)]) -> Option<Vec<KinFile>> {
+    fn kin(&self, files: &[(PathBuf, Stat)], unread: &mut Vec<PathBuf>) -> Option<Vec<KinFile>> {
         let mut kin = Vec::with_capacity(files.len());
         let mut unknown = Vec::new();
         for (path, stat) in files {
@@ -160,7 +178,7 @@ impl Core {
             }
         }
         let next = AtomicUsize::new(0);
-        let found = Mutex::new(Vec::new());
+        let found = Mutex::new((Vec::new(), Vec::new()));
         let work = || {
             while !self.bell.is_stopped()
                 && let Some((path, stat)) = unknown.get(next.fetch_add(1, Ordering::Relaxed))
@@ -168,8 +186,13 @@ impl Core {
                 let lineage = self
                     .probes
                     .lineage(&stat.stamp(), path, || self.host.pin(path));
-                if let Some(lineage) = lineage {
-                    found.lock().push(kin_file(path, stat, lineage));
+                let mut found = found.lock();
+                match lineage {
+                    Ok(lineage) => (found.0).extend(lineage.map(|of| kin_file(path, stat, of))),
+                    Err(error) if disk::may_be_kin(path, &error) => {
+                        found.1.push(path.to_path_buf())
+                    }
+                    Err(_) => {}
                 }
             }
         };
@@ -179,7 +202,9 @@ impl Core {
             }
             work();
         });
-        kin.append(&mut found.into_inner());
+        let (mut found, mut failed) = found.into_inner();
+        kin.append(&mut found);
+        unread.append(&mut failed);
         (!self.bell.is_stopped()).then_some(kin)
     }
 

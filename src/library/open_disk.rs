@@ -235,6 +235,7 @@ impl OpenDisk {
         let mut slot = self.work.lock();
         let disk = self.disk.lock().clone()?;
         let work = slot.get_or_insert_with(|| IdleWork::new(Arc::clone(&disk), *policy));
+        work.set_policy(*policy);
         let before = self.allocated();
         let next = work.step_while(go_on);
         if disk.gave_up_free.swap(false, Ordering::AcqRel) {

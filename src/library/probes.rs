@@ -154,32 +154,38 @@ impl Probes {
     }
 
     /// Which disk the file with this `stamp` is; looks at its headers, as `pin` gives it, where that
-    /// is not known yet. `None` where that cannot be told; opening it will say why.
+    /// is not known yet. `None` of what is no disk; opening it will say why.
+    ///
+    /// # Errors
+    /// What the host answers, which it may not the next time.
     pub(super) fn lineage(
         &self,
         stamp: &Stamp,
         path: &Path,
         pin: impl FnOnce() -> io::Result<Pin>,
-    ) -> Option<Lineage> {
+    ) -> io::Result<Option<Lineage>> {
         if let Some(known) = self.known_lineage(stamp) {
-            return known;
+            return Ok(known);
         }
-        // A host that fails may not the next time.
-        let pinned = pin().ok()?;
-        let file = open(&pinned).ok()?;
+        let pinned = pin()?;
+        let file = open(&pinned).map_err(io::Error::other)?;
         let found = match image::identify(&file, path) {
             Ok(found) => Some(Lineage {
                 identity: found.identity,
                 link: found.parent.map(Arc::new),
             }),
-            Err(OpenProblem::Io { .. }) => return None,
+            Err(OpenProblem::Io { source, .. })
+                if source.kind() != io::ErrorKind::UnexpectedEof =>
+            {
+                return Err(source);
+            }
             Err(_) => None,
         };
         // Another file may have taken its place, or somebody be writing to it.
         if pinned.stat().is_ok_and(|stat| stat.stamp() == *stamp) {
             self.lineages.lock().put(*stamp, found.clone());
         }
-        found
+        Ok(found)
     }
 
     /// What is known of it without looking; `Some(None)` where that is that nothing can be told.

@@ -32,9 +32,11 @@ fn compact_and_close(
     control: &Control,
 ) -> Result<CompactReport, Win32Error> {
     let mut options = options;
-    if options.fs_aware && may_have_children(&disk) {
+    if options.fs_aware
+        && let Some(reason) = reliance(&disk)
+    {
         log::warn!(
-            "{}: has children, which rely on its content: what its filesystems call free stays",
+            "{}: what its filesystems call free stays: {reason}",
             disk.path().display()
         );
         options.fs_aware = false;
@@ -46,12 +48,11 @@ fn compact_and_close(
     Ok(report)
 }
 
-/// Whether disks in the directory of its file, or below, are children of `disk`.
-fn may_have_children(disk: &Disk) -> bool {
+/// Why disks in the directory of its file, or below, may be children of `disk`.
+fn reliance(disk: &Disk) -> Option<String> {
     let directory = disk.path().parent();
     let directory = directory.filter(|found| !found.as_os_str().is_empty());
-    let children = children_below(directory.unwrap_or(Path::new(".")), disk);
-    children.cut_off || !children.files.is_empty()
+    children_below(directory.unwrap_or(Path::new(".")), disk).reliance()
 }
 
 /// Logs what the caller has no other way to learn.

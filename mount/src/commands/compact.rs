@@ -108,7 +108,9 @@ fn compact_file(
         ..OpenOptions::default()
     };
     let disk = Disk::open_with(file, &open, &arguments.parents.of(file))?;
-    let children = children_of(file, &disk).files;
+    let children = children_of(file, &disk);
+    // Other disks read what is free here, too.
+    let reliance = children.reliance();
     let (scan, fs_aware) = match arguments.mode {
         Mode::Full => (true, true),
         Mode::Quick => (false, true),
@@ -123,8 +125,7 @@ fn compact_file(
         scan,
         punch_holes,
         drop_identical: !arguments.keep_identical,
-        // Other disks read what is free here, too.
-        fs_aware: fs_aware && children.is_empty(),
+        fs_aware: fs_aware && reliance.is_none(),
         // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
         punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse && !cfg!(windows),
         free_swap: arguments.free_swap,
@@ -137,11 +138,11 @@ fn compact_file(
     let closed = disk.close();
     match (result, closed) {
         (Ok(report), Ok(())) => Ok(Compacted {
-            not_fs_aware: match children.len() {
-                0 => report.not_surveyed.clone(),
-                _ => fs_aware.then(|| "other disks are over this one".to_owned()),
+            not_fs_aware: match reliance {
+                None => report.not_surveyed.clone(),
+                Some(reason) => fs_aware.then_some(reason),
             },
-            children: children.iter().map(|child| name(child)).collect(),
+            children: children.files.iter().map(|child| name(child)).collect(),
             ..describe(file, report, dry_run)
         }),
         (Ok(_), Err(error)) => Err(about(file, &error)),

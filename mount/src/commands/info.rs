@@ -38,6 +38,8 @@ struct Info {
     #[serde(skip_serializing_if = "Option::is_none")]
     parent_error: Option<String>,
     children: Vec<String>,
+    /// Files and directories that could not be read, where there may be more.
+    children_unread: Vec<String>,
     /// There may be more children.
     #[serde(skip)]
     children_cut_off: bool,
@@ -96,6 +98,7 @@ fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
         parents: ancestors.map(ancestor).collect::<Result<_, _>>()?,
         parent_error: None,
         children: children.files.iter().map(|child| name(child)).collect(),
+        children_unread: children.unread.iter().map(|path| name(path)).collect(),
         children_cut_off: children.cut_off,
     })
 }
@@ -144,6 +147,7 @@ fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
         parents: Vec::new(),
         parent_error: Some(parent_error),
         children: Vec::new(),
+        children_unread: Vec::new(),
         children_cut_off: false,
     })
 }
@@ -210,6 +214,13 @@ impl Report for Info {
             };
             let text = format!("{at_least}{count} here: {}", listed(&self.children));
             facts.push(("parent of", text));
+        }
+        if !self.children_unread.is_empty() {
+            let text = format!(
+                "{}: disks over this one may be there",
+                listed(&self.children_unread)
+            );
+            facts.push(("not readable", text));
         }
         for (what, text) in facts {
             writeln!(out, "  {what:<15} {}", plain(&text))?;

@@ -3,11 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::hash::Hash;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::HostParents;
 use crate::disk::Disk;
+use crate::error::OpenProblem;
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::host::pin::{Kind, Pin};
@@ -18,6 +20,17 @@ const EXTENSIONS: [&str; 4] = ["vhd", "avhd", "vhdx", "avhdx"];
 
 /// How many names [`children_below`] looks at before it gives up.
 const MAX_ENTRIES: usize = 200_000;
+
+/// Directories that systems keep to themselves, often unreadable: nobody has disks in use there.
+const RESERVED: [&str; 3] = ["lost+found", "System Volume Information", "$RECYCLE.BIN"];
+
+/// Whether a disk file or directory that could not be looked into may be, or hold, somebody's child:
+/// not if it has just gone.
+pub(crate) fn may_be_kin(path: &Path, error: &io::Error) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    let is_reserved = (RESERVED.iter()).any(|reserved| name.eq_ignore_ascii_case(reserved));
+    error.kind() != io::ErrorKind::NotFound && !is_reserved
+}
 
 /// Whether a file of this name is taken for a disk: by its extension, in any case. Its content
 /// decides only whether it can be opened.
@@ -48,12 +61,15 @@ pub(crate) struct Kin<K, L> {
 #[derive(Clone, Debug)]
 pub(crate) struct Family<K> {
     children: HashMap<K, Vec<PathBuf>>,
+    /// Disk files and directories that could not be looked into: there may be more children.
+    pub(crate) unread: Vec<PathBuf>,
 }
 
 impl<K> Default for Family<K> {
     fn default() -> Self {
         Self {
             children: HashMap::new(),
+            unread: Vec::new(),
         }
     }
 }
@@ -162,81 +178,161 @@ impl<'a, K: Copy + Eq + Hash, L: AsRef<ParentLink>> Tree<'a, K, L> {
 pub struct Children {
     /// Their files, sorted.
     pub files: Vec<PathBuf>,
+    /// Disk files and directories that could not be looked into, sorted: there may be others among them.
+    pub unread: Vec<PathBuf>,
     /// There was more to look at than is sensible: there may be others.
     pub cut_off: bool,
 }
 
-/// The children of `disk` among the disk files below `directory`. Symbolic links are not followed
-/// and other file systems not entered; what cannot be read is passed over.
-pub fn children_below(directory: &Path, disk: &Disk) -> Children {
-    let mut children = Children::default();
-    let of_disk = Pin::file(disk.path()).and_then(|file| Ok(file.stat()?.key));
-    let (Ok(directory), Ok(of_disk)) = (paths::canonical(directory), of_disk) else {
-        return children;
-    };
-    let mut scope = Scope::new();
-    if scope.add(&directory).is_err() {
-        return children;
+impl Children {
+    /// Why something may rely on all that the disk holds, on what its file systems call free as well;
+    /// `None` where there is nothing that does.
+    pub fn reliance(&self) -> Option<String> {
+        match (&self.files[..], &self.unread[..]) {
+            ([_, ..], _) => Some("other disks are over this one".to_owned()),
+            ([], [first, ..]) => {
+                let first = first.display();
+                Some(format!(
+                    "{first} cannot be read, where a disk over this one may be"
+                ))
+            }
+            ([], []) if self.cut_off => {
+                Some("there is too much beside this disk to look for disks over it".to_owned())
+            }
+            ([], []) => None,
+        }
     }
-    let identity = disk.identity();
-    let mut kin: Vec<Kin<FileKey, Arc<ParentLink>>> = Vec::new();
-    let mut left = MAX_ENTRIES;
+}
+
+/// The children of `disk` among the disk files below `directory`. Symbolic links are not followed
+/// and other file systems not entered.
+pub fn children_below(directory: &Path, disk: &Disk) -> Children {
+    let mut search = match Search::new(directory, disk) {
+        Ok(search) => search,
+        Err(_) => {
+            return Children {
+                unread: vec![directory.to_owned()],
+                ..Children::default()
+            };
+        }
+    };
     // The nearest first: that is where children mostly are.
-    let mut directories = VecDeque::from([directory]);
-    while let Some(path) = directories.pop_front() {
-        let Ok(directory) = Pin::directory(&path) else {
-            continue;
-        };
-        for (name, kind) in directory.names().unwrap_or_default() {
-            if left == 0 {
-                children.cut_off = true;
+    while let Some(path) = search.directories.pop_front() {
+        if let Err(error) = search.directory(&path) {
+            search.failed(&error, path);
+        }
+    }
+    let family = Family::of(&search.kin, &HostParents::within(search.scope));
+    let mut children = search.children;
+    children.files = family.children(&search.of).to_vec();
+    children.unread.sort_unstable();
+    children
+}
+
+/// A search for the children of a disk.
+struct Search {
+    of: FileKey,
+    identity: Identity,
+    scope: Scope,
+    directories: VecDeque<PathBuf>,
+    /// Names that may still be looked at.
+    left: usize,
+    kin: Vec<Kin<FileKey, Arc<ParentLink>>>,
+    children: Children,
+}
+
+impl Search {
+    fn new(directory: &Path, disk: &Disk) -> io::Result<Self> {
+        let directory = paths::canonical(directory)?;
+        let mut scope = Scope::new();
+        scope.add(&directory)?;
+        Ok(Self {
+            of: Pin::file(disk.path())?.stat()?.key,
+            identity: disk.identity(),
+            scope,
+            directories: VecDeque::from([directory]),
+            left: MAX_ENTRIES,
+            kin: Vec::new(),
+            children: Children::default(),
+        })
+    }
+
+    fn failed(&mut self, error: &io::Error, path: PathBuf) {
+        if may_be_kin(&path, error) {
+            self.children.unread.push(path);
+        }
+    }
+
+    fn directory(&mut self, path: &Path) -> io::Result<()> {
+        let directory = Pin::directory(path)?;
+        for (name, kind) in directory.names()? {
+            if self.left == 0 {
+                self.children.cut_off = true;
                 break;
             }
-            left -= 1;
+            self.left -= 1;
             // Most need no more than that look.
             let is_disk = kind == Kind::File && is_disk_name(&name);
             if !is_disk && kind != Kind::Directory {
                 continue;
             }
-            let Ok(found) = directory.stat_child(&name) else {
-                continue;
-            };
             let path = path.join(&name);
-            if found.kind == Kind::Directory && found.key.device == of_disk.device {
-                directories.push_back(path);
+            let found = match directory.stat_child(&name) {
+                Ok(found) => found,
+                Err(error) => {
+                    self.failed(&error, path);
+                    continue;
+                }
+            };
+            if found.kind == Kind::Directory && found.key.device == self.of.device {
+                self.directories.push_back(path);
             } else if found.kind == Kind::File {
-                kin.extend(look(&directory, &name, path, identity));
+                match look(&directory, &name, &path, self.identity) {
+                    Ok(kin) => self.kin.extend(kin),
+                    Err(error) => self.failed(&error, path),
+                }
             }
         }
+        Ok(())
     }
-    let family = Family::of(&kin, &HostParents::within(scope));
-    children.files = family.children(&of_disk).to_vec();
-    children
 }
 
-/// The image at `path`, which is `name` in `directory`, if it is of the family of `identity`.
+/// The image at `path`, which is `name` in `directory`, if it is one of the family of `identity`.
+///
+/// # Errors
+/// Where the host does not let us see what it is.
 fn look(
     directory: &Pin,
     name: &OsStr,
-    path: PathBuf,
+    path: &Path,
     identity: Identity,
-) -> Option<Kin<FileKey, Arc<ParentLink>>> {
+) -> io::Result<Option<Kin<FileKey, Arc<ParentLink>>>> {
     let options = HostOptions {
         read_only: true,
         lock: false,
         no_follow: false,
     };
-    let pinned = directory.child(name).ok()?;
-    let file = pinned.open(&options).ok()?;
-    let found = image::identify(&file, &path).ok()?;
+    let pinned = directory.child(name)?;
+    let file = pinned.open(&options).map_err(io::Error::other)?;
+    let found = match image::identify(&file, path) {
+        Ok(found) => found,
+        Err(OpenProblem::Io { source, .. }) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(source);
+        }
+        // It can be opened by nobody, whatever it was once.
+        Err(_) => return Ok(None),
+    };
     let is_child = |link: &ParentLink| link.identities.contains(&identity);
     let is_kin = found.identity == identity || found.parent.as_ref().is_some_and(is_child);
-    is_kin.then_some(Kin {
-        key: file.key().ok()?,
-        path,
+    if !is_kin {
+        return Ok(None);
+    }
+    Ok(Some(Kin {
+        key: file.key()?,
+        path: path.to_owned(),
         identity: found.identity,
         link: found.parent.map(Arc::new),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -279,7 +375,8 @@ mod tests {
         };
         let disk = Disk::open(&directory.join(file), &options).unwrap();
         let children = children_below(directory, &disk);
-        assert!(!children.cut_off);
+        assert!(!children.cut_off && children.unread.is_empty());
+        assert_eq!(children.reliance().is_some(), !children.files.is_empty());
         let top = paths::canonical(directory).unwrap();
         let shown = |path: &PathBuf| {
             let name = path.strip_prefix(&top).unwrap().display().to_string();
@@ -318,5 +415,33 @@ mod tests {
             names(folder.path(), "sub/copy.vhd"),
             ["lost.vhd", "sub/new.vhd"]
         );
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn what_somebody_else_holds_may_be_a_child() {
+        use std::os::windows::fs::OpenOptionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        make_disk(&at("base.vhd"));
+        make_child(&at("child.vhd"), &at("base.vhd"), "base.vhd");
+        let alone = fs::File::options()
+            .read(true)
+            .share_mode(0)
+            .open(at("child.vhd"));
+        let disk = Disk::open(&at("base.vhd"), &OpenOptions::default()).unwrap();
+        let found = children_below(folder.path(), &disk);
+        assert!(
+            found.files.is_empty() && found.unread.len() == 1,
+            "{found:?}"
+        );
+        assert!(
+            found
+                .reliance()
+                .unwrap()
+                .contains("child.vhd cannot be read")
+        );
+        drop(alone);
+        assert!(children_below(folder.path(), &disk).unread.is_empty());
     }
 }
