@@ -1,5 +1,6 @@
 //! Where log lines go.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 #[cfg(unix)]
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
 
-use crate::text::plain;
+use crate::text::{plain, shown};
 
 /// The system log's socket.
 #[cfg(unix)]
@@ -26,6 +27,19 @@ pub(crate) enum Destination {
     Syslog,
     #[cfg(unix)]
     Nowhere,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stderr => f.write_str("stderr"),
+            Self::File(path) => f.write_str(&shown(path)),
+            #[cfg(unix)]
+            Self::Syslog => f.write_str(SYSLOG),
+            #[cfg(unix)]
+            Self::Nowhere => f.write_str("nowhere"),
+        }
+    }
 }
 
 #[cfg(unix)]

@@ -86,8 +86,16 @@ fn fail_at_limits() -> std::io::Result<()> {
 }
 
 fn is_broken_pipe(failure: &Failure) -> bool {
-    (failure.downcast_ref::<std::io::Error>())
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    /// `ERROR_PIPE_NOT_CONNECTED`, which has no name in Rust.
+    #[cfg(windows)]
+    const NOT_CONNECTED: Option<i32> = Some(233);
+    #[cfg(not(windows))]
+    const NOT_CONNECTED: Option<i32> = None;
+    (failure.downcast_ref::<std::io::Error>()).is_some_and(|error| {
+        let number = error.raw_os_error();
+        error.kind() == std::io::ErrorKind::BrokenPipe
+            || number.is_some() && number == NOT_CONNECTED
+    })
 }
 
 fn run(command: Command) -> Result<Outcome, Failure> {

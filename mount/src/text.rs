@@ -1,6 +1,7 @@
 //! Text for people: sizes in words, and names that others have chosen.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 
 pub(crate) use vhdfs::error::plain;
@@ -12,7 +13,8 @@ pub(crate) fn shown(path: &Path) -> String {
 
 /// Writes to stderr what is no part of a report.
 pub(crate) fn say(text: &str) {
-    eprintln!("vhdfs: {}", plain(text));
+    // Nobody may be there to read it.
+    let _ = writeln!(io::stderr(), "vhdfs: {}", plain(text));
 }
 
 /// A byte count that displays as a person reads it: `512 bytes`, `1.5 GiB`.

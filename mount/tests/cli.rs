@@ -38,6 +38,7 @@ fn info_tells_what_a_file_is() {
         "blocks_allocated",
         "blocks_total",
         "children",
+        "children_unread",
         "creator",
         "file",
         "file_length",
@@ -215,6 +216,39 @@ fn compact_does_what_it_predicts() {
     common::assert_clean(&path);
     let text = String::from_utf8(run(["compact", file]).stdout).unwrap();
     assert!(text.contains("0 blocks dropped"), "{text}");
+}
+
+/// What cannot be done is not predicted.
+#[test]
+fn a_file_that_was_cut_is_not_compacted() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 4);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(7 << 20).unwrap();
+    drop(file);
+    let file = path.to_str().unwrap();
+    let refused = |arguments: &[&str]| {
+        let output = run(["compact"].iter().chain(arguments).chain(&[file]));
+        assert_eq!(exit_code(&output), 1, "{output:?}");
+        stderr(&output)
+    };
+    let error = refused(&[]);
+    assert!(error.contains("the file was cut"), "{error}");
+    assert_eq!(refused(&["--dry-run"]), error);
+}
+
+#[test]
+fn nobody_has_to_listen() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 4);
+    for file in [&path, &root.path().join("missing.vhd")] {
+        let (out, (_, err)) = (std::io::pipe().unwrap().1, std::io::pipe().unwrap());
+        let mut info = common::vhdfs();
+        info.arg("info").arg(file).stdout(out).stderr(err);
+        assert_eq!(info.status().unwrap().code(), Some(1));
+    }
 }
 
 #[test]

@@ -175,7 +175,17 @@ impl Level<'_> {
         let most = MAX_CHAIN_LEN;
         let too_long = |len| (len > most).then_some(ParentProblem::TooLong { len, most });
         let len = levels().count();
-        let (path, storage, key) = match parents.find(self.path, link, options.lock)? {
+        let found = parents.find(self.path, link, options.lock);
+        let found = found.map_err(|problem| match problem {
+            // By us, who have the chain below open.
+            ParentProblem::InUse { path, .. }
+                if levels().any(|level| is_same(level.path, &path)) =>
+            {
+                ParentProblem::Circle { path }
+            }
+            other => other,
+        });
+        let (path, storage, key) = match found? {
             FoundParent::Closed { path, storage, key } => (path, storage, key),
             FoundParent::Open(disk) => {
                 return too_long(len + disk.chain_len()).map_or(Ok(disk), Err);
@@ -207,6 +217,11 @@ impl Level<'_> {
         parents.opened(key, &disk);
         Ok(disk)
     }
+}
+
+/// Whether both are names of one file of the host.
+fn is_same(one: &Path, other: &Path) -> bool {
+    paths::canonical(one).is_ok_and(|one| paths::canonical(other).is_ok_and(|other| one == other))
 }
 
 /// Parents in files of the host, below certain directories alone. Disks that it gave are shared as

@@ -10,6 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Disk, OpenOptions};
+use vhdfs::error::OpenProblem;
+use vhdfs::image::probe;
+use vhdfs::storage::host::{HostFile, HostOptions};
 
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{CompactArguments, Mode, PunchHoles};
@@ -108,6 +111,9 @@ fn compact_file(
         ..OpenOptions::default()
     };
     let disk = Disk::open_with(file, &open, &arguments.parents.of(file))?;
+    if dry_run {
+        check_writable(file)?;
+    }
     let children = children_of(file, &disk);
     // Other disks read what is free here, too.
     let reliance = children.reliance();
@@ -157,6 +163,21 @@ fn compact_file(
             }
             Err(about(file, &error))
         }
+    }
+}
+
+/// Fails as opening the file for writing would, for what it holds.
+fn check_writable(file: &Path) -> Result<(), Failure> {
+    let options = HostOptions {
+        read_only: true,
+        lock: false,
+        ..HostOptions::default()
+    };
+    let found = probe(&HostFile::open(file, &options)?, file);
+    let found = found.map_err(|problem| about(file, &problem))?;
+    match found.not_writable.map(OpenProblem::NotWritable) {
+        Some(problem) => Err(about(file, &problem)),
+        None => Ok(()),
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn start_logging(arguments: &MountArguments) -> Result<(), Failure> {
         say("no system log here: give --log-file to learn of problems later");
     }
     logging::start(&destination, arguments.verbose)
-        .map_err(|error| format!("cannot log to {destination:?}: {error}").into())
+        .map_err(|error| format!("cannot log to {destination}: {error}").into())
 }
 
 /// How the library is to work.

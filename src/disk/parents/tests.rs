@@ -214,6 +214,11 @@ fn circles_and_endless_chains_end() {
     set_parent(&own, identity_of(&own));
     let error = Disk::open(&own, &READ_ONLY).expect_err("its own parent");
     assert!(error.to_string().contains("circle"), "{error}");
+    // Our own lock on it is nobody else's.
+    for file in [&one, &own] {
+        let error = Disk::open(file, &OpenOptions::default()).expect_err("a circle");
+        assert!(error.to_string().contains("circle"), "{error}");
+    }
 }
 
 #[test]

@@ -158,6 +158,6 @@ pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
         disk_type: layout.disk_type(),
         identity: Identity::Vhdx(layout.header.header.data_write_guid),
         parent: layout.parent,
-        not_writable: layout.not_writable,
+        not_writable: (layout.not_writable).or_else(|| not_updatable(&layout.header)),
     })
 }
