@@ -26,6 +26,8 @@ mod text;
 #[cfg(target_os = "linux")]
 mod unmount;
 #[cfg(windows)]
+mod wildcards;
+#[cfg(windows)]
 mod winfsp;
 
 use std::ffi::OsString;

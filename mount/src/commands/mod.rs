@@ -40,6 +40,8 @@ fn for_each_file<R: Report>(
     json: bool,
     mut work: impl FnMut(&Path) -> Result<R, Failure>,
 ) -> Result<Outcome, Failure> {
+    #[cfg(windows)]
+    let files = &crate::wildcards::resolved(files)[..];
     let mut outcome = Outcome::Fine;
     let mut entries = Vec::new();
     for file in files {
