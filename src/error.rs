@@ -196,6 +196,14 @@ impl OpenError {
         self.problem
     }
 
+    /// What the host answered, for those to whom all else is no more than a failure.
+    pub(crate) fn into_host(self) -> io::Error {
+        match self.problem {
+            OpenProblem::Io { source, .. } => source,
+            problem => io::Error::other(problem),
+        }
+    }
+
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         self.problem.kind()

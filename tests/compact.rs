@@ -157,3 +157,25 @@ fn a_read_in_between_only_puts_it_off() {
     let left = std::fs::metadata(&path).expect("there").len();
     assert!(left < 2 * BLOCK, "{left} bytes are left");
 }
+
+/// What a run left out because of its policy is done once that allows it.
+#[test]
+fn another_policy_begins_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.vhd");
+    create(&path, &CreateOptions::dynamic(DISK)).expect("created");
+    let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+    disk.write_at(&[7; 4096], 0).expect("written");
+    let policy = |fs_aware| IdlePolicy {
+        idle_after: Duration::ZERO,
+        min_reclaim: 1,
+        fs_aware,
+        ..IdlePolicy::default()
+    };
+    let mut work = IdleWork::new(Arc::clone(&disk), policy(false));
+    while matches!(work.step(), Next::Again) {}
+    work.set_policy(policy(false));
+    assert!(matches!(work.step(), Next::Done));
+    work.set_policy(policy(true));
+    assert!(matches!(work.step(), Next::Again));
+}

@@ -31,27 +31,52 @@ fn fitting(path: &Path) -> Vec<PathBuf> {
     };
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()))
         .map(|entry| entry.file_name())
         .filter(|name| fits(&pattern, &folded(&name.to_string_lossy())))
         .map(|name| directory.join(name))
+        // Nor what leads to one.
+        .filter(|path| !path.is_dir())
         .collect();
     found.sort_unstable();
     found
 }
 
+/// As Windows compares names: one character for one.
 fn folded(name: &str) -> Vec<char> {
-    name.to_uppercase().chars().collect()
+    let upper = |letter: char| {
+        let mut upper = letter.to_uppercase();
+        match (upper.next(), upper.next()) {
+            (Some(only), None) => only,
+            _ => letter,
+        }
+    };
+    name.chars().map(upper).collect()
 }
 
 fn fits(pattern: &[char], name: &[char]) -> bool {
-    match (pattern, name) {
-        ([], name) => name.is_empty(),
-        (['*', rest @ ..], name) => (0..=name.len()).any(|skipped| fits(rest, &name[skipped..])),
-        (['?', rest @ ..], [_, others @ ..]) => fits(rest, others),
-        ([wanted, rest @ ..], [found, others @ ..]) => wanted == found && fits(rest, others),
-        (_, []) => false,
+    let (mut at, mut done) = (0, 0);
+    // The last star, and how much of the name is behind what it stands for.
+    let mut star = None;
+    while done < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, done));
+                at += 1;
+            }
+            Some(wanted) if *wanted == '?' || *wanted == name[done] => {
+                at += 1;
+                done += 1;
+            }
+            _ => match &mut star {
+                Some((place, taken)) => {
+                    *taken += 1;
+                    (at, done) = (*place + 1, *taken);
+                }
+                None => return false,
+            },
+        }
     }
+    pattern[at..].iter().all(|left| *left == '*')
 }
 
 #[cfg(test)]
@@ -67,6 +92,8 @@ mod tests {
             ("?.vhd", "\u{e4}.vhd"),
             ("*a*b", "xaxbxab"),
             ("[1].vhd", "[1].vhd"),
+            ("?.vhd", "\u{df}.vhd"),
+            ("a*a*a*a*a*a*a*a*b", &format!("{}b", "a".repeat(200))),
         ] {
             assert!(fits(pattern, name), "{pattern} {name}");
         }
@@ -75,6 +102,8 @@ mod tests {
             ("*.vhd", "a.vhdx"),
             ("a?", "a"),
             ("[1].vhd", "1.vhd"),
+            ("stra\u{df}e*", "strasse1"),
+            ("a*a*a*a*a*a*a*a*b", &"a".repeat(200)),
         ] {
             assert!(!fits(pattern, name), "{pattern} {name}");
         }

@@ -76,8 +76,12 @@ impl IdleWork {
         }
     }
 
-    /// Has what begins from now on go by another policy.
+    /// Goes by another policy from now on. Where that is about filesystems, all is begun anew.
     pub fn set_policy(&mut self, policy: IdlePolicy) {
+        if self.policy.fs_aware != policy.fs_aware {
+            self.running = None;
+            self.seen = None;
+        }
         self.policy = policy;
     }
 

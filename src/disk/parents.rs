@@ -16,7 +16,7 @@ mod hunt;
 mod tests;
 
 pub use family::{Children, children_below};
-pub(crate) use family::{Family, Kin, is_disk_name, may_be_kin};
+pub(crate) use family::{Family, Kin, is_disk_name, may_be_file, may_be_kin};
 
 use std::collections::HashMap;
 use std::fmt;

@@ -115,6 +115,8 @@ pub(super) struct Agent {
     to_visit: VecDeque<PathBuf>,
     visiting: Option<Identity>,
     next_search: Instant,
+    /// What filesystems call free was left to disks that may have had children.
+    withheld: bool,
 }
 
 impl Agent {
@@ -129,6 +131,7 @@ impl Agent {
             to_visit: VecDeque::new(),
             visiting: None,
             next_search: Instant::now(),
+            withheld: false,
         }
     }
 
@@ -222,7 +225,7 @@ impl Agent {
         true
     }
 
-    fn take_turn(&self, disk: &OpenDisk, turn: &mut Turn) {
+    fn take_turn(&mut self, disk: &OpenDisk, turn: &mut Turn) {
         let now = Instant::now();
         let left_alone = disk.is_read_only() || self.family().is_parent(&disk.identity);
         let policy = self.policy.as_ref().filter(|_| !left_alone);
@@ -243,7 +246,10 @@ impl Agent {
         }
         let mut policy = *policy;
         // What is free in a parent is read by its children.
-        policy.fs_aware &= self.family().unread.is_empty();
+        if policy.fs_aware && !self.family().unread.is_empty() {
+            policy.fs_aware = false;
+            self.withheld = true;
+        }
         if disk.is_visiting() {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;
@@ -315,6 +321,15 @@ impl Agent {
             return;
         };
         let now = Instant::now();
+        if self.withheld && family.unread.is_empty() {
+            self.withheld = false;
+            self.finished.clear();
+            for turn in self.turns.values_mut() {
+                if matches!(turn.phase, Phase::Settled { .. }) {
+                    (turn.phase, turn.due) = (Phase::Working, now);
+                }
+            }
+        }
         let mut present = HashSet::new();
         for (path, stat) in files {
             let now_seen = seen(&stat.stamp());

@@ -121,6 +121,7 @@ impl Core {
         if let Some(first) = unread.first()
             && self.families.latest().unread.first() != Some(first)
         {
+            let first = Path::new(".").join(first);
             log::warn!(
                 "{} cannot be read, and may be, or hold, a child of other disks: what filesystems call free \
                  stays everywhere",
@@ -159,6 +160,9 @@ impl Core {
                             unread.extend(disk::may_be_kin(&path, &error).then_some(path))
                         }
                     },
+                    Kind::Other(_) if disk::may_be_file(kind) && names::is_disk(&name) => {
+                        unread.push(path);
+                    }
                     Kind::File | Kind::Link | Kind::Other(_) => {}
                 }
             }

@@ -168,7 +168,7 @@ impl Probes {
             return Ok(known);
         }
         let pinned = pin()?;
-        let file = open(&pinned).map_err(io::Error::other)?;
+        let file = open(&pinned).map_err(OpenError::into_host)?;
         let found = match image::identify(&file, path) {
             Ok(found) => Some(Lineage {
                 identity: found.identity,

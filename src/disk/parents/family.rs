@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::HostParents;
 use crate::disk::Disk;
-use crate::error::OpenProblem;
+use crate::error::{OpenError, OpenProblem};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
 use crate::storage::host::pin::{Kind, Pin};
@@ -21,15 +21,29 @@ const EXTENSIONS: [&str; 4] = ["vhd", "avhd", "vhdx", "avhdx"];
 /// How many names [`children_below`] looks at before it gives up.
 const MAX_ENTRIES: usize = 200_000;
 
-/// Directories that systems keep to themselves, often unreadable: nobody has disks in use there.
+/// Directories that systems keep to themselves, often closed to others: nobody has disks in use there.
 const RESERVED: [&str; 3] = ["lost+found", "System Volume Information", "$RECYCLE.BIN"];
+const RESERVED_PREFIXES: [&str; 2] = [".Trash-", "systemd-private-"];
 
-/// Whether a disk file or directory that could not be looked into may be, or hold, somebody's child:
-/// not if it has just gone.
+/// Whether a disk file or directory that could not be looked into, at this path below the one that is
+/// searched, may be, or hold, somebody's child: not if it has just gone.
 pub(crate) fn may_be_kin(path: &Path, error: &io::Error) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    let is_reserved = (RESERVED.iter()).any(|reserved| name.eq_ignore_ascii_case(reserved));
-    error.kind() != io::ErrorKind::NotFound && !is_reserved
+    let is_reserved = |name: &OsStr| {
+        let starts = |prefix: &&str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        (RESERVED.iter()).any(|reserved| name.eq_ignore_ascii_case(reserved))
+            || RESERVED_PREFIXES.iter().any(starts)
+    };
+    let is_gone = matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    );
+    !is_gone && !path.iter().any(is_reserved)
+}
+
+/// Whether something that is neither file nor directory may be a disk: on Windows a file may only look so,
+/// which is kept elsewhere or by a driver that nobody knows.
+pub(crate) fn may_be_file(kind: Kind) -> bool {
+    cfg!(windows) && matches!(kind, Kind::Other(_))
 }
 
 /// Whether a file of this name is taken for a disk: by its extension, in any case. Its content
@@ -234,6 +248,7 @@ struct Search {
     of: FileKey,
     identity: Identity,
     scope: Scope,
+    top: PathBuf,
     directories: VecDeque<PathBuf>,
     /// Names that may still be looked at.
     left: usize,
@@ -250,7 +265,8 @@ impl Search {
             of: Pin::file(disk.path())?.stat()?.key,
             identity: disk.identity(),
             scope,
-            directories: VecDeque::from([directory]),
+            directories: VecDeque::from([directory.clone()]),
+            top: directory,
             left: MAX_ENTRIES,
             kin: Vec::new(),
             children: Children::default(),
@@ -258,7 +274,7 @@ impl Search {
     }
 
     fn failed(&mut self, error: &io::Error, path: PathBuf) {
-        if may_be_kin(&path, error) {
+        if may_be_kin(path.strip_prefix(&self.top).unwrap_or(&path), error) {
             self.children.unread.push(path);
         }
     }
@@ -272,13 +288,15 @@ impl Search {
             }
             self.left -= 1;
             // Most need no more than that look.
-            let is_disk = kind == Kind::File && is_disk_name(&name);
+            let is_disk = (kind == Kind::File || may_be_file(kind)) && is_disk_name(&name);
             if !is_disk && kind != Kind::Directory {
                 continue;
             }
             let path = path.join(&name);
             let found = match directory.stat_child(&name) {
                 Ok(found) => found,
+                // Another file system that is another user's: all else tells who may list its directory.
+                Err(_) if cfg!(unix) && kind == Kind::Directory => continue,
                 Err(error) => {
                     self.failed(&error, path);
                     continue;
@@ -286,6 +304,8 @@ impl Search {
             };
             if found.kind == Kind::Directory && found.key.device == self.of.device {
                 self.directories.push_back(path);
+            } else if may_be_file(found.kind) {
+                self.children.unread.push(path);
             } else if found.kind == Kind::File {
                 match look(&directory, &name, &path, self.identity) {
                     Ok(kin) => self.kin.extend(kin),
@@ -313,7 +333,7 @@ fn look(
         no_follow: false,
     };
     let pinned = directory.child(name)?;
-    let file = pinned.open(&options).map_err(io::Error::other)?;
+    let file = pinned.open(&options).map_err(OpenError::into_host)?;
     let found = match image::identify(&file, path) {
         Ok(found) => found,
         Err(OpenProblem::Io { source, .. }) if source.kind() != io::ErrorKind::UnexpectedEof => {
@@ -365,6 +385,23 @@ mod tests {
             "",
         ] {
             assert!(!is_disk_name(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_a_child() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let gone = io::Error::from(io::ErrorKind::NotFound);
+        let counts = |path: &str, error: &io::Error| may_be_kin(Path::new(path), error);
+        assert!(counts("sub/a.vhd", &denied) && counts("", &denied));
+        assert!(!counts("sub/a.vhd", &gone));
+        for path in [
+            "lost+found",
+            "$Recycle.Bin/S-1-5",
+            ".Trash-1000",
+            "system volume information/a.vhd",
+        ] {
+            assert!(!counts(path, &denied), "{path}");
         }
     }
 

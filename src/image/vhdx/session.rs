@@ -35,7 +35,7 @@ use crate::format::vhdx::log::Page;
 use crate::format::vhdx::{CurrentHeader, Header, LOG_VERSION};
 use crate::image::{Durability, Space};
 use crate::storage::Storage;
-use crate::units::FileOffset;
+use crate::units::{FileOffset, FileRange};
 
 /// A log that is no longer than this is stored by the host before it is used, so that a full host
 /// refuses a session instead of a change.
@@ -227,13 +227,24 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Has the host store all of the log.
+    /// Has the host store all of the log, whose bytes stay what they are: a file comes out the same on every
+    /// host.
     fn store_log(&self) -> io::Result<()> {
         let log = self.log.range();
-        if log.len > MAX_STORED_LOG || self.storage.next_data(log.start, log.end())? == Some(log) {
-            return Ok(());
+        let mut at = match log.len > MAX_STORED_LOG {
+            true => log.end(),
+            false => log.start,
+        };
+        while at < log.end() {
+            let data = self.storage.next_data(at, log.end())?;
+            let data = data.unwrap_or(FileRange::between(log.end(), log.end()));
+            let hole = FileRange::between(at, data.start);
+            if !hole.is_empty() {
+                self.storage.write_zeroes(hole)?;
+            }
+            at = data.end();
         }
-        self.storage.write_zeroes(log)
+        Ok(())
     }
 
     /// Makes `change` in both headers, durably.

@@ -116,8 +116,14 @@ impl Pin {
             let kind = match entry.file_type() {
                 // Some file systems leave it to stat.
                 FileType::Unknown => {
-                    let stat = self.stat_child(OsStr::from_bytes(name));
-                    stat.map_or(Kind::Other("something that is gone"), |stat| stat.kind)
+                    match self.stat_child(OsStr::from_bytes(name)) {
+                        Ok(stat) => stat.kind,
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            Kind::Other("something that is gone")
+                        }
+                        // Whoever wants to look into it learns why that cannot be.
+                        Err(_) => Kind::File,
+                    }
                 }
                 known => kind(known),
             };
