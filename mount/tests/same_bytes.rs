@@ -122,7 +122,7 @@ fn make(place: &Path, disks: &Path) -> Vec<&'static str> {
         fill(&at(child), &raws[0]);
         half_dead(&at(child));
     }
-    // Its log is full of holes and of what QEMU had there.
+    // Its log is full of what QEMU had there.
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-f", "raw", "-O", "vhdx"]);
     convert.args(["-o", "subformat=dynamic,block_size=2M"]);
@@ -134,6 +134,10 @@ fn make(place: &Path, disks: &Path) -> Vec<&'static str> {
             .unwrap()
             .success()
     );
+    // Stored whole, as it would be there: how many moves one entry of the log has depends on whether they
+    // take new space of the host.
+    let bytes = fs::read(at("qemu.vhdx")).unwrap();
+    fs::write(at("qemu.vhdx"), bytes).unwrap();
     vec![
         "qemu.vhdx",
         "zeros.vhdx",
