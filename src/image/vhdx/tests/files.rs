@@ -215,6 +215,24 @@ fn a_log_far_behind_the_end_makes_the_file_no_longer() {
     assert_eq!(sim.len().unwrap(), before);
 }
 
+/// What the last user left in the log, and holes: it is stored, and else as it was, on every host.
+#[test]
+fn a_log_is_stored_and_otherwise_left_as_it_was() {
+    let sim = empty(8, 512, false);
+    let [header, _] = headers(&sim);
+    let log = FileRange::new(at(header.log_offset), u64::from(header.log_len));
+    sim.punch_hole(log).unwrap();
+    let old = at(log.end().get() - 8192);
+    sim.write_all_at(&[7; 4096], old).unwrap();
+    let sim = Arc::new(sim);
+    let image = open_shared(&sim, OPTIONS);
+    image.begin_change().unwrap();
+    assert_eq!(sim.next_data(log.start, log.end()).unwrap(), Some(log));
+    let mut found = [0; 4096];
+    sim.read_exact_at(&mut found, old).unwrap();
+    assert_eq!(found, [7; 4096]);
+}
+
 /// Of what is done while a sync runs it says nothing: without its log entry, the table names the slot still.
 #[test]
 fn a_sync_does_not_cover_what_is_done_while_it_runs() {
