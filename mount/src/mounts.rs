@@ -16,6 +16,8 @@ pub(crate) const FILE_SYSTEM_TYPE: &str = "fuse.vhdfs";
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mounted {
+    /// The mount's number, which is another one's once it is gone.
+    pub(crate) id: String,
     /// The file system's device number, as `MAJOR:MINOR`.
     pub(crate) device: String,
     /// Where it is mounted.
@@ -98,10 +100,12 @@ fn fusermount(path: &Path, lazy: bool) -> io::Result<()> {
 /// Reads a line: `36 35 98:0 /root /mount/point options optional... - type source options`.
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = fields.nth(2)?;
+    let id = fields.next()?;
+    let device = fields.nth(1)?;
     let mount_point = fields.nth(1)?;
     let file_system = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(Mounted {
+        id: String::from_utf8_lossy(id).into_owned(),
         device: String::from_utf8_lossy(device).into_owned(),
         mount_point: PathBuf::from(OsString::from_vec(unescape(mount_point))),
         file_system: String::from_utf8_lossy(file_system).into_owned(),
@@ -140,6 +144,7 @@ mod tests {
         let line =
             br"136 29 0:52 / /tmp/my\040disks\134x rw,nosuid shared:7 - fuse.vhdfs /srv/a rw";
         let expected = Mounted {
+            id: "136".into(),
             device: "0:52".into(),
             mount_point: r"/tmp/my disks\x".into(),
             file_system: FILE_SYSTEM_TYPE.into(),

@@ -32,16 +32,17 @@ pub(crate) fn unmount(mount_point: &Path) -> Result<Outcome, Failure> {
     // A daemon that died cannot tell, and need not be waited for. Held before the unmount, since
     // the number may soon be another process's.
     let daemon = daemon_of(&path);
+    // From before, too: the device's number may at once be that of somebody's new mount.
+    let mut others = mounts::all()?;
+    others.retain(|other| other.device == mounted.device && other.id != mounted.id);
     mounts::unmount(&path, false).map_err(|error| match error.kind() {
         io::ErrorKind::ResourceBusy => {
             about("in use; nothing has changed (`fuser -vm` shows by whom)")
         }
         _ => about(&format!("cannot unmount: {error}")),
     })?;
-    if let Some(other) = mounts::all()?
-        .iter()
-        .find(|other| other.device == mounted.device)
-    {
+    let left = mounts::all()?;
+    if let Some(other) = others.iter().find(|other| left.contains(other)) {
         let (path, other) = (path.display(), other.mount_point.display());
         say(&format!(
             "{path} is unmounted; its disks stay in use at {other}"
