@@ -15,12 +15,8 @@ pub(crate) fn resolved(files: &[PathBuf]) -> Vec<PathBuf> {
 
 /// The files that fit a pattern, which only the last name of a path can be.
 fn fitting(path: &Path) -> Vec<PathBuf> {
-    let pattern = folded(
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .as_ref(),
-    );
+    let name = path.file_name().unwrap_or_default();
+    let pattern = folded(&name.to_string_lossy());
     if !pattern.contains(&'*') && !pattern.contains(&'?') {
         return Vec::new();
     }
