@@ -165,6 +165,11 @@ pub(crate) struct MountArguments {
     /// nobody has the disk open for writing
     #[arg(long, value_name = "auto|off", default_value = "auto")]
     pub(crate) fs_aware: FsAware,
+    /// No disk but those below DIR has one of them as its parent: give up what filesystems call free in all
+    /// of them. Without that word it stays in VHDs, and in VHDXs that nobody has written to through this
+    /// mount, for a child that is elsewhere could still be opened over them
+    #[arg(long)]
+    pub(crate) no_children: bool,
     /// How many threads serve requests [default: by the number of CPUs, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: Option<u16>,
@@ -179,7 +184,7 @@ pub(crate) struct MountArguments {
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
-    /// punch-holes=on|off, fs-aware=auto|off, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
+    /// punch-holes=on|off, fs-aware=auto|off, no-children, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
     #[arg(
         short,
         value_name = "OPTIONS",
@@ -207,6 +212,7 @@ impl MountArguments {
                 MountOption::PunchHoles(false) => self.punch_holes = Switch::Off,
                 MountOption::FsAware(true) => self.fs_aware = FsAware::Auto,
                 MountOption::FsAware(false) => self.fs_aware = FsAware::Off,
+                MountOption::NoChildren => self.no_children = true,
                 MountOption::Threads(threads) => self.threads = Some(threads),
                 MountOption::ParentDir(path) => self.parent_dirs.push(path),
                 MountOption::LogFile(path) => self.log_file = Some(path),
@@ -259,6 +265,11 @@ pub(crate) struct CompactArguments {
     /// Do not ask the guest's filesystems what is free
     #[arg(long)]
     pub(crate) no_fs_aware: bool,
+    /// No other disk has FILE as its parent: give up what the guest's filesystems call free of a VHD, too,
+    /// and where not all disks beside it can be read. Without that word it stays in a VHD, for a child that
+    /// is elsewhere could not tell that its parent has changed
+    #[arg(long, conflicts_with = "no_fs_aware")]
+    pub(crate) no_children: bool,
     /// Count Linux swap space as free
     #[arg(long, conflicts_with = "no_fs_aware")]
     pub(crate) free_swap: bool,

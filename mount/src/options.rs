@@ -20,6 +20,8 @@ pub(crate) enum MountOption {
     PunchHoles(bool),
     /// `fs-aware=auto|off`.
     FsAware(bool),
+    /// `no-children`.
+    NoChildren,
     /// `threads=N`.
     Threads(u16),
     /// `parent-dir=DIR`.
@@ -78,6 +80,7 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
         "idle-after" => MountOption::IdleAfter(duration(needed()?)?),
         "min-reclaim" => MountOption::MinReclaim(size(needed()?)?),
         "no-compact" | "nocompact" => MountOption::NoCompact,
+        "no-children" => MountOption::NoChildren,
         "fs-aware" => match needed()? {
             "auto" => MountOption::FsAware(true),
             "off" => MountOption::FsAware(false),

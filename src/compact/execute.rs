@@ -6,7 +6,9 @@ mod punch;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::freed::Freed;
+use rangemap::RangeSet;
+
+use super::freed::{Freed, free_in_parents};
 use super::plan::{Move, Plan, plan, without};
 use super::relocate::{copy_and_commit, is_stored};
 use super::report::{CompactReport, part_reports, stored_in_free_space};
@@ -73,6 +75,8 @@ pub(crate) struct Compactor {
     scanner: Scanner,
     /// The block that was compared with the parent last.
     comparing: Option<BlockIndex>,
+    /// What the parents' filesystems call free, once it was needed.
+    parents_free: Option<RangeSet<u64>>,
 }
 
 impl Compactor {
@@ -112,6 +116,7 @@ impl Compactor {
             },
             scanner: Scanner::new(options.punch_holes),
             comparing: None,
+            parents_free: None,
         };
         if !options.fs_aware {
             compactor.begin_scan();
@@ -252,9 +257,7 @@ impl Compactor {
         if self.known().content(block) != Content::Dead {
             return None;
         }
-        // All of it is free: what the parent has there is as good as anything.
-        let covered = |freed: &Freed| freed.covers(&self.disk, block).then_some(Reads::Parent);
-        (self.disk.reads_when_dropped(block)).or_else(|| self.freed.as_ref().and_then(covered))
+        self.disk.reads_when_dropped(block)
     }
 
     /// What is left to do now, as known.
@@ -349,10 +352,16 @@ impl Compactor {
         if self.comparing == Some(block) {
             return Ok(true);
         }
+        let parents_free = match self.parents_free.take() {
+            Some(known) => known,
+            None => free_in_parents(&self.disk, go_on)?,
+        };
+        let parents_free = self.parents_free.insert(parents_free);
         self.comparing = Some(block);
         let before = self.scanner.bytes_read;
         let how = Comparison {
             freed: self.freed.as_ref(),
+            parents_free,
             dry_run: self.options.dry_run,
             go_on,
         };

@@ -120,13 +120,6 @@ impl Freed {
             .map(move |free| free.start.max(start) - start..free.end.min(end) - start)
     }
 
-    /// Whether all of `block` that the disk has is free.
-    pub(super) fn covers(&self, disk: &Disk, block: BlockIndex) -> bool {
-        let start = disk.offset_of(block);
-        let end = disk.len().min(start + disk.geometry().block_size);
-        self.free.get(&start).is_some_and(|free| free.end >= end)
-    }
-
     /// Counts what is free of the blocks that are present as zero.
     fn enter_free(&self, disk: &Disk) -> Result<(), DiskError> {
         let block_size = disk.geometry().block_size;
@@ -189,6 +182,27 @@ impl Freed {
     pub(super) fn is_untouched(&self, disk: &Disk) -> bool {
         disk.io_count() == self.at
     }
+}
+
+/// What the filesystems on the parents of `disk`, each as it is over its own parents, could be taken to call
+/// free, by anybody at any time: swap and what a journal frees among it.
+///
+/// # Errors
+/// As [`Freed::find`].
+pub(super) fn free_in_parents(
+    disk: &Disk,
+    go_on: &dyn Fn() -> bool,
+) -> Result<RangeSet<u64>, CompactError> {
+    let mut free = RangeSet::new();
+    for parent in std::iter::successors(disk.parent(), |disk| disk.parent()) {
+        let view = GuestView {
+            disk: parent,
+            go_on,
+        };
+        let found = survey(&view, &SurveyOptions { swap: true }).map_err(read_error)?;
+        free.extend(found.free);
+    }
+    Ok(free)
 }
 
 /// Why a filesystem that is not surer than that to be at rest is not believed.

@@ -66,13 +66,15 @@ pub struct CompactOptions {
     /// Also give zeros inside live blocks back to the host, by punching holes in the file. Then a
     /// scan reads all of a live block, not only its start.
     pub punch_holes: bool,
-    /// Of a differencing disk: drop the blocks that hold nothing but what the parent has. Reads all
-    /// of a block that is the same, and of others up to the first difference.
+    /// Of a differencing disk: drop the blocks that hold nothing but what the parent has, and would have
+    /// if all went that its filesystems call free. Reads all of a block that is the same, and of others up
+    /// to the first difference.
     pub drop_identical: bool,
     /// Also give up what the guest's filesystems call free, where that can be told beyond doubt: see
     /// [`crate::guest`]. Only while nobody has announced writing with [`Disk::begin_writing`]. Reads of
-    /// what is free change; nothing else does. Not for a disk over which other disks are, nor while a
-    /// suspended machine uses it.
+    /// what is free change: to zeros, never to what a parent has. Before the first of them a VHDX gets a
+    /// new identity, durably, so that disks over it are refused instead of misled. A VHD cannot: see
+    /// [`Disk::keeps_free_space`]. Not while a suspended machine uses the disk.
     pub fs_aware: bool,
     /// With `fs_aware`: give what is free inside live blocks back to the host, by punching holes in the
     /// file, though `punch_holes` is off. Nothing more is read for it.

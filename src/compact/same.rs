@@ -1,12 +1,19 @@
 //! Blocks of a child that hold nothing but what the parent has: they may go without a trace.
+//!
+//! Two things limit what counts as the same, byte by byte:
+//! * What the child's guest discarded, or its filesystems call free, may become zeros, but never what the
+//!   parent has: that would bring deleted data back.
+//! * What the parent's filesystems call free, or an older ancestor's, may become zeros one day: a child
+//!   relies on it only where it reads as zeros already.
+
+use rangemap::RangeSet;
 
 use super::freed::Freed;
 use super::relocate::COPY_PIECE;
-use crate::disk::Disk;
+use crate::disk::{Disk, zero};
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
-use crate::map::BlockState;
-use crate::units::{BlockIndex, usize_from};
+use crate::units::{BlockIndex, u64_from, usize_from};
 
 /// Bytes that are compared first: most blocks differ there already.
 const FIRST_LOOK: u64 = 64 << 10;
@@ -14,8 +21,10 @@ const FIRST_LOOK: u64 = 64 << 10;
 /// How to look for a block that is the same.
 #[derive(Clone, Copy)]
 pub(super) struct Comparison<'a> {
-    /// What is free need not be the same: a block that is found so is left for later.
+    /// What is free may be zeros in the parent instead: a block that is found so is left for later.
     pub(super) freed: Option<&'a Freed>,
+    /// What the filesystems of the parents call free, in disk offsets.
+    pub(super) parents_free: &'a RangeSet<u64>,
     pub(super) dry_run: bool,
     pub(super) go_on: &'a dyn Fn() -> bool,
 }
@@ -35,23 +44,15 @@ pub(super) fn drop_if_same(
     bytes_read: &mut u64,
 ) -> Result<bool, DiskError> {
     let watch = disk.gates.watch(block);
-    let bitmap = {
-        // The gate keeps the block in place while its bitmap is read.
-        let _gate = disk.gates.shared(block);
-        match disk.image.map().get(block) {
-            BlockState::Present { whole: true, .. } => None,
-            BlockState::Present { whole: false, .. } => Some(disk.image.sector_bitmap(block)?),
-            BlockState::NotPresent | BlockState::Zero => return Ok(false),
-        }
-    };
     let start = disk.offset_of(block);
     let all = 0..(disk.len() - start).min(disk.geometry().block_size);
-    let own: Vec<_> = match &bitmap {
-        Some(bitmap) => (disk.runs(bitmap, all))
-            .filter(|(_, is_written)| *is_written)
-            .map(|(part, _)| part)
-            .collect(),
-        None => vec![all],
+    let own = {
+        // The gate keeps the block in place while its bitmap is read.
+        let _gate = disk.gates.shared(block);
+        if disk.image.map().get(block).slot().is_none() {
+            return Ok(false);
+        }
+        disk.written_parts(block, all)?
     };
     let (mut mine, mut parents) = (Vec::new(), Vec::new());
     let mut piece = FIRST_LOOK;
@@ -75,11 +76,11 @@ pub(super) fn drop_if_same(
                     let (from, to) = (free.start.max(at), free.end.min(at + len));
                     if from < to {
                         let part = usize_from(from - at)..usize_from(to - at);
-                        mine[part.clone()].copy_from_slice(&parents[part]);
+                        zero_where_zero(&mut mine[part.clone()], &parents[part]);
                     }
                 }
             }
-            if mine != parents {
+            if mine != parents || !holds(&parents, start + at, how.parents_free) {
                 return Ok(false);
             }
             at += len;
@@ -96,4 +97,23 @@ pub(super) fn drop_if_same(
         disk.tracker.forget(block);
     }
     Ok(true)
+}
+
+/// Makes zero what is zero in the parent: the rest of what is free has to be the same as it is.
+fn zero_where_zero(mine: &mut [u8], parents: &[u8]) {
+    for (mine, parents) in mine.iter_mut().zip(parents) {
+        if *parents == 0 {
+            *mine = 0;
+        }
+    }
+}
+
+/// Whether the parent keeps `bytes`, which it has at disk offset `offset`: not where they are free there
+/// and something else than zeros.
+fn holds(bytes: &[u8], offset: u64, free: &RangeSet<u64>) -> bool {
+    let end = offset + u64_from(bytes.len());
+    free.overlapping(offset..end).all(|free| {
+        let part = free.start.max(offset) - offset..free.end.min(end) - offset;
+        zero::is_zero(&bytes[usize_from(part.start)..usize_from(part.end)])
+    })
 }

@@ -172,6 +172,24 @@ impl Disk {
         })
     }
 
+    /// The parts of `bytes` of `block` that are in its slot; the parent shows in the others. Its gate is
+    /// held.
+    pub(crate) fn written_parts(
+        &self,
+        block: BlockIndex,
+        bytes: Range<u64>,
+    ) -> Result<Vec<Range<u64>>, DiskError> {
+        match self.image.map().get(block) {
+            BlockState::Present { whole: true, .. } => Ok(vec![bytes]),
+            BlockState::Present { whole: false, .. } => {
+                let bitmap = self.image.sector_bitmap(block)?;
+                let written = self.runs(&bitmap, bytes).filter(|(_, written)| *written);
+                Ok(written.map(|(part, _)| part).collect())
+            }
+            BlockState::NotPresent | BlockState::Zero => Ok(Vec::new()),
+        }
+    }
+
     /// What a first write to `piece` fills, in a block of which `present` bytes are there already.
     fn fill_for(&self, piece: Piece, source: Source<'_>, present: u64) -> Fill {
         let geometry = self.geometry();

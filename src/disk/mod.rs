@@ -112,6 +112,7 @@ pub struct Disk {
     read_only: bool,
     length_at_open: u64,
     allocated_at_open: u64,
+    identity_at_open: Identity,
     opened: Instant,
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
@@ -178,6 +179,7 @@ impl Disk {
         let image = opened.image;
         let geometry = *image.geometry();
         let blocks = image.map().len();
+        let identity_at_open = image.identity();
         Ok(Arc::new(Self {
             image,
             parent,
@@ -191,6 +193,7 @@ impl Disk {
             read_only: options.read_only,
             length_at_open,
             allocated_at_open,
+            identity_at_open,
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
             changes: AtomicU64::new(0),
@@ -205,6 +208,29 @@ impl Disk {
     /// Which disk it is, as children refer to it. A VHDX's changes with its content.
     pub fn identity(&self) -> Identity {
         self.image.identity()
+    }
+
+    /// Whether it is another disk for its children than when it was opened: those that were made over it
+    /// before are refused from now on. Never of a VHD, which keeps its identity whatever changes.
+    pub fn has_new_identity(&self) -> bool {
+        self.identity() != self.identity_at_open
+    }
+
+    /// Why compaction must leave what this disk's filesystems call free where it is, if it must: because of
+    /// the `children` that were looked for or, unless `no_others` vouches that there are none but those,
+    /// because of one that may be anywhere and would be accepted all the same.
+    pub fn keeps_free_space(&self, children: &Children, no_others: bool) -> Option<String> {
+        if no_others && children.files.is_empty() {
+            return None;
+        }
+        let unnoticed = || {
+            matches!(self.identity(), Identity::Vhd(_)).then(|| {
+                "a disk over this one may be elsewhere, and could not tell: a VHD keeps its identity \
+                 when its content changes"
+                    .to_owned()
+            })
+        };
+        children.reliance().or_else(unnoticed)
     }
 
     /// The disk's size in bytes. Never 0.

@@ -117,6 +117,8 @@ pub(super) struct Agent {
     next_search: Instant,
     /// What filesystems call free was left to disks that may have had children.
     withheld: bool,
+    /// Disks of which it was logged why that is left to them.
+    told: HashSet<Identity>,
 }
 
 impl Agent {
@@ -132,6 +134,7 @@ impl Agent {
             visiting: None,
             next_search: Instant::now(),
             withheld: false,
+            told: HashSet::new(),
         }
     }
 
@@ -149,6 +152,8 @@ impl Agent {
         let open = self.core.disks.all();
         self.turns
             .retain(|identity, _| open.iter().any(|disk| disk.identity == *identity));
+        self.told
+            .retain(|identity| self.turns.contains_key(identity));
         let mut next = Instant::now() + FOREVER;
         for disk in open {
             if self.core.bell.is_stopped() {
@@ -245,11 +250,7 @@ impl Agent {
             return;
         }
         let mut policy = *policy;
-        // What is free in a parent is read by its children.
-        if policy.fs_aware && !self.family().unread.is_empty() {
-            policy.fs_aware = false;
-            self.withheld = true;
-        }
+        policy.fs_aware = policy.fs_aware && self.may_give_up_free(disk);
         if disk.is_visiting() {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;
@@ -259,6 +260,25 @@ impl Agent {
             return;
         };
         *turn = follow(disk, next, io_count);
+    }
+
+    /// Whether no child of the disk, wherever it is, could read what its filesystems call free: none may
+    /// be there, or none would be accepted.
+    fn may_give_up_free(&mut self, disk: &OpenDisk) -> bool {
+        if self.core.options.no_other_children {
+            return true;
+        }
+        let all_read = self.family().unread.is_empty();
+        self.withheld |= !all_read;
+        let nobody_fits = disk.has_new_identity();
+        if !nobody_fits && self.told.insert(disk.identity) {
+            log::info!(
+                "{}: what its filesystems call free stays: a disk over it may be elsewhere, and would still be \
+                 accepted",
+                disk.path().display()
+            );
+        }
+        all_read && nobody_fits
     }
 
     /// Goes on with the visits: one disk at a time. When to call again at the latest.

@@ -90,6 +90,10 @@ pub struct LibraryOptions {
     pub compact: Option<IdlePolicy>,
     /// Further directories in which, and below which, parents of differencing disks may be.
     pub parent_dirs: Vec<PathBuf>,
+    /// No disks are over those of the directory but the ones that are found below it. Without that word,
+    /// background work leaves what filesystems call free to a disk over which another one may be that would
+    /// still be accepted: to a VHD always, to a VHDX until somebody has written to it.
+    pub no_other_children: bool,
 }
 
 impl Default for LibraryOptions {
@@ -113,6 +117,7 @@ impl Default for LibraryOptions {
             linger: Duration::from_secs(5),
             compact: None,
             parent_dirs: Vec::new(),
+            no_other_children: false,
         }
     }
 }

@@ -220,6 +220,11 @@ impl OpenDisk {
         self.disk.lock().as_ref().map_or(0, |disk| disk.io_count())
     }
 
+    /// As [`Disk::has_new_identity`].
+    pub(super) fn has_new_identity(&self) -> bool {
+        self.disk().is_some_and(|disk| disk.has_new_identity())
+    }
+
     pub(super) fn virtual_size(&self) -> Option<u64> {
         self.disk.lock().as_ref().map(|disk| disk.len())
     }

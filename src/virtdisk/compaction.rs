@@ -48,11 +48,12 @@ fn compact_and_close(
     Ok(report)
 }
 
-/// Why disks in the directory of its file, or below, may be children of `disk`.
+/// Why disks in the directory of its file, or below or anywhere, may rely on what is free in `disk`.
 fn reliance(disk: &Disk) -> Option<String> {
     let directory = disk.path().parent();
     let directory = directory.filter(|found| !found.as_os_str().is_empty());
-    children_below(directory.unwrap_or(Path::new(".")), disk).reliance()
+    let children = children_below(directory.unwrap_or(Path::new(".")), disk);
+    disk.keeps_free_space(&children, false)
 }
 
 /// Logs what the caller has no other way to learn.

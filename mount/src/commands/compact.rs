@@ -116,7 +116,7 @@ fn compact_file(
     }
     let children = children_of(file, &disk);
     // Other disks read what is free here, too.
-    let reliance = children.reliance();
+    let reliance = disk.keeps_free_space(&children, arguments.no_children);
     let (scan, fs_aware) = match arguments.mode {
         Mode::Full => (true, true),
         Mode::Quick => (false, true),
@@ -146,7 +146,10 @@ fn compact_file(
         (Ok(report), Ok(())) => Ok(Compacted {
             not_fs_aware: match reliance {
                 None => report.not_surveyed.clone(),
-                Some(reason) => fs_aware.then_some(reason),
+                Some(reason) => fs_aware.then(|| match &children.files[..] {
+                    [] => format!("{reason} (--no-children: there is none)"),
+                    _ => reason,
+                }),
             },
             children: children.files.iter().map(|child| name(child)).collect(),
             ..describe(file, report, dry_run)

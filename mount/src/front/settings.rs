@@ -73,6 +73,7 @@ pub(crate) fn library_options(
             fs_aware: arguments.fs_aware == FsAware::Auto,
         }),
         parent_dirs,
+        no_other_children: arguments.no_children,
         ..LibraryOptions::default()
     }
 }

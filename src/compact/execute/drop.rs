@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Compactor;
 use crate::compact::CompactError;
 use crate::disk::Content;
+use crate::error::DiskError;
 use crate::image::MapEdit;
 use crate::map::BlockState;
 use crate::units::{BlockIndex, u64_from};
@@ -60,8 +61,8 @@ impl Compactor {
         if edits.is_empty() {
             return Ok(());
         }
-        if self.freed.is_some() {
-            disk.gave_up_free.store(true, Ordering::Release);
+        if edits.iter().any(|edit| self.gives_up_free(edit.block())) {
+            self.announce_loss_of_free()?;
         }
         disk.image.commit(&edits)?;
         for edit in &edits {
@@ -72,6 +73,22 @@ impl Compactor {
             }
         }
         self.report.blocks_dropped += u64_from(edits.len());
+        Ok(())
+    }
+
+    /// Whether dropping `block` now takes more from it than zeros.
+    fn gives_up_free(&self, block: BlockIndex) -> bool {
+        self.freed.is_some()
+            && self.disk.image.map().get(block).slot().is_some()
+            && self.disk.tracker.content(block) != Content::Dead
+    }
+
+    /// Call before bytes go that only the guest's filesystems call free: others may have read them, caches
+    /// above this disk and disks over it. The latter then no longer take it for their parent, if its
+    /// format can say so.
+    pub(super) fn announce_loss_of_free(&self) -> Result<(), DiskError> {
+        self.disk.image.begin_change()?;
+        self.disk.gave_up_free.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Compactor;
 use crate::compact::{CompactError, Phase};
+use crate::disk::Content;
 use crate::error::DiskError;
-use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE};
+use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, div_ceil};
 
 /// Blocks whose zeros one step gives back.
 const PUNCH_BATCH: usize = 4;
@@ -20,10 +20,17 @@ impl Compactor {
     }
 
     pub(super) fn to_punch(&self) -> VecDeque<BlockIndex> {
-        let present = self.disk.image.map().present().map(|(block, _)| block);
-        present
-            .filter(|block| !self.known().punchable_runs(*block).is_empty())
-            .collect()
+        let present = self.disk.image.map().present();
+        let worth = present.filter(|(block, slot)| match self.known().content(*block) {
+            // It stays, for without it the parent would show.
+            Content::Dead => {
+                let data = self.disk.image.geometry().data_range(*slot);
+                let stored = self.disk.image.storage().next_data(data.start, data.end());
+                stored.map_or(true, |stored| stored.is_some())
+            }
+            _ => !self.known().punchable_runs(*block).is_empty(),
+        });
+        worth.map(|(block, _)| block).collect()
     }
 
     pub(super) fn punch_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
@@ -57,8 +64,11 @@ impl Compactor {
     /// The zero granules of `block`, which lies in `slot`, and where they are in the file.
     fn punchable(&self, block: BlockIndex, slot: FileOffset) -> Vec<(Range<u64>, FileRange)> {
         let data = self.disk.image.geometry().data_range(slot);
-        let runs = self.known().punchable_runs(block).into_iter();
-        let in_file = runs.map(|run| {
+        let runs = match self.known().content(block) {
+            Content::Dead => vec![0..div_ceil(data.len, GRANULE_SIZE)],
+            _ => self.known().punchable_runs(block),
+        };
+        let in_file = runs.into_iter().map(|run| {
             let start = data.start.plus(run.start * GRANULE_SIZE);
             let end = data.start.plus(run.end * GRANULE_SIZE).min(data.end());
             (run, FileRange::between(start, end))
@@ -86,8 +96,8 @@ impl Compactor {
             self.disbelieve("the disk was written to meanwhile");
             return Ok(());
         }
-        if self.freed.is_some() {
-            disk.gave_up_free.store(true, Ordering::Release);
+        if self.freed.is_some() && disk.tracker.content(block) != Content::Dead {
+            self.announce_loss_of_free()?;
         }
         for (run, range) in self.punchable(block, slot) {
             match disk.image.storage().punch_hole(range) {
@@ -101,8 +111,11 @@ impl Compactor {
             }
             disk.image.note_payload();
             if self.freed.is_some() {
-                let (within, len) = (run.start * GRANULE_SIZE, range.len);
-                disk.tracker.note_zero(block, within, len, false);
+                let within = run.start * GRANULE_SIZE;
+                for part in disk.written_parts(block, within..within + range.len)? {
+                    disk.tracker
+                        .note_zero(block, part.start, part.end - part.start, false);
+                }
             }
         }
         self.known().set_punched(block);
