@@ -217,11 +217,7 @@ fn what_is_free_goes() {
         compact(&disk, CompactOptions::default());
         drop(disk);
         let least = zeroed.len().unwrap();
-        match kind.child {
-            false => assert_eq!(len, least, "{kind:?}"),
-            // Where the parent has data, zeros need space, and what is free does not.
-            true => assert!(len <= least, "{kind:?}: {len}, zeroed {least}"),
-        }
+        assert_eq!(len, least, "{kind:?}");
     }
 }
 
