@@ -67,6 +67,15 @@ fn open(
     Disk::open_over(storage, Path::new("simulated"), &options, parent.cloned())
 }
 
+/// A disk with the bytes of `fat` and a boot sector that makes nothing of them: nothing is free there.
+fn full_base(format: Format, fat: &Fat) -> Arc<Disk> {
+    let storage = base(format, fat);
+    let disk = open(&storage, None, false).unwrap();
+    disk.write_at(&[0xff; 512], 0).unwrap();
+    drop(disk);
+    open(&storage, None, true).unwrap()
+}
+
 /// A disk with `fat`, closed.
 fn base(format: Format, fat: &Fat) -> Arc<SimStorage> {
     let storage = make(format, None);
@@ -140,9 +149,10 @@ fn what_a_guest_discarded_stays_zero() {
         wanted[size(start)..size(start + len)].fill(0);
     }
     for format in FORMATS {
-        let parent = open(&base(format, &fat), None, true).unwrap();
+        let parent = full_base(format, &fat);
         let storage = make(format, Some(&parent));
         let child = open(&storage, Some(&parent), false).unwrap();
+        child.write_at(&fat.bytes[..512], 0).unwrap();
         for (start, len) in fat.free_runs() {
             child.discard(start, len).unwrap();
         }
@@ -172,7 +182,7 @@ fn what_is_free_in_a_child_never_shows_the_parent() {
             .for_each(|byte| *byte = byte.wrapping_add(1).max(1));
     }
     for format in FORMATS {
-        let parent = open(&base(format, &fat), None, true).unwrap();
+        let parent = full_base(format, &fat);
         let storage = make(format, Some(&parent));
         let child = open(&storage, Some(&parent), false).unwrap();
         // Some of it again as it is in the parent already.
