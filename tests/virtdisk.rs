@@ -12,7 +12,9 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use disks::{DISK, MB, Made, ZEROS, content, format_of, len, with_fs};
+use disks::{
+    DISK, FORMATS, MB, Made, ZEROS, child_of, content, format_of, large, len, verify_large,
+};
 use vhdfs::compact::CompactOptions;
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
@@ -79,10 +81,13 @@ fn the_newer_flags_do_as_they_say() {
             let options = CompactOptions {
                 scan: flags & COMPACT_VIRTUAL_DISK_FLAG_NO_ZERO_SCAN == 0,
                 move_blocks: flags & COMPACT_VIRTUAL_DISK_FLAG_NO_BLOCK_MOVES == 0,
-                ..with_fs()
+                ..made.with_fs()
             };
             let predicted = made.predicted(options);
-            assert!(predicted > made.predicted(with_fs()), "{flags}");
+            let least = made.predicted(made.with_fs());
+            // Without what is free, nothing that goes lies before what stays.
+            let moves_count = format_of(&made.path) == Format::Vhdx || !options.scan;
+            assert!(predicted > least || !moves_count, "{flags}");
             let (before, stored) = (made.len(), made.allocated());
             let disk = open(&made.path, ATTACHABLE);
             attach_virtual_disk(&disk, READ_ONLY, 0).unwrap();
@@ -142,7 +147,7 @@ fn the_right_to_attach_is_not_enough() {
 #[test]
 fn aware_while_attached() {
     for made in Made::each() {
-        let predicted = made.predicted(with_fs());
+        let predicted = made.predicted(made.with_fs());
         let agnostic = made.predicted(CompactOptions::default());
         let disk = open(&made.path, ATTACHABLE);
         attach_virtual_disk(&disk, READ_ONLY, 0).unwrap();
@@ -150,7 +155,8 @@ fn aware_while_attached() {
         detach_virtual_disk(&disk, 0, 0).unwrap();
         drop(disk);
         assert_eq!(made.len(), predicted);
-        assert!(predicted < agnostic, "{predicted}, {agnostic}");
+        let is_vhdx = format_of(&made.path) == Format::Vhdx;
+        assert_eq!(predicted < agnostic, is_vhdx, "{predicted}, {agnostic}");
         made.verify();
         // The page: first the one, then the other, produces the smallest. Here the first is enough.
         let disk = open(&made.path, METAOPS);
@@ -203,17 +209,19 @@ fn fixed_disks_are_refused() {
 
 #[test]
 fn differencing_disks_are_compacted() {
-    for made in Made::each() {
-        let path = made.child();
+    for extension in FORMATS {
+        let folder = tempfile::tempdir().unwrap();
+        let parent = folder.path().join("parent").with_extension(extension);
+        large(&parent);
+        let path = child_of(&parent);
         let options = OpenOptions {
             punch_holes: false,
             ..OpenOptions::default()
         };
         let child = Disk::open(&path, &options).unwrap();
         // The same as the parent has, and something of its own.
-        let same = content(&made.path);
-        child.write_at(&same[..8 << 20], 0).unwrap();
-        child.write_at(&[3; 1 << 20], DISK - MB).unwrap();
+        child.write_at(&vec![7; 8 << 20], 16 * MB).unwrap();
+        child.write_at(&[3; 1 << 20], 26 * MB).unwrap();
         child.close().unwrap();
         drop(child);
         let wanted = content(&path);
@@ -223,7 +231,7 @@ fn differencing_disks_are_compacted() {
         drop(disk);
         assert!(len(&path) <= before - 8 * MB, "{before} {}", len(&path));
         assert!(content(&path) == wanted);
-        made.verify_all();
+        verify_large(&parent);
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use disks::{DISK, FORMATS, MB, Made, large, len, verify_large, with_fs};
+use disks::{DISK, FORMATS, MB, Made, large, len, verify_large};
 use support::tools::installed;
 use vhdfs::compact::CompactOptions;
 use vhdfs::disk::{Disk, OpenOptions};
@@ -149,7 +149,7 @@ fn both_kinds_of_compaction() {
     let Some(program) = program() else { return };
     for made in Made::each() {
         let agnostic = made.predicted(CompactOptions::default());
-        let aware = made.predicted(with_fs());
+        let aware = made.predicted(made.with_fs());
         run(program, "agnostic", &made.path);
         assert_eq!(made.len(), agnostic);
         made.verify_all();
@@ -163,7 +163,7 @@ fn both_kinds_of_compaction() {
 fn version_2_without_an_event() {
     let Some(program) = program() else { return };
     for made in Made::each() {
-        let aware = made.predicted(with_fs());
+        let aware = made.predicted(made.with_fs());
         run(program, "version-2", &made.path);
         assert_eq!(made.len(), aware);
         made.verify();
@@ -182,7 +182,7 @@ fn stopped_and_run_again() {
             let tries = (0..10).find(|_| {
                 let _ = fs::remove_file(&path);
                 large(&path);
-                least = disks::predicted(&path, with_fs());
+                least = disks::predicted(&path, CompactOptions::default());
                 let (code, said) = does(program, how, &path);
                 assert!(code == 0 || code == 3, "{how}: {said}");
                 code == 0
@@ -202,7 +202,7 @@ fn abandoned_and_run_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk").with_extension(extension);
         large(&path);
-        let least = disks::predicted(&path, with_fs());
+        let least = disks::predicted(&path, CompactOptions::default());
         run(program, "abandon", &path);
         verify_large(&path);
         run_to_the_end(program, &path, least);
@@ -312,7 +312,7 @@ fn a_program_for_windows() {
         return;
     }
     let made = Made::new("vhdx");
-    let aware = made.predicted(with_fs());
+    let aware = made.predicted(made.with_fs());
     let program = made.folder.path().join(program_name("windows"));
     let wide = ["-fshort-wchar"];
     compile(SYSTEM.cxx, "-std=c++17", &wide, "windows.cpp", &program);

@@ -71,6 +71,15 @@ impl Made {
         predicted(&self.path, options)
     }
 
+    /// With everything that CompactVirtualDisk does to it: what is free in a VHD stays, for a child that is
+    /// elsewhere could not tell.
+    pub(crate) fn with_fs(&self) -> CompactOptions {
+        CompactOptions {
+            fs_aware: format_of(&self.path) == Format::Vhdx,
+            ..CompactOptions::default()
+        }
+    }
+
     /// What is in use reads as it did, and the file is sound.
     pub(crate) fn verify(&self) {
         let found = content(&self.path);
@@ -88,20 +97,26 @@ impl Made {
 
     /// An empty disk over this one.
     pub(crate) fn child(&self) -> PathBuf {
-        let path = self.path.with_file_name("child");
-        let path = path.with_extension(self.path.extension().expect("an extension"));
-        let name = self.path.file_name().expect("a name").to_string_lossy();
-        let parent = NewParent {
-            identity: open(&self.path, true).identity(),
-            disk_len: DISK,
-            sector_size: 512,
-            mtime: SystemTime::now(),
-            relative: format!(".\\{name}"),
-            absolute: String::new(),
-        };
-        create(&path, &CreateOptions::differencing(parent)).expect("created");
-        path
+        child_of(&self.path)
     }
+}
+
+/// An empty disk over the one at `parent`, beside it.
+pub(crate) fn child_of(parent: &Path) -> PathBuf {
+    let path = parent.with_file_name("child");
+    let path = path.with_extension(parent.extension().expect("an extension"));
+    let name = parent.file_name().expect("a name").to_string_lossy();
+    let disk = open(parent, true);
+    let parent = NewParent {
+        identity: disk.identity(),
+        disk_len: disk.len(),
+        sector_size: 512,
+        mtime: SystemTime::now(),
+        relative: format!(".\\{name}"),
+        absolute: String::new(),
+    };
+    create(&path, &CreateOptions::differencing(parent)).expect("created");
+    path
 }
 
 /// A disk on which there is enough to do that it takes a while.
@@ -134,14 +149,6 @@ pub(crate) fn predicted(path: &Path, options: CompactOptions) -> u64 {
     };
     let report = open(path, true).compact(&options).wait();
     report.expect("predicted").length_after
-}
-
-/// With everything that CompactVirtualDisk does.
-pub(crate) fn with_fs() -> CompactOptions {
-    CompactOptions {
-        fs_aware: true,
-        ..CompactOptions::default()
-    }
 }
 
 pub(crate) fn content(path: &Path) -> Vec<u8> {

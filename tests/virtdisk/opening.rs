@@ -279,7 +279,7 @@ fn version_2_parameters() {
             assert_eq!(masked, Some(ERROR_INVALID_PARAMETER));
         }
         made.verify_all();
-        let predicted = made.predicted(with_fs());
+        let predicted = made.predicted(made.with_fs());
         let disk = open(false, false);
         assert_eq!(attach_virtual_disk(&disk, READ_ONLY, 0), Ok(()));
         assert_eq!(compact_virtual_disk(&disk, 0, None), Ok(()));

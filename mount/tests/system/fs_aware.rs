@@ -15,12 +15,18 @@ use super::{
 
 #[test]
 fn a_disk_shrinks_when_its_guest_is_gone() {
-    shrinks("a_disk_shrinks_when_its_guest_is_gone", VHD_OF_QEMU);
+    // A VHD gives up what is free only if there is no child anywhere.
+    let vouched = &["--no-children"];
+    shrinks(
+        "a_disk_shrinks_when_its_guest_is_gone",
+        VHD_OF_QEMU,
+        vouched,
+    );
 }
 
 #[test]
 fn a_vhdx_shrinks_when_its_guest_is_gone() {
-    shrinks("a_vhdx_shrinks_when_its_guest_is_gone", VHDX_OF_OURS);
+    shrinks("a_vhdx_shrinks_when_its_guest_is_gone", VHDX_OF_OURS, &[]);
 }
 
 /// Deletes the files that go; says nothing to the disk.
@@ -39,13 +45,13 @@ fn stored(path: &Path) -> u64 {
     fs::metadata(path).expect("the file exists").blocks() * 512
 }
 
-fn shrinks(test: &str, maker: Maker) {
+fn shrinks(test: &str, maker: Maker, options: &[&str]) {
     if let Some(reason) = obstacle() {
         return say_skipped(test, &reason);
     }
     let mut rig = Rig::new(maker.extension);
     (maker.make)(GUEST_SIZE, &rig.disk("guest"));
-    rig.serve_with(&[]);
+    rig.serve_with(options);
     let device = rig.attach("guest");
     make_file_system(&device);
     rig.mount_files();
@@ -88,12 +94,12 @@ fn shrinks(test: &str, maker: Maker) {
     rig.unmount();
 
     let disk = rig.disk("guest");
-    let first = report(&["compact"], &disk);
+    let first = report(&[&["compact"], options].concat(), &disk);
     assert_eq!(number(&first, "length_after"), length(&disk));
     let part = &first["partitions"][0];
     assert_eq!(part["filesystem"], "ext4", "{first}");
     assert!(number(part, "free") > 500 << 20, "{first}");
-    let second = report(&["compact"], &disk);
+    let second = report(&[&["compact"], options].concat(), &disk);
     for key in ["blocks_dropped", "blocks_moved"] {
         assert_eq!(number(&second, key), 0, "{first} {second}");
     }
