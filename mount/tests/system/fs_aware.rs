@@ -3,11 +3,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::rig::{Rig, length, number, obstacle, report, run, say_skipped, wait_until};
+use vhdfs::disk::{Disk, HostParents, OpenOptions};
+use vhdfs::error::{ErrorKind, OpenError};
+
+use super::rig::{Rig, VHDFS, length, number, obstacle, report, run, say_skipped, wait_until};
 use super::{
     GUEST_SIZE, Maker, PATIENCE, VHD_OF_QEMU, VHDX_OF_OURS, checksums, make_file_system,
     write_files,
@@ -105,4 +109,79 @@ fn shrinks(test: &str, maker: Maker, options: &[&str]) {
     }
     let found = report(&["check"], &disk);
     assert_eq!(found["errors"], serde_json::json!([]), "{found}");
+}
+
+/// Of the content of the disk at `child`, which has its parent below `parents`.
+fn hash_of(child: &Path, parents: &Path) -> Result<u64, OpenError> {
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let parents = HostParents::beside(child, &[parents.to_owned()]);
+    let disk = Disk::open_with(child, &options, &parents)?;
+    let mut hash = DefaultHasher::new();
+    let mut piece = vec![0; 1 << 20];
+    for at in (0..disk.len()).step_by(piece.len()) {
+        disk.read_at(&mut piece, at).expect("readable");
+        hash.write(&piece);
+    }
+    Ok(hash.finish())
+}
+
+/// A child that no search finds is over the disk: as long as it would be accepted, it reads what it read.
+#[test]
+fn what_is_free_stays_for_a_child_that_is_elsewhere() {
+    let test = "what_is_free_stays_for_a_child_that_is_elsewhere";
+    if let Some(reason) = obstacle() {
+        return say_skipped(test, &reason);
+    }
+    for maker in [VHD_OF_QEMU, VHDX_OF_OURS] {
+        let mut rig = Rig::new(maker.extension);
+        (maker.make)(GUEST_SIZE, &rig.disk("guest"));
+        rig.serve_with(&["--no-compact"]);
+        let device = rig.attach("guest");
+        make_file_system(&device);
+        rig.mount_files();
+        write_files(&rig, 0);
+        delete_files(&rig, 0);
+        rig.detach();
+        rig.unmount();
+        fs::create_dir(rig.path("elsewhere")).expect("a directory");
+        let child = (rig.path("elsewhere/child")).with_extension(maker.extension);
+        let disk = rig.disk("guest");
+        let words = ["create", "--parent"].map(OsStr::new);
+        run(
+            VHDFS,
+            words
+                .into_iter()
+                .chain([disk.as_os_str(), child.as_os_str()]),
+        );
+        let disks = rig.path("disks");
+        let read = || hash_of(&child, &disks);
+        let before = read().expect("a child that opens");
+        let full = length(&disk);
+        rig.serve_with(&["--verbose"]);
+        wait_until("a word about the child", PATIENCE, || {
+            rig.log().contains("would still be accepted")
+        });
+        wait_until("a first look at the disk", PATIENCE, || {
+            rig.log().contains("nothing worth compacting") || rig.log().contains("compacted from")
+        });
+        rig.unmount();
+        assert_eq!(read().expect("the child opens"), before);
+        // Somebody asks for it: a VHDX says that it is another disk now.
+        let report = report(&["compact"], &disk);
+        let reason = report["not_fs_aware"].as_str().unwrap_or_default();
+        match maker.extension {
+            "vhd" => {
+                assert!(reason.contains("--no-children"), "{report}");
+                assert_eq!(read().expect("the child opens"), before);
+            }
+            _ => {
+                assert!(length(&disk) + (64 << 20) < full, "{report}");
+                let refused = read().expect_err("another disk");
+                assert_eq!(refused.kind(), ErrorKind::ParentMismatch);
+            }
+        }
+    }
 }
