@@ -462,11 +462,15 @@ fn beside_a_closed_file() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let (path, image) = (root.path().join("a.vhd"), root.path().join("image"));
     create(&path, &["--size", "66M"]);
-    let mut make = Command::new("mkfs.vfat");
-    make.arg("-C")
-        .arg(&image)
-        .arg("65536")
-        .stdout(Stdio::null());
+    fs::File::create(&image)
+        .unwrap()
+        .set_len(FILE_SYSTEM)
+        .unwrap();
+    // In one group, whose inodes are few, so that all that is in use lies at its start.
+    let mut make = Command::new("mke2fs");
+    make.args(["-q", "-F", "-t", "ext2", "-b", "4096", "-N", "64"])
+        .args(["-O", "^resize_inode"])
+        .arg(&image);
     assert!(make.status().unwrap().success());
     let disk = Disk::open(&path, &OpenOptions::default()).unwrap();
     disk.write_at(&vec![7; 66 << 20], 0).unwrap();
