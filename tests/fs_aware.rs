@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use support::fat::Fat;
 use support::{env_number, size};
 use vhdfs::check::{CheckOptions, check_storage};
-use vhdfs::compact::{CompactOptions, CompactReport};
+use vhdfs::compact::{CompactOptions, CompactReport, IdlePolicy, IdleWork, Next};
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
 use vhdfs::error::CompactError;
@@ -462,6 +462,38 @@ fn changed_metadata_is_noticed() {
     let mut wanted = made.fat.bytes.clone();
     wanted[size(entry)..size(entry) + 2].copy_from_slice(&[3, 0]);
     assert!(content(&made.open(&storage)) == wanted);
+}
+
+/// A FAT may be mounted, with no mark on the disk that says so. Nobody answers for it in the background.
+#[test]
+fn the_background_does_not_believe_what_may_be_mounted() {
+    for kind in KINDS {
+        let made = Made::new(kind, 12);
+        let compacted = |work: &dyn Fn(&Arc<Disk>)| {
+            let storage = Arc::new(made.storage.fork());
+            let disk = made.open(&storage);
+            work(&disk);
+            assert!(disk.close().is_ok());
+            made.verify(&storage).unwrap();
+            (storage.len().unwrap(), content(&disk) == made.fat.bytes)
+        };
+        let idle = compacted(&|disk| {
+            let policy = IdlePolicy {
+                idle_after: Duration::ZERO,
+                min_reclaim: 1,
+                punch_holes: false,
+                fs_aware: true,
+            };
+            let mut work = IdleWork::new(Arc::clone(disk), policy);
+            while matches!(work.step(), Next::Again) {}
+        });
+        let options = CompactOptions {
+            drop_identical: false,
+            ..CompactOptions::default()
+        };
+        let without = compacted(&|disk| drop(compact(disk, options)));
+        assert_eq!((idle, idle.1), (without, true), "{kind:?}");
+    }
 }
 
 #[test]

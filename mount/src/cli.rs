@@ -161,8 +161,9 @@ pub(crate) struct MountArguments {
     #[cfg_attr(windows, doc = "- and Windows attaches no sparse VHD or VHDX")]
     #[arg(long, value_name = "on|off", default_value = if cfg!(windows) { "off" } else { "on" })]
     pub(crate) punch_holes: Switch,
-    /// Also give up what the guest's filesystems call free, of those that were cleanly unmounted, while
-    /// nobody has the disk open for writing
+    /// Also give up what the guest's filesystems call free, while nobody has the disk open for writing.
+    /// Of ext2/3/4 that were cleanly unmounted only: others (NTFS, XFS, btrfs, FAT, exFAT) do not always
+    /// say on the disk that a suspended machine has them mounted, and are left to vhdfs compact
     #[arg(long, value_name = "auto|off", default_value = "auto")]
     pub(crate) fs_aware: FsAware,
     /// No disk but those below DIR has one of them as its parent: give up what filesystems call free in all

@@ -124,7 +124,7 @@ impl Compactor {
         Ok(compactor)
     }
 
-    /// Believes only filesystems that say of themselves that they were unmounted.
+    /// Believes only filesystems that would say on the disk that they are mounted.
     pub(crate) fn cautious(mut self) -> Self {
         self.rest = Rest::Unmounted;
         self

@@ -85,9 +85,12 @@ impl Freed {
                 continue;
             };
             if rest < least {
-                part.outcome = Outcome::Skipped {
-                    reason: disbelief(rest).to_owned(),
-                };
+                let reason = disbelief(rest).to_owned();
+                // Whoever waits for the background to act on it gets no report.
+                let content = part.content.unwrap_or("unknown");
+                let path = disk.path().display();
+                log::debug!("{path}: {}, {content}: {reason}", part.name);
+                part.outcome = Outcome::Skipped { reason };
                 (part.ranges.iter()).for_each(|range| free.remove(range.clone()));
             }
         }
@@ -213,8 +216,8 @@ fn disbelief(rest: Rest) -> &'static str {
              `vhdfs compact --replay-journal` look into its journal"
         }
         Rest::Unmarked | Rest::Unmounted => {
-            "never says whether it is mounted: `vhdfs compact` believes it, for who knows that no \
-             suspended machine uses it"
+            "may be mounted by a suspended machine without a mark on the disk that says so: run \
+             `vhdfs compact` if you know that there is none"
         }
     }
 }

@@ -18,8 +18,8 @@ pub struct IdlePolicy {
     /// Whether zeros inside live blocks are punched out of the host file.
     pub punch_holes: bool,
     /// Whether what the guest's filesystems call free is given up, too, while nobody has announced
-    /// writing: see [`CompactOptions::fs_aware`]. Only of filesystems that say that they were
-    /// unmounted.
+    /// writing: see [`CompactOptions::fs_aware`]. Only of filesystems that would say on the disk that
+    /// they are mounted ([`crate::guest::Rest::Unmounted`]).
     pub fs_aware: bool,
 }
 

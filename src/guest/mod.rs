@@ -2,8 +2,8 @@
 //!
 //! Each reader looks at a part of a disk, read-only, and says which bytes of it hold nothing that
 //! the guest may still want, by the filesystem's own allocation structures. A reader believes
-//! nothing it cannot check: counts must agree, checksums be right, the filesystem cleanly
-//! unmounted, every feature known. Where anything is in doubt, all of the part is in use, and the
+//! nothing it cannot check: counts must agree, checksums be right, no mark say that the filesystem was
+//! not unmounted, every feature known. Where anything is in doubt, all of the part is in use, and the
 //! survey says why. What no reader understands is in use.
 //!
 //! ```text
@@ -16,6 +16,39 @@
 //!
 //! Free bytes may be lost only while nobody can write to the disk, and only if
 //! [`Evidence::still_holds`] right before.
+//!
+//! # Who says on the disk that a filesystem is mounted
+//! A machine that was suspended, its state saved elsewhere, goes on with what it knows: data that it has
+//! written may lie where the disk calls all free. So nobody may be asked to believe a filesystem without
+//! knowing of no such machine, unless a mark is on the disk *before the first data of a mount*. The
+//! filesystems whose drivers set one are [`Rest::Unmounted`] where it is not there; all others are
+//! [`Rest::Unmarked`], since which driver it was that wrote to a disk last cannot be seen on it. That data
+//! is all on the disk (frozen, or flushed and marked as clean again) is as good as unmounted.
+//!
+//! | filesystem | driver | mark before the first data | source |
+//! |---|---|---|---|
+//! | ext3, ext4 | Linux | the feature `needs_recovery`; mount, remount and thaw wait for it | `fs/ext4/super.c`: `ext4_setup_super`, `ext4_unfreeze`, `ext4_commit_super`; tested |
+//! | ext2; ext3 and ext4 without a journal or with `noload` | Linux | `s_state` is not 1, likewise | the same; `fs/ext2/super.c`: `ext2_write_super`; tested |
+//! | ext2, ext3, ext4 | FreeBSD, NetBSD; fuse2fs | `s_state`, likewise | `ext2_vfsops.c`: `ext2_mountfs`; `ext2fs_vfsops.c`: `ext2fs_mount`; `fuse2fs.c`: `op_init` |
+//! | ext2, ext3, ext4 | Ext2Fsd, Ext4Fsd (Windows) | **none** | `Ext2SaveSuper` and its callers: `s_state` is never written |
+//! | XFS | Linux | **none**: the log ends with the unmount record until the first log write, up to 30 s later, also after a remount | `fs/xfs/xfs_log.c`: `xfs_log_mount_finish`, `xfs_log_worker`; tested |
+//! | btrfs | Linux | **none** | `fs/btrfs/disk-io.c`: there is no such field; tested |
+//! | NTFS | Windows | the log is of version 2.0, or loses its mark of being clean, at mount | Microsoft, "Windows 8 volume compatibility considerations"; ntfs-3g's `logfile.h` |
+//! | NTFS | ntfs-3g | **none**: a log that Windows closed stays as it is | `libntfs-3g/volume.c`: `ntfs_device_mount`; tested |
+//! | NTFS | Linux ntfs3 | the log is emptied at mount, and with the first change the volume is dirty | `fs/ntfs3/fsntfs.c`: `ntfs_loadlog_and_replay`, `ntfs_set_state` |
+//! | FAT | Linux | dirty in the boot sector at mount; older ones: **none** | `fs/fat/inode.c`: `fat_set_state` |
+//! | FAT | Windows NT | dirty with the first change, clean again when all is flushed | fastfat's `cachesup.c`: `FatSetDirtyBcb` |
+//! | FAT | macOS, FreeBSD | dirty in the table; FAT12: **none** | `msdosfs_fat.c`: `markvoldirty` |
+//! | FAT | DOS, firmware, mtools, FatFs in devices | **none** | FatFs's `ff.c`: `BS_NTres` is never written |
+//! | exFAT | Linux | dirty with the first cluster that is given out, clean again after `sync` | `fs/exfat/super.c`: `exfat_set_vol_flags`, `exfat_sync_fs` |
+//! | exFAT | exfat-fuse | dirty at mount | `libexfat/mount.c`: `exfat_soil_super_block`; tested |
+//! | exFAT | Windows, macOS | not known: the specification says "should" | exFAT 3.1.13.2 |
+//! | exFAT | FatFs in devices | **none** | FatFs's `ff.c`: `BPB_VolFlagEx` is never written |
+//! | swap space | Linux | **none** | `mm/swapfile.c`: the header is only read |
+//! | what no volume has of a group | LVM2 | the group's description is written before a volume is there to be written to | `lib/metadata/lv_manip.c`: `vg_write`, `vg_commit`, then activation |
+//!
+//! ext2, ext3 and ext4 are believed in spite of Ext2Fsd and Ext4Fsd: no system brings these along, and
+//! without ext4 there would be nothing left. A suspended Windows with one of them is not noticed.
 
 mod bits;
 mod btrfs;
@@ -81,17 +114,18 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// How sure it is that nobody has a filesystem mounted. One that is mounted by a machine that was
-/// suspended, its state saved elsewhere, is consistent on the disk, and yet that machine knows more of
-/// it: what it wrote last may lie where the disk still calls it free.
+/// How sure it is that nobody has a filesystem mounted: see
+/// [above](self#who-says-on-the-disk-that-a-filesystem-is-mounted). One that is mounted by a machine that
+/// was suspended is consistent on the disk, and yet that machine knows more of it: what it wrote last may
+/// lie where the disk still calls it free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rest {
     /// It was mounted, and its journal is not empty: what is free was told with the journal replayed in
     /// memory, and is free without it, too.
     Replayed,
-    /// It is consistent, and never says whether it is mounted (btrfs).
+    /// It is consistent, and may be mounted: not all drivers that write it mark it first.
     Unmarked,
-    /// By its own marks it was unmounted.
+    /// It does not have the mark that it would have if it were mounted.
     Unmounted,
 }
 

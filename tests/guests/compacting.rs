@@ -6,16 +6,18 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rangemap::RangeSet;
 use vhdfs::check::{CheckOptions, check};
-use vhdfs::compact::{CompactOptions, CompactReport};
+use vhdfs::compact::{CompactOptions, CompactReport, IdlePolicy, IdleWork, Next};
 use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::guest::{Survey, SurveyOptions, survey};
 
 use crate::rig::{Mounted, RawDisk, blank, can_mount, churn, contents, fill};
 use crate::support::tools::{installed, tool};
-use crate::support::{env_number, len, size};
+use crate::support::{env_number, len, len_of, size};
 
 /// Where the partition begins on the disk.
 const START: u64 = 1 << 20;
@@ -49,6 +51,13 @@ const EXT4: Kind = Kind {
     make: &["mkfs.ext4", "-q", "-F"],
     check: &["e2fsck", "-fn"],
     mount: Mount::Kernel("ext4"),
+};
+const EXT2: Kind = Kind {
+    name: "ext2",
+    tools: &["mkfs.ext2", "e2fsck"],
+    make: &["mkfs.ext2", "-q", "-F"],
+    mount: Mount::Kernel("ext2"),
+    ..EXT4
 };
 const XFS: Kind = Kind {
     name: "XFS",
@@ -285,12 +294,59 @@ fn extract(image: &Path, raw: &Path) {
     }
 }
 
+/// Bytes in the blocks of `image`, of a file system that has the smallest, that hold nothing but `byte`.
+fn filled_with(byte: u8, image: &Path) -> u64 {
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let disk = Disk::open(image, &options).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    let mut filled = 0;
+    for at in (0..disk.len()).step_by(1 << 20) {
+        let part = &mut piece[..size((disk.len() - at).min(1 << 20))];
+        disk.read_at(part, at).unwrap();
+        let blocks = part.chunks_exact(1024);
+        filled += len_of(
+            &blocks
+                .filter(|block| **block == [byte; 1024])
+                .collect::<Vec<_>>(),
+        );
+    }
+    filled * 1024
+}
+
 fn compact(image: &Path, fs_aware: bool) -> CompactReport {
     let options = CompactOptions {
         fs_aware,
         ..CompactOptions::default()
     };
     compact_with(image, &options)
+}
+
+/// Compacts the disk as an idle one.
+fn compact_in_background(image: &Path) {
+    let open = OpenOptions {
+        punch_holes: false,
+        ..OpenOptions::default()
+    };
+    let disk = Disk::open(image, &open).unwrap();
+    let policy = IdlePolicy {
+        idle_after: Duration::ZERO,
+        min_reclaim: 1,
+        punch_holes: false,
+        fs_aware: true,
+    };
+    let mut work = IdleWork::new(Arc::clone(&disk), policy);
+    loop {
+        match work.step() {
+            Next::Again => {}
+            Next::Wait(time) => std::thread::sleep(time),
+            Next::Done => break,
+            Next::Failed(error) => panic!("{error}"),
+        }
+    }
+    disk.close().unwrap();
 }
 
 fn compact_with(image: &Path, options: &CompactOptions) -> CompactReport {
@@ -437,6 +493,39 @@ fn a_copy_of_a_disk_in_use_keeps_all() {
         };
         stays(kind, "vhd", &made);
         stays(kind, "vhdx", &made);
+    }
+}
+
+/// A machine mounts a file system, writes past its cache, and is saved at once: its disk is what it is.
+#[test]
+fn what_was_written_right_after_mounting_stays() {
+    const WRITTEN: u64 = 8 << 20;
+    for kind in [&EXT2, &EXT4, &XFS, &BTRFS] {
+        if !installed(kind.tools) || !installed(&["qemu-img"]) || !can_mount() {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (part, raw, data) = (path("part"), path("raw"), path("data"));
+        blank(&part, kind.size);
+        tool(kind.make[0], &kind.make[1..], &[&part]);
+        fs::write(&data, vec![0x5a; size(WRITTEN)]).unwrap();
+        let made = Made {
+            kind,
+            contents: BTreeMap::new(),
+            folder,
+        };
+        made.used(&part, |folder| {
+            let mut of = std::ffi::OsString::from("of=");
+            of.push(folder.join("new"));
+            let words = ["oflag=direct", "bs=1M", "status=none"];
+            let input = format!("if={}", data.display());
+            tool("dd", &[&words[..], &[&input]].concat(), &[Path::new(&of)]);
+            tool("cp", &["--sparse=always"], &[&part, &raw]);
+        });
+        let image = made.image("vhd");
+        compact_in_background(&image);
+        assert_eq!(filled_with(0x5a, &image), WRITTEN, "{}", kind.name);
     }
 }
 

@@ -7,6 +7,9 @@
 //!    them free, none owned twice, and the right checksum over its entries; so do the bitmap itself
 //!    and the up-case table.
 //!
+//! A volume that is not marked as dirty may be mounted all the same: the specification says that
+//! systems "should" set the mark (3.1.13.2), and some never do.
+//!
 //! In use is all else: what lies before the first cluster and behind the last one, and what is
 //! marked but no folder knows. The percentage in use is a hint by its own specification, and not
 //! looked at.
@@ -53,7 +56,6 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         free: claims.free(heap)?,
         size: boot.size,
         reported_free,
-        // The mark stands while anything is to be written.
-        rest: Rest::Unmounted,
+        rest: Rest::Unmarked,
     })
 }

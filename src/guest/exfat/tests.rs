@@ -33,6 +33,7 @@ fn what_the_bitmap_does_not_mark_is_free() {
     }
     let sum: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
     assert_eq!((sum, volume.reported_free), ((101 - 17) * 1024, sum));
+    assert_eq!(volume.rest, crate::guest::Rest::Unmarked);
     let heap = u64::try_from(HEAP).unwrap();
     let within = |run: &Range<u64>| run.start >= heap && run.end + 512 <= volume.size;
     assert!(volume.free.iter().all(within));

@@ -2,10 +2,12 @@
 //!
 //! The table has no checksum and next to no magic number, so it is believed only if
 //! 1. the boot sector is one of FAT in each of its fields, and FAT32's backup of it says the same,
-//! 2. it was unmounted cleanly, by each of the marks that the systems leave,
+//! 2. none of the marks that systems leave says that it was not unmounted cleanly,
 //! 3. all copies of the table are the same,
 //! 4. every file and folder that the root leads to has as many clusters as it has bytes, none of
 //!    them free, none in two chains.
+//!
+//! A volume without such a mark may be mounted all the same: DOS and others leave none.
 //!
 //! Free are the clusters whose entry is 0. In use is all else: what lies before the first cluster
 //! and behind the last one, bad clusters, chains that no folder knows. FAT32's count of free
@@ -23,7 +25,7 @@ mod tests;
 
 use super::view::View;
 use super::{Rest, Trouble, Volume};
-use boot::{BOOT_LEN, Boot, Kind};
+use boot::{BOOT_LEN, Boot};
 
 /// Which FAT begins here, if one does.
 ///
@@ -50,12 +52,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         free,
         size: boot.size,
         reported_free,
-        rest: match boot.kind {
-            // Its table has no room for a mark; Linux and Windows put one elsewhere, others none.
-            Kind::Fat12 => Rest::Unmarked,
-            // The mark stands while anything is to be written.
-            Kind::Fat16 | Kind::Fat32 => Rest::Unmounted,
-        },
+        rest: Rest::Unmarked,
     })
 }
 

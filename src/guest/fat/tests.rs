@@ -47,6 +47,7 @@ fn what_no_chain_holds_is_free() {
                 .all(|run| run.start >= heap && run.end <= volume.size)
         );
         assert_eq!(volume.size + 100, u64::try_from(image.bytes.len()).unwrap());
+        assert_eq!(volume.rest, crate::guest::Rest::Unmarked, "{kind:?}");
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
     // First, for it is news for the whole disk.
     sleep::check(&mft)?;
     state::check_flags(&mft)?;
-    let unmounted = state::check_log(&mft)?;
+    state::check_log(&mft)?;
     shadows::check_header(view)?;
     let mut clusters = Clusters::read(&mft)?;
     owners::check(&mft, &mut clusters)?;
@@ -71,11 +71,8 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         reported_free: clusters.free_bytes(),
         free: clusters.free,
         size: geometry.size,
-        // ntfs-3g empties the log and leaves no mark while it has the volume mounted.
-        rest: match unmounted {
-            true => Rest::Unmounted,
-            false => Rest::Unmarked,
-        },
+        // Also with a log that Windows closed: ntfs-3g leaves it as it is, and sets no mark in $Volume.
+        rest: Rest::Unmarked,
     })
 }
 

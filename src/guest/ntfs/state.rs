@@ -119,16 +119,15 @@ const LOOK: u64 = u64_from(PIECE);
 /// Bytes in a restart page, at most.
 const MAX_PAGE: u64 = 0x1_0000;
 
-/// Checks that the journal has nothing left to do, and says whether it also tells that nobody has the
-/// volume mounted: an emptied one does not, for ntfs-3g leaves no mark.
-pub(super) fn check_log(mft: &Mft<'_, '_>) -> Result<bool, Trouble> {
+/// Checks that the journal has nothing left to do.
+pub(super) fn check_log(mft: &Mft<'_, '_>) -> Result<(), Trouble> {
     let log = mft.need(number::LOG, kind::DATA, "$LogFile")?;
     if log.size < 2 * MAX_PAGE {
         return Err(damaged("$LogFile is too short"));
     }
     let start = log.read_first(mft.view, log.size.min(LOOK))?;
     if start.iter().all(|byte| *byte == 0xff) {
-        return Ok(false);
+        return Ok(());
     }
     let first = restart(mft, &log, 0)?;
     let second = restart(mft, &log, page_size(&start)?)?;
@@ -149,7 +148,7 @@ pub(super) fn check_log(mft: &Mft<'_, '_>) -> Result<bool, Trouble> {
             return Err(unclean("its log is open"));
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Bytes in a restart page, of the first that lies in `log`.

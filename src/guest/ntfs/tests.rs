@@ -183,7 +183,7 @@ fn restart_pages() {
         match wrong {
             None => assert_eq!(
                 look(&image).unwrap().rest,
-                crate::guest::Rest::Unmounted,
+                crate::guest::Rest::Unmarked,
                 "case {number}"
             ),
             Some(words) => assert_refused(&image, words),

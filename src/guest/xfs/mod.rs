@@ -2,7 +2,9 @@
 //!
 //! Free is what both free-space btrees of each allocation group say, where they agree with each other
 //! and with every count, and the log ends with an unmount record. Nothing is replayed: a log with
-//! anything in it means that the filesystem is in use, or was when its machine stopped.
+//! anything in it means that the filesystem is in use, or was when its machine stopped. A clean log
+//! does not mean the contrary: until the first log write of the next mount, up to half a minute after
+//! data was written, it ends with the unmount record of before.
 //!
 //! ```text
 //!   superblock  geometry, features; the copies in all groups
@@ -73,7 +75,7 @@ pub(super) fn read(view: &View<'_>) -> Result<Volume, Trouble> {
         )));
     }
     Ok(Volume {
-        rest: Rest::Unmounted,
+        rest: Rest::Unmarked,
         free,
         size: fs.bytes(),
         reported_free: (in_runs + at_hand) * fs.block_size,

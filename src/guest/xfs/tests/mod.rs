@@ -49,6 +49,7 @@ fn both_versions() {
         assert_eq!(volume.size, size);
         let free: u64 = volume.free.iter().map(|run| run.end - run.start).sum();
         assert_eq!(volume.reported_free, free + 8 * u64_from(BLOCK_SIZE));
+        assert_eq!(volume.rest, Rest::Unmarked);
     }
 }
 
