@@ -361,6 +361,9 @@ pub(crate) struct MapArguments {
     /// Draw with ASCII characters alone
     #[arg(long)]
     pub(crate) ascii: bool,
+    /// Print the parts of the file as JSON instead: where each starts, its length, and what it is used for
+    #[arg(long, conflicts_with = "ascii")]
+    pub(crate) json: bool,
 }
 
 /// The kinds of disk that can be made.

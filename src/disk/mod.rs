@@ -38,7 +38,7 @@ use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
 pub(crate) use gate::{Gates, Watch};
-pub use layout::{Extent, ExtentKind, Region, RegionKind};
+pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, children_below,
 };
