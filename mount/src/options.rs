@@ -198,6 +198,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shares() {
+        assert_eq!(share("10%"), Ok(Share::Percent(10)));
+        assert_eq!(share("16M"), Ok(Share::Bytes(16 << 20)));
+        for text in ["101%", "-1%", "%", "1.5%", "1M%"] {
+            assert!(share(text).is_err(), "{text}");
+        }
+        assert_eq!(Share::Percent(25).of(u64::MAX), u64::MAX / 100 * 25);
+        assert_eq!(Share::Bytes(7).of(1 << 30), 7);
+    }
+
+    #[test]
     fn sizes() {
         for (text, bytes) in [
             ("0", 0),
