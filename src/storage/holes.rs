@@ -83,9 +83,10 @@ pub fn fill_holes(storage: &dyn Storage, go_on: &mut dyn FnMut(u64) -> bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
     use crate::storage::host::HostFile;
     use crate::storage::sim::SimStorage;
-    use crate::storage::tests::{content, range};
+    use crate::storage::tests::content;
 
     const MIB: u64 = 1 << 20;
 
@@ -137,12 +138,13 @@ mod tests {
         let file = HostFile::create_new(&folder.path().join("file")).unwrap();
         let mib = vec![7; usize_from(MIB)];
         file.write_all_at(&mib, FileOffset::new(0)).unwrap();
-        file.write_zeroes(range(0, MIB)).unwrap();
+        let whole = FileRange::new(FileOffset::new(0), MIB);
+        file.write_zeroes(whole).unwrap();
         file.sync().unwrap();
         fill_holes(&file, &mut |_| true).unwrap();
         let end = FileOffset::new(MIB);
         let data = file.next_data(FileOffset::new(0), end).unwrap();
-        assert_eq!(data, Some(range(0, MIB)));
+        assert_eq!(data, Some(whole));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Children, Disk, DiskType, OpenOptions};
+use vhdfs::storage::host::HostFile;
 
 use super::targets::{LeftAlone, Target, Targets};
 use super::unsparse::{fill, predict};
@@ -75,10 +76,7 @@ pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
                 &io::Error::other("interrupted before it was begun"),
             ));
         }
-        let mut done = compact_file(target, arguments, &interrupted)?;
-        if arguments.unsparse {
-            done.unsparse(target, &interrupted)?;
-        }
+        let done = compact_file(target, arguments, &interrupted)?;
         total.add(&done);
         Ok(done)
     })?;
@@ -185,6 +183,23 @@ fn compact_file(
     arguments: &CompactArguments,
     interrupted: &AtomicBool,
 ) -> Result<Compacted, Failure> {
+    let storage = target.open(arguments.dry_run)?;
+    if arguments.dry_run {
+        target.check_writable(&storage)?;
+    }
+    let mut done = compact_disk(target, &storage, arguments, interrupted)?;
+    if arguments.unsparse {
+        done.unsparse(&target.file, &storage, interrupted)?;
+    }
+    Ok(done)
+}
+
+fn compact_disk(
+    target: &Target,
+    storage: &Arc<HostFile>,
+    arguments: &CompactArguments,
+    interrupted: &AtomicBool,
+) -> Result<Compacted, Failure> {
     let (file, dry_run) = (&*target.file, arguments.dry_run);
     let punch_holes = arguments.punch_holes == PunchHoles::On;
     let open = OpenOptions {
@@ -192,10 +207,7 @@ fn compact_file(
         punch_holes,
         ..OpenOptions::default()
     };
-    let disk = target.open(&open, &arguments.parents)?;
-    if dry_run {
-        target.check_writable()?;
-    }
+    let disk = target.disk(storage, &open, &arguments.parents)?;
     let before = disk.info().map_err(|error| about(file, &error))?;
     let children = children_of(file, &disk);
     let is_fixed = before.disk_type == DiskType::Fixed;
@@ -341,11 +353,16 @@ fn untouched(file: &Path, disk: &Disk, dry_run: bool) -> Compacted {
 
 impl Compacted {
     /// Fills the holes, once all else is done.
-    fn unsparse(&mut self, target: &Target, interrupted: &AtomicBool) -> Result<(), Failure> {
+    fn unsparse(
+        &mut self,
+        file: &Path,
+        storage: &HostFile,
+        interrupted: &AtomicBool,
+    ) -> Result<(), Failure> {
         let (length, allocated) = (self.length_after, self.allocated_after);
         let done = match self.dry_run {
-            true => predict(&target.file, length, allocated, self.allocated_before)?,
-            false => fill(target, interrupted)?,
+            true => predict(file, length, allocated, self.allocated_before)?,
+            false => fill(file, storage, interrupted)?,
         };
         self.holes_filled = Some(done.filled);
         self.allocated_after = done.allocated;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhdfs::disk::{Disk, HostParents, OpenOptions, disk_files};
-use vhdfs::error::{ErrorKind, OpenProblem, chain};
+use vhdfs::error::{ErrorKind, OpenError, OpenProblem, chain};
 use vhdfs::image::probe;
 use vhdfs::storage::host::{HostFile, HostOptions};
 
@@ -46,42 +46,46 @@ impl Target {
         arguments.of_found(&self.file, self.found_in.as_deref())
     }
 
-    /// How its file is opened: one that was found not through a link that has taken its place.
-    pub(super) fn host_options(&self, read_only: bool, lock: bool) -> HostOptions {
-        HostOptions {
+    /// Opens its file, which is going to be changed: one that was found not through a link that has taken
+    /// its place. Whoever has it keeps others away.
+    pub(super) fn open(&self, read_only: bool) -> Result<Arc<HostFile>, Failure> {
+        let options = HostOptions {
             read_only,
-            lock,
             no_follow: self.is_found(),
-        }
+            ..HostOptions::default()
+        };
+        let opened = HostFile::open(&self.file, &options);
+        opened.map(Arc::new).map_err(|error| self.refused(error))
     }
 
-    /// Opens its disk, which is going to be changed.
-    pub(super) fn open(
+    /// Opens the disk in it.
+    pub(super) fn disk(
         &self,
+        storage: &Arc<HostFile>,
         options: &OpenOptions,
         parents: &ParentArguments,
     ) -> Result<Arc<Disk>, Failure> {
-        let host = self.host_options(options.read_only, options.lock);
-        let opened = HostFile::open(&self.file, &host).and_then(|file| {
-            let parents = self.parents(parents);
-            Disk::open_storage_with(Arc::new(file), &self.file, options, &parents)
-        });
-        opened.map_err(|error| match self.not_ours(error.problem()) {
-            Some(left) => left.into(),
-            None => error.into(),
-        })
+        let (storage, parents) = (storage.clone(), self.parents(parents));
+        let opened = Disk::open_storage_with(storage, &self.file, options, &parents);
+        opened.map_err(|error| self.refused(error))
     }
 
-    /// Fails as opening the file for writing would, for what it holds.
-    pub(super) fn check_writable(&self) -> Result<(), Failure> {
-        let file = HostFile::open(&self.file, &self.host_options(true, false))?;
-        let found = probe(&file, &self.file);
+    /// Fails as opening the disk for writing would, for what the file holds.
+    pub(super) fn check_writable(&self, storage: &HostFile) -> Result<(), Failure> {
+        let found = probe(storage, &self.file);
         let found = found.map_err(|problem| about(&self.file, &problem))?;
         let Some(problem) = found.not_writable.map(OpenProblem::NotWritable) else {
             return Ok(());
         };
         let left = self.not_ours(&problem).map(Failure::from);
         Err(left.unwrap_or_else(|| about(&self.file, &problem)))
+    }
+
+    fn refused(&self, error: OpenError) -> Failure {
+        match self.not_ours(error.problem()) {
+            Some(left) => left.into(),
+            None => error.into(),
+        }
     }
 
     /// Why a file that was found is left alone, if that is why it cannot be opened for writing: others use

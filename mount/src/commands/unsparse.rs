@@ -8,7 +8,6 @@ use vhdfs::storage::holes::fill_holes;
 use vhdfs::storage::host::{HostFile, space_of};
 
 use super::compact::progress_bar;
-use super::targets::Target;
 use super::{about, name};
 use crate::Failure;
 use crate::text::{Bytes, plain};
@@ -51,10 +50,13 @@ pub(super) fn predict(
     })
 }
 
-/// Fills the holes of a file that nobody else has open. Its bytes stay what they are, whatever happens.
-pub(super) fn fill(target: &Target, interrupted: &AtomicBool) -> Result<Fill, Failure> {
-    let path = &target.file;
-    let file = HostFile::open(path, &target.host_options(false, true))?;
+/// Fills the holes of the file at `path`, which is open for writing and which nobody else has. Its bytes stay what
+/// they are, whatever happens.
+pub(super) fn fill(
+    path: &Path,
+    file: &HostFile,
+    interrupted: &AtomicBool,
+) -> Result<Fill, Failure> {
     let failed = |error| about(path, &error);
     let holes = file.form().map_err(failed)?.hole_bytes;
     let (length, allocated) = (
@@ -70,7 +72,7 @@ pub(super) fn fill(target: &Target, interrupted: &AtomicBool) -> Result<Fill, Fa
         bar.set_position(filled);
         !interrupted.load(Ordering::Relaxed)
     };
-    let result = fill_holes(&file, &mut go_on);
+    let result = fill_holes(file, &mut go_on);
     bar.finish_and_clear();
     let found = result.map_err(failed)?;
     let left = |why| -> Failure {
