@@ -254,7 +254,7 @@ pub(crate) enum Mode {
 #[derive(Debug, Args)]
 pub(crate) struct CompactArguments {
     /// Disk files, which nobody else may have open, or directories of them. In a directory, files that are in
-    /// use, fixed, read-only, or parents of other disks are left alone
+    /// use, fixed, read-only, or parents of other disks are left alone, which is no failure
     #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// Of a directory, also the disk files below it
@@ -298,7 +298,7 @@ pub(crate) struct CompactArguments {
     pub(crate) keep_identical: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -337,7 +337,7 @@ pub(crate) struct InfoArguments {
     pub(crate) recursive: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -367,7 +367,7 @@ pub(crate) struct CheckArguments {
     pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -10,7 +10,7 @@ use vhdfs::storage::holes::hole_bytes;
 use vhdfs::storage::host::{HostFile, HostOptions};
 use vhdfs::units::{FileOffset, FileRange};
 
-use super::common::{assert_clean, create, exit_code, json, run, stderr, stored};
+use super::common::{Tmpfs, assert_clean, create, exit_code, json, run, stderr, stored};
 
 const MIB: u64 = 1 << 20;
 
@@ -170,20 +170,9 @@ fn what_others_have_open_is_not_filled() {
 
 #[test]
 fn without_room_nothing_is_filled() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root mounts");
+    let Some(root) = Tmpfs::new("12m") else {
         return;
-    }
-    let root = tempfile::tempdir().unwrap();
-    let tmpfs = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(arguments[0]);
-        let status = command.args(&arguments[1..]).arg(root.path()).status();
-        status.unwrap().success()
     };
-    if !tmpfs(&["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs"]) {
-        println!("skipped: no tmpfs may be mounted");
-        return;
-    }
     let path = root.path().join("f.vhd");
     with_holes(&path, &["--type", "fixed"]);
     let before = holes(&path);
@@ -192,7 +181,6 @@ fn without_room_nothing_is_filled() {
         run(words.iter().chain(more))
     });
     let after = holes(&path);
-    assert!(tmpfs(&["umount", "--lazy"]));
     for output in outputs {
         assert_eq!(exit_code(&output), 1);
         let error = stderr(&output);
