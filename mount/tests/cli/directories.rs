@@ -135,7 +135,7 @@ fn a_directory_is_compacted() {
     let parent = sample.at("b.vhdx");
     let output = run(["compact", parent.to_str().unwrap()]);
     assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
-    assert!(fs::metadata(&parent).unwrap().len() < before.len() as u64);
+    assert!(fs::read(&parent).unwrap().len() < before.len());
 }
 
 #[test]
