@@ -97,10 +97,14 @@ struct Total {
 
 impl Total {
     fn add(&mut self, done: &Compacted) {
-        self.length_before += done.length_before;
-        self.length_after += done.length_after;
-        self.allocated_before += done.allocated_before;
-        self.allocated_after += done.allocated_after;
+        for (sum, bytes) in [
+            (&mut self.length_before, done.length_before),
+            (&mut self.length_after, done.length_after),
+            (&mut self.allocated_before, done.allocated_before),
+            (&mut self.allocated_after, done.allocated_after),
+        ] {
+            *sum = sum.saturating_add(bytes);
+        }
     }
 
     fn print(self, tally: &Tally, dry_run: bool) -> io::Result<()> {
@@ -236,7 +240,10 @@ fn compact_disk(
         drop_identical: !arguments.keep_identical,
         fs_aware: fs_aware && reliance.is_none(),
         // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
-        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse && !cfg!(windows),
+        punch_free: arguments.punch_holes == PunchHoles::Auto
+            && is_sparse
+            && !arguments.unsparse
+            && !cfg!(windows),
         free_swap: arguments.free_swap,
         replay_journal: arguments.replay_journal,
         ..CompactOptions::default()
