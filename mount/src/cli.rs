@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use vhdfs::disk::HostParents;
 
-use crate::options::{self, MountOption};
+use crate::options::{self, MountOption, Share};
 
 /// Virtual hard disks that stay small.
 #[derive(Debug, Parser)]
@@ -254,9 +254,17 @@ pub(crate) enum Mode {
 /// `vhdfs compact`.
 #[derive(Debug, Args)]
 pub(crate) struct CompactArguments {
-    /// Disk files; nobody else may have them open
-    #[arg(value_name = "FILE", required = true)]
+    /// Disk files, which nobody else may have open, or directories of them. In a directory, files that are in
+    /// use, fixed, read-only, or parents of other disks are left alone, which is no failure
+    #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Of a directory, also the disk files below it
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// Leave files alone that would give back less: neither as much of their length, nor of what the host stores
+    /// for them
+    #[arg(long, value_name = "SIZE|PERCENT%", value_parser = options::share, conflicts_with = "unsparse")]
+    pub(crate) min_reclaim: Option<Share>,
     /// Only say what would come of it; the predicted length is exact
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -282,12 +290,16 @@ pub(crate) struct CompactArguments {
     /// Windows does not attach a copy that is still sparse
     #[arg(long, value_name = "auto|on|off", default_value = "auto")]
     pub(crate) punch_holes: PunchHoles,
+    /// In the end fill the holes of the file, so that it is no longer sparse and Windows attaches it and copies
+    /// of it. The host stores all of its length then. Works on fixed disks as well
+    #[arg(long)]
+    pub(crate) unsparse: bool,
     /// Keep blocks of a differencing disk that hold the same as its parent
     #[arg(long)]
     pub(crate) keep_identical: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -304,19 +316,29 @@ pub(crate) struct ParentArguments {
 impl ParentArguments {
     /// Where the parents of the disk in `file` are looked for.
     pub(crate) fn of(&self, file: &Path) -> HostParents {
-        HostParents::beside(file, &self.directories)
+        self.of_found(file, None)
+    }
+
+    /// As [`Self::of`], of a file that was found in or below `directory`, which was named.
+    pub(crate) fn of_found(&self, file: &Path, directory: Option<&Path>) -> HostParents {
+        let mut more = self.directories.clone();
+        more.extend(directory.map(Path::to_owned));
+        HostParents::beside(file, &more)
     }
 }
 
 /// `vhdfs info`.
 #[derive(Debug, Args)]
 pub(crate) struct InfoArguments {
-    /// Disk files; they may be in use
-    #[arg(value_name = "FILE", required = true)]
+    /// Disk files, which may be in use, or directories of them
+    #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Of a directory, also the disk files below it
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -324,9 +346,12 @@ pub(crate) struct InfoArguments {
 /// `vhdfs check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
-    /// Disk files
-    #[arg(value_name = "FILE", required = true)]
+    /// Disk files, or directories of them
+    #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Of a directory, also the disk files below it
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
     /// Repair what can be repaired without losing data
     #[arg(long)]
     pub(crate) repair: bool,
@@ -343,7 +368,7 @@ pub(crate) struct CheckArguments {
     pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
-    /// Print JSON: one object for one file, an array for several
+    /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -362,6 +387,9 @@ pub(crate) struct MapArguments {
     /// Draw with ASCII characters alone
     #[arg(long)]
     pub(crate) ascii: bool,
+    /// Print the parts of the file as JSON instead: where each starts, its length, and what it is used for
+    #[arg(long, conflicts_with = "ascii")]
+    pub(crate) json: bool,
 }
 
 /// The kinds of disk that can be made.
@@ -430,6 +458,15 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Command {
     {
         let text = "--restore takes one FILE: a backup is that of one file";
         Cli::command().error(ErrorKind::TooManyValues, text).exit();
+    }
+    if let Command::Compact(compact) = &command
+        && compact.unsparse
+        && compact.punch_holes == PunchHoles::On
+    {
+        let text = "--unsparse fills the holes that --punch-holes=on makes";
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, text)
+            .exit();
     }
     if let Command::Create(create) = &command
         && (create.block_size).is_some_and(|size| u32::try_from(size).is_err())

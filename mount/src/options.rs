@@ -108,6 +108,37 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
     Ok(option)
 }
 
+/// A part of something: so many bytes, or so many hundredths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Bytes.
+    Bytes(u64),
+    /// Hundredths, at most 100.
+    Percent(u8),
+}
+
+impl Share {
+    /// Bytes that it is of `whole`.
+    pub(crate) fn of(self, whole: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            // Divided first: sizes are far above 100, and never overflow so.
+            Self::Percent(percent) => whole / 100 * u64::from(percent),
+        }
+    }
+}
+
+/// Reads a size, or a percentage: `100M`, `10%`.
+pub(crate) fn share(text: &str) -> Result<Share, String> {
+    match text.strip_suffix('%') {
+        None => size(text).map(Share::Bytes),
+        Some(number) => match number.trim_end().parse() {
+            Ok(percent @ 0..=100) => Ok(Share::Percent(percent)),
+            _ => Err(format!("{text:?} is no percentage from 0% to 100%")),
+        },
+    }
+}
+
 /// Reads a size in bytes: `4096`, `16M`, `16MiB`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (digits, unit) = split_unit(text);
@@ -165,6 +196,17 @@ fn split_unit(text: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares() {
+        assert_eq!(share("10%"), Ok(Share::Percent(10)));
+        assert_eq!(share("16M"), Ok(Share::Bytes(16 << 20)));
+        for text in ["101%", "-1%", "%", "1.5%", "1M%"] {
+            assert!(share(text).is_err(), "{text}");
+        }
+        assert_eq!(Share::Percent(25).of(u64::MAX), u64::MAX / 100 * 25);
+        assert_eq!(Share::Bytes(7).of(1 << 30), 7);
+    }
 
     #[test]
     fn sizes() {

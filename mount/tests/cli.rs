@@ -6,6 +6,11 @@ mod common;
 #[cfg(unix)]
 #[path = "cli/compact.rs"]
 mod compact;
+#[path = "cli/directories.rs"]
+mod directories;
+#[cfg(unix)]
+#[path = "cli/sparse.rs"]
+mod sparse;
 
 use std::fs;
 use std::path::Path;
@@ -43,12 +48,15 @@ fn info_tells_what_a_file_is() {
         "file",
         "file_length",
         "format",
+        "hole_bytes",
         "identity",
         "parents",
         "physical_sector_size",
         "sector_size",
+        "sparse",
         "type",
         "virtual_size",
+        "windows_refuses",
     ];
     assert_eq!(keys(&info), expected);
     assert_eq!(info["format"], "vhd");
@@ -105,6 +113,10 @@ fn usage_errors_are_told_apart() {
         &["create", "--size", "8M", "--sector-size", "1024", "x.vhdx"],
         &["create", "--size", "10X", "x.vhd"],
         &["compact", "--punch-holes", "maybe", "x.vhd"],
+        &["compact", "--punch-holes", "on", "--unsparse", "x.vhd"],
+        &["compact", "--min-reclaim", "101%", "x.vhd"],
+        &["compact", "--min-reclaim", "1M", "--unsparse", "x.vhd"],
+        &["map", "--json", "--ascii", "x.vhd"],
         &["mount", "a", "b", "-o", "frobnicate"],
         &["check", "--dry-run", "x.vhd"],
         &["check", "--backup", "x.vhd"],
@@ -345,20 +357,9 @@ fn a_repair_can_be_tried_saved_and_undone() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_room_for_a_backup_nothing_is_repaired() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root mounts");
+    let Some(root) = common::Tmpfs::new("256k") else {
         return;
-    }
-    let root = tempfile::tempdir().unwrap();
-    let tmpfs = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(arguments[0]);
-        let status = command.args(&arguments[1..]).arg(root.path()).status();
-        status.unwrap().success()
     };
-    if !tmpfs(&["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
-        println!("skipped: no tmpfs may be mounted");
-        return;
-    }
     let (path, before) = to_repair(root.path());
     let _ = fs::write(root.path().join("filler"), vec![1; 1 << 20]);
     let output = run([
@@ -371,7 +372,6 @@ fn without_room_for_a_backup_nothing_is_repaired() {
         fs::read(&path).unwrap(),
         fs::read_dir(root.path()).unwrap().count(),
     );
-    assert!(tmpfs(&["umount", "--lazy"]));
     assert_eq!(exit_code(&output), 1);
     assert!(
         stderr(&output).contains("cannot save"),
@@ -395,6 +395,74 @@ fn map_draws_the_file() {
         text.contains("metadata") && text.contains("one character"),
         "{text}"
     );
+}
+
+#[test]
+fn map_lists_the_file() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhd");
+    half_dead(&path, 8);
+    let map = json(&run(["map", "--json", path.to_str().unwrap()]));
+    let expected = [
+        "blocks_beyond_end",
+        "bytes_beyond_end",
+        "file",
+        "file_length",
+        "regions",
+    ];
+    assert_eq!(keys(&map), expected);
+    let (mut end, mut of_kind) = (0, std::collections::BTreeMap::new());
+    for region in map["regions"].as_array().unwrap() {
+        assert_eq!(keys(region), ["kind", "len", "start"]);
+        assert_eq!(region["start"], end);
+        let len = region["len"].as_u64().unwrap();
+        end += len;
+        *of_kind.entry(region["kind"].as_str().unwrap()).or_insert(0) += len;
+    }
+    assert_eq!(map["file_length"], end);
+    assert_eq!(end, fs::metadata(&path).unwrap().len());
+    let kinds: Vec<_> = of_kind.keys().copied().collect();
+    assert!(
+        ["dead", "live", "metadata"]
+            .iter()
+            .all(|kind| kinds.contains(kind)),
+        "{kinds:?}"
+    );
+    assert_eq!(of_kind["dead"], 4 * ((2 << 20) + 512));
+}
+
+/// What a file has lost is drawn, and counted.
+#[test]
+fn map_shows_what_lies_beyond_the_end() {
+    let root = tempfile::tempdir().unwrap();
+    // With what a VHD has before each block, a sector and a gap, and its footer.
+    for (name, before_block, footer) in [("a.vhd", 4096, 512), ("a.vhdx", 0, 0)] {
+        let path = root.path().join(name);
+        half_dead(&path, 8);
+        let before = fs::metadata(&path).unwrap().len();
+        let map = || json(&run(["map", "--no-scan", "--json", path.to_str().unwrap()]));
+        assert_eq!(map()["bytes_beyond_end"], 0);
+        let whole = run(["map", "--ascii", path.to_str().unwrap()]);
+        assert!(!String::from_utf8(whole.stdout).unwrap().contains('!'));
+        // In the middle of the data of the third block from the end.
+        let cut = before - footer - 2 * ((2 << 20) + before_block) - (1 << 20);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(cut).unwrap();
+        drop(file);
+        let cut_map = map();
+        assert_eq!(cut_map["blocks_beyond_end"], 3, "{name}");
+        assert_eq!(cut_map["bytes_beyond_end"], 5 << 20, "{name}");
+        let last = cut_map["regions"].as_array().unwrap().last().unwrap();
+        let end = last["start"].as_u64().unwrap() + last["len"].as_u64().unwrap();
+        assert_eq!(end, cut, "{name}");
+        let text = run(["map", "--no-scan", "--ascii", path.to_str().unwrap()]);
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(
+            text.contains("the file was cut") && text.contains("!!!!"),
+            "{text}"
+        );
+        assert!(text.contains("5.0 MiB of 3 blocks"), "{text}");
+    }
 }
 
 #[cfg(unix)]

@@ -48,6 +48,15 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
+/// What of the disk has its place beyond the end of the file, which was cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BeyondEnd {
+    /// Blocks that lie there, wholly or in part; none of a disk without blocks.
+    pub blocks: u64,
+    /// Bytes of the disk that do: they cannot be read.
+    pub bytes: u64,
+}
+
 impl Disk {
     /// The extents from disk offset `offset` to the end of the disk, in order, as the block table
     /// has them. A snapshot piece by piece: concurrent changes show or do not.
@@ -148,13 +157,37 @@ impl Disk {
         }
     }
 
+    /// What lies beyond the end of the file, which [`Self::regions`] cannot show. Of the last block, only what
+    /// the disk has of it counts: some programs cut the file there.
+    pub fn beyond_end(&self) -> BeyondEnd {
+        let geometry = self.geometry();
+        let end = FileOffset::new(self.image.file_len());
+        if geometry.is_flat {
+            return BeyondEnd {
+                blocks: 0,
+                bytes: geometry.disk_len.saturating_sub(end.get()),
+            };
+        }
+        let lost = self.image.map().present().filter_map(|(block, slot)| {
+            let of_disk =
+                (geometry.disk_len.saturating_sub(self.offset_of(block))).min(geometry.block_size);
+            let data = FileRange::new(geometry.data_range(slot).start, of_disk);
+            let lost = FileRange::between(data.start.max(end), data.end());
+            (!lost.is_empty()).then_some(lost.len)
+        });
+        lost.fold(BeyondEnd::default(), |sum, bytes| BeyondEnd {
+            blocks: sum.blocks + 1,
+            bytes: sum.bytes + bytes,
+        })
+    }
+
     /// What each part of the file is used for: sorted, without gaps, from 0 to the file's length.
     pub fn regions(&self) -> Vec<Region> {
         let geometry = self.geometry();
         let end = FileOffset::new(self.image.file_len());
         let whole = FileRange::between(FileOffset::new(0), end);
         if geometry.is_flat {
-            let data = FileRange::new(FileOffset::new(0), geometry.disk_len);
+            let data = FileRange::between(whole.start, end.min(FileOffset::new(geometry.disk_len)));
             let rest = FileRange::between(data.end(), end);
             return vec![
                 Region {
@@ -167,7 +200,9 @@ impl Disk {
                 },
             ];
         }
+        // Entries of a damaged table may lie behind the end: those take nothing of the file.
         let mut used: Vec<Region> = (self.image.map().present())
+            .filter(|(_, slot)| *slot < end)
             .map(|(block, slot)| Region {
                 range: geometry.slot_range(slot),
                 kind: match self.tracker.content(block) {
@@ -187,7 +222,6 @@ impl Disk {
             range,
             kind: RegionKind::Hole,
         }));
-        // Entries of a damaged table may lie behind the end: those take nothing of the file.
         used.retain(|region| region.range.start < end);
         for region in &mut used {
             region.range = FileRange::between(region.range.start, region.range.end().min(end));

@@ -13,6 +13,7 @@
 //! * A failed write may have written a part of its range. Nothing else is affected.
 
 mod chain;
+mod files;
 mod gate;
 mod io;
 mod layout;
@@ -37,8 +38,9 @@ use crate::storage::Storage;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
+pub use files::{DiskFiles, disk_files};
 pub(crate) use gate::{Gates, Watch};
-pub use layout::{Extent, ExtentKind, Region, RegionKind};
+pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, children_below,
 };

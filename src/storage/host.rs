@@ -26,6 +26,31 @@ pub use windows::{HostFile, sync_directory_of};
 #[cfg(test)]
 mod tests;
 
+use std::io;
+use std::path::Path;
+
+/// The sizes of the file system that the file or directory at `path` lies on.
+///
+/// # Errors
+/// What the host answers.
+pub fn space_of(path: &Path) -> io::Result<Space> {
+    pin::Pin::file(path)?.space()
+}
+
+/// How the host stores a file, as far as it matters to those who attach it as a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostForm {
+    /// Bytes of its length that are holes.
+    pub hole_bytes: u64,
+    /// Whether a copy of it that keeps what it is will be sparse: that it has holes; on Windows, its attribute,
+    /// which a file without holes may have as well.
+    pub is_sparse: bool,
+    /// Windows' attribute.
+    pub is_compressed: bool,
+    /// Windows' attribute.
+    pub is_encrypted: bool,
+}
+
 /// Whether freed parts of files are given back to the host where nobody said otherwise. Not on
 /// Windows, which refuses to attach a disk whose file is sparse.
 pub const PUNCH_BY_DEFAULT: bool = cfg!(not(windows));

@@ -11,6 +11,7 @@
 //! never torn, and carries what earlier changes of parts of it left there. A longer length whose sync is outstanding may be lost while writes beyond the old
 //! length are not, and the other way round. Space that a longer length exposes reads as zeros.
 
+pub mod holes;
 pub mod host;
 #[cfg(unix)]
 pub mod lock;

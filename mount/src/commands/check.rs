@@ -8,6 +8,7 @@ use vhdfs::check::{CheckOptions, check, restore};
 use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::error::OpenProblem;
 
+use super::targets::{Target, Targets};
 use super::{Report, for_each_file, name};
 use crate::cli::{CheckArguments, ParentArguments};
 use crate::text::{plain, shown};
@@ -36,9 +37,11 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
         dry_run: arguments.dry_run,
         backup: arguments.backup,
     };
-    for_each_file(&arguments.files, arguments.json, |file| {
-        check_file(file, &options, &arguments.parents)
-    })
+    let targets = Targets::of(&arguments.files, arguments.recursive);
+    let tally = for_each_file(&targets, arguments.json, |target| {
+        check_file(target, &options, &arguments.parents)
+    })?;
+    Ok(tally.outcome())
 }
 
 fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
@@ -52,12 +55,13 @@ fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
 }
 
 fn check_file(
-    file: &Path,
+    target: &Target,
     options: &CheckOptions,
     parents: &ParentArguments,
 ) -> Result<Checked, Failure> {
+    let file = &target.file;
     let mut report = check(file, options)?;
-    report.errors.extend(missing_parent(file, parents));
+    report.errors.extend(missing_parent(target, parents));
     Ok(Checked {
         file: name(file),
         errors: report.errors,
@@ -69,13 +73,13 @@ fn check_file(
 }
 
 /// What is wrong with the parents of a differencing disk.
-fn missing_parent(file: &Path, parents: &ParentArguments) -> Option<String> {
+fn missing_parent(target: &Target, parents: &ParentArguments) -> Option<String> {
     let look = OpenOptions {
         read_only: true,
         lock: false,
         ..OpenOptions::default()
     };
-    let error = Disk::open_with(file, &look, &parents.of(file)).err()?;
+    let error = Disk::open_with(&target.file, &look, &target.parents(parents)).err()?;
     // Whatever else there is has been found already.
     matches!(error.problem(), OpenProblem::Parent(_)).then(|| error.problem().to_string())
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vhdfs::compact::{CompactOptions, CompactReport, Operation};
-use vhdfs::disk::{Disk, OpenOptions};
-use vhdfs::error::OpenProblem;
-use vhdfs::image::probe;
-use vhdfs::storage::host::{HostFile, HostOptions};
+use vhdfs::disk::{Children, Disk, DiskType, OpenOptions};
+use vhdfs::storage::host::HostFile;
 
-use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
+use super::targets::{LeftAlone, Target, Targets};
+use super::unsparse::{fill, predict};
+use super::{Report, Tally, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{CompactArguments, Mode, PunchHoles};
+use crate::options::Share;
 use crate::text::{Bytes, plain, say};
 use crate::{Failure, Outcome};
 
@@ -38,6 +39,9 @@ struct Compacted {
     /// Why they were not, or no longer believed, though that was wanted.
     not_fs_aware: Option<String>,
     children: Vec<String>,
+    /// Bytes of holes that were filled in the end, if that was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holes_filled: Option<u64>,
     #[serde(skip)]
     dry_run: bool,
 }
@@ -63,15 +67,57 @@ struct Partition {
 pub(crate) fn run(arguments: &CompactArguments) -> Result<Outcome, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     watch_for_interrupts(&interrupted)?;
-    for_each_file(&arguments.files, arguments.json, |file| {
+    let targets = Targets::of(&arguments.files, arguments.recursive);
+    let mut total = Total::default();
+    let tally = for_each_file(&targets, arguments.json, |target| {
         if interrupted.load(Ordering::Relaxed) {
             return Err(about(
-                file,
+                &target.file,
                 &io::Error::other("interrupted before it was begun"),
             ));
         }
-        compact_file(file, arguments, &interrupted)
-    })
+        let done = compact_file(target, arguments, &interrupted)?;
+        total.add(&done);
+        Ok(done)
+    })?;
+    if targets.has_directory && !targets.list.is_empty() && !arguments.json {
+        total.print(&tally, arguments.dry_run)?;
+    }
+    Ok(tally.outcome())
+}
+
+/// What all files that were compacted came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    length_before: u64,
+    length_after: u64,
+    allocated_before: u64,
+    allocated_after: u64,
+}
+
+impl Total {
+    fn add(&mut self, done: &Compacted) {
+        for (sum, bytes) in [
+            (&mut self.length_before, done.length_before),
+            (&mut self.length_after, done.length_after),
+            (&mut self.allocated_before, done.allocated_before),
+            (&mut self.allocated_after, done.allocated_after),
+        ] {
+            *sum = sum.saturating_add(bytes);
+        }
+    }
+
+    fn print(self, tally: &Tally, dry_run: bool) -> io::Result<()> {
+        let (done, left, failed) = (tally.done, tally.left_alone, tally.failed);
+        let (before, after) = (Bytes(self.length_before), Bytes(self.length_after));
+        let (stored, stays) = (Bytes(self.allocated_before), Bytes(self.allocated_after));
+        let would = if dry_run { "would be " } else { "" };
+        writeln!(
+            io::stdout().lock(),
+            "in all: {done} {would}compacted, {left} left alone, {failed} failed; {would}{before} -> {after}, \
+             stored on host {would}{stored} -> {stays}"
+        )
+    }
 }
 
 /// The first SIGINT (Ctrl-C) or SIGTERM sets the flag; a second one ends the program there and then,
@@ -98,23 +144,84 @@ fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> Result<(), Failure> {
     })?)
 }
 
-fn compact_file(
+/// Why a disk that was found in a directory is not compacted unless it is named itself.
+fn not_by_the_way(is_fixed: bool, children: &Children) -> Option<String> {
+    match children.files.len() {
+        _ if is_fixed => Some("a fixed disk, whose file always has its full length".to_owned()),
+        0 => None,
+        number => {
+            let children = count_of_children(number);
+            Some(format!(
+                "parent of {children}; it can be compacted by its own name"
+            ))
+        }
+    }
+}
+
+/// Fails where a disk would give back less than is wanted.
+fn check_reclaim(
     file: &Path,
+    disk: &Arc<Disk>,
+    options: CompactOptions,
+    wanted: Share,
+    interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let look = CompactOptions {
+        dry_run: true,
+        ..options
+    };
+    let found = attend(file, disk.compact(&look), interrupted);
+    let found = found.map_err(|error| about(file, &error))?;
+    let shorter = found.length_before.saturating_sub(found.length_after);
+    let less_stored = (found.allocated_before).saturating_sub(found.allocated_after);
+    let (gain, wanted) = (shorter.max(less_stored), wanted.of(found.length_before));
+    if gain >= wanted {
+        return Ok(());
+    }
+    let (gain, wanted) = (Bytes(gain), Bytes(wanted));
+    Err(LeftAlone(format!("{gain} to be had, less than {wanted}")).into())
+}
+
+fn compact_file(
+    target: &Target,
     arguments: &CompactArguments,
     interrupted: &AtomicBool,
 ) -> Result<Compacted, Failure> {
-    let dry_run = arguments.dry_run;
+    let storage = target.open(arguments.dry_run)?;
+    if arguments.dry_run {
+        target.check_writable(&storage)?;
+    }
+    let mut done = compact_disk(target, &storage, arguments, interrupted)?;
+    if arguments.unsparse {
+        done.unsparse(&target.file, &storage, interrupted)?;
+    }
+    Ok(done)
+}
+
+fn compact_disk(
+    target: &Target,
+    storage: &Arc<HostFile>,
+    arguments: &CompactArguments,
+    interrupted: &AtomicBool,
+) -> Result<Compacted, Failure> {
+    let (file, dry_run) = (&*target.file, arguments.dry_run);
     let punch_holes = arguments.punch_holes == PunchHoles::On;
     let open = OpenOptions {
         read_only: dry_run,
         punch_holes,
         ..OpenOptions::default()
     };
-    let disk = Disk::open_with(file, &open, &arguments.parents.of(file))?;
-    if dry_run {
-        check_writable(file)?;
-    }
+    let disk = target.disk(storage, &open, &arguments.parents)?;
+    let before = disk.info().map_err(|error| about(file, &error))?;
     let children = children_of(file, &disk);
+    let is_fixed = before.disk_type == DiskType::Fixed;
+    let not_now = (target.is_found() || arguments.unsparse && is_fixed)
+        .then(|| not_by_the_way(is_fixed, &children));
+    match not_now.flatten() {
+        Some(_) if arguments.unsparse => return Ok(untouched(file, &disk, dry_run)),
+        Some(reason) => return Err(LeftAlone(reason).into()),
+        None => {}
+    }
     // Other disks read what is free here, too.
     let reliance = disk.keeps_free_space(&children, arguments.no_children);
     let (scan, fs_aware) = match arguments.mode {
@@ -133,12 +240,17 @@ fn compact_file(
         drop_identical: !arguments.keep_identical,
         fs_aware: fs_aware && reliance.is_none(),
         // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
-        punch_free: arguments.punch_holes == PunchHoles::Auto && is_sparse && !cfg!(windows),
+        punch_free: arguments.punch_holes == PunchHoles::Auto
+            && is_sparse
+            && !arguments.unsparse
+            && !cfg!(windows),
         free_swap: arguments.free_swap,
         replay_journal: arguments.replay_journal,
         ..CompactOptions::default()
     };
-    let before = disk.info().map_err(|error| about(file, &error))?;
+    if let Some(wanted) = arguments.min_reclaim {
+        check_reclaim(file, &disk, options, wanted, interrupted)?;
+    }
     let result = attend(file, disk.compact(&options), interrupted);
     // Also after a failure: what was done is to be durable, and the file clean.
     let closed = disk.close();
@@ -169,19 +281,14 @@ fn compact_file(
     }
 }
 
-/// Fails as opening the file for writing would, for what it holds.
-fn check_writable(file: &Path) -> Result<(), Failure> {
-    let options = HostOptions {
-        read_only: true,
-        lock: false,
-        ..HostOptions::default()
-    };
-    let found = probe(&HostFile::open(file, &options)?, file);
-    let found = found.map_err(|problem| about(file, &problem))?;
-    match found.not_writable.map(OpenProblem::NotWritable) {
-        Some(problem) => Err(about(file, &problem)),
-        None => Ok(()),
+/// Draws nothing where stderr is no terminal.
+pub(super) fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{msg} {bar:30} {bytes}/{total_bytes} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("##."));
     }
+    bar
 }
 
 /// Waits for the operation to end, drawing its progress on a terminal, and passes an interrupt on.
@@ -190,12 +297,7 @@ fn attend(
     operation: Operation,
     interrupted: &AtomicBool,
 ) -> Result<CompactReport, vhdfs::error::CompactError> {
-    // Draws nothing where stderr is no terminal.
-    let bar = ProgressBar::new(0);
-    let template = "{msg} {bar:30} {bytes}/{total_bytes} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("##."));
-    }
+    let bar = progress_bar();
     let label = plain(&name(file));
     while !operation.is_finished() {
         if interrupted.load(Ordering::Relaxed) {
@@ -238,7 +340,40 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         partitions: partitions.collect(),
         not_fs_aware: None,
         children: Vec::new(),
+        holes_filled: None,
         dry_run,
+    }
+}
+
+/// A disk that only its holes are to be filled of.
+fn untouched(file: &Path, disk: &Disk, dry_run: bool) -> Compacted {
+    let (length, allocated) = disk.size_at_open();
+    let report = CompactReport {
+        length_before: length,
+        length_after: length,
+        allocated_before: allocated,
+        allocated_after: allocated,
+        ..CompactReport::default()
+    };
+    describe(file, report, dry_run)
+}
+
+impl Compacted {
+    /// Fills the holes, once all else is done.
+    fn unsparse(
+        &mut self,
+        file: &Path,
+        storage: &HostFile,
+        interrupted: &AtomicBool,
+    ) -> Result<(), Failure> {
+        let (length, allocated) = (self.length_after, self.allocated_after);
+        let done = match self.dry_run {
+            true => predict(file, length, allocated, self.allocated_before)?,
+            false => fill(file, storage, interrupted)?,
+        };
+        self.holes_filled = Some(done.filled);
+        self.allocated_after = done.allocated;
+        Ok(())
     }
 }
 
@@ -280,6 +415,9 @@ impl Report for Compacted {
         )?;
         let (before, after) = (Bytes(self.allocated_before), Bytes(self.allocated_after));
         writeln!(out, "  stored on host {would}{before} -> {after}")?;
+        if let Some(filled) = self.holes_filled {
+            writeln!(out, "  {} of holes {would}filled", Bytes(filled))?;
+        }
         for part in &self.partitions {
             part.print(out, would)?;
         }

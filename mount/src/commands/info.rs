@@ -11,6 +11,8 @@ use vhdfs::format::DiskType;
 use vhdfs::image::{self, Image, ImageOptions};
 use vhdfs::storage::host::{HostFile, HostOptions};
 
+use super::attach::{form_of, too_large};
+use super::targets::{Target, Targets};
 use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{InfoArguments, ParentArguments};
 use crate::text::{Bytes, plain};
@@ -25,6 +27,10 @@ struct Info {
     virtual_size: u64,
     file_length: u64,
     allocated_bytes: u64,
+    sparse: bool,
+    hole_bytes: u64,
+    /// What of it Windows does not attach, and when; nothing where nothing is known that keeps it from that.
+    windows_refuses: Vec<String>,
     block_size: u64,
     blocks_total: u64,
     blocks_allocated: u64,
@@ -57,19 +63,22 @@ struct Ancestor {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &InfoArguments) -> Result<Outcome, Failure> {
-    for_each_file(&arguments.files, arguments.json, |file| {
-        inspect(file, &arguments.parents)
-    })
+    let targets = Targets::of(&arguments.files, arguments.recursive);
+    let tally = for_each_file(&targets, arguments.json, |target| {
+        inspect(target, &arguments.parents)
+    })?;
+    Ok(tally.outcome())
 }
 
-fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
+fn inspect(target: &Target, parents: &ParentArguments) -> Result<Info, Failure> {
+    let file = &*target.file;
     // Without a lock: a disk that is in use can be looked at.
     let options = OpenOptions {
         read_only: true,
         lock: false,
         ..OpenOptions::default()
     };
-    let disk = match Disk::open_with(file, &options, &parents.of(file)) {
+    let disk = match Disk::open_with(file, &options, &target.parents(parents)) {
         Ok(disk) => disk,
         // The file itself can be told of all the same.
         Err(error) => match error.problem() {
@@ -80,7 +89,13 @@ fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
     let info = disk.info().map_err(|error| about(file, &error))?;
     let (sector_size, physical_sector_size) = disk.sector_sizes();
     let children = children_of(file, &disk);
-    let ancestors = std::iter::successors(disk.parent(), |disk| disk.parent());
+    let ancestors = || std::iter::successors(disk.parent(), |disk| disk.parent());
+    let (form, mut refused) = form_of(file, "the file")?;
+    for parent in ancestors() {
+        let path = parent.path();
+        refused.extend(form_of(path, &format!("its parent {}", path.display()))?.1);
+    }
+    refused.extend(too_large(info.format, info.virtual_size));
     Ok(Info {
         file: name(file),
         format: info.format.to_string(),
@@ -88,6 +103,9 @@ fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
         virtual_size: info.virtual_size,
         file_length: info.file_length,
         allocated_bytes: info.allocated_bytes,
+        sparse: form.is_sparse,
+        hole_bytes: form.hole_bytes,
+        windows_refuses: refused,
         block_size: info.block_size,
         blocks_total: info.blocks_total,
         blocks_allocated: info.blocks_allocated,
@@ -95,7 +113,7 @@ fn inspect(file: &Path, parents: &ParentArguments) -> Result<Info, Failure> {
         physical_sector_size,
         creator: info.creator,
         identity: disk.identity().to_string(),
-        parents: ancestors.map(ancestor).collect::<Result<_, _>>()?,
+        parents: ancestors().map(ancestor).collect::<Result<_, _>>()?,
         parent_error: None,
         children: children.files.iter().map(|child| name(child)).collect(),
         children_unread: children.unread.iter().map(|path| name(path)).collect(),
@@ -130,6 +148,9 @@ fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
     let opened = image::open(Arc::new(host), file, options);
     let image: Box<dyn Image> = opened.map_err(|error| about(file, &error))?.image;
     let geometry = image.geometry();
+    let (form, mut refused) = form_of(file, "the file")?;
+    refused.extend(too_large(geometry.format, geometry.disk_len));
+    refused.push("a differencing disk without its parent".to_owned());
     Ok(Info {
         file: name(file),
         format: geometry.format.to_string(),
@@ -137,6 +158,9 @@ fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
         virtual_size: geometry.disk_len,
         file_length: image.file_len(),
         allocated_bytes: allocated.map_err(|error| about(file, &error))?,
+        sparse: form.is_sparse,
+        hole_bytes: form.hole_bytes,
+        windows_refuses: refused,
         block_size: geometry.block_size,
         blocks_total: u64::from(image.map().len()),
         blocks_allocated: image.map().present_count(),
@@ -191,11 +215,25 @@ impl Report for Info {
         if self.physical_sector_size != self.sector_size {
             sectors.push_str(&format!(", physically {}", self.physical_sector_size));
         }
-        let mut facts = vec![
+        let sparse = match (self.sparse, self.hole_bytes) {
+            (false, 0) => "no".to_owned(),
+            // Of what Windows does not call sparse, a part may all the same not be stored.
+            (is_sparse, holes) => {
+                let is_sparse = if is_sparse { "yes" } else { "no" };
+                format!("{is_sparse}, {} of holes", Bytes(holes))
+            }
+        };
+        let mut facts = vec![("sparse", sparse)];
+        let refused = self.windows_refuses.iter();
+        facts.extend(refused.map(|what| ("Windows", format!("does not attach {what}"))));
+        if self.windows_refuses.is_empty() {
+            facts.push(("Windows", "attaches it, as far as is known".to_owned()));
+        }
+        facts.extend([
             ("sectors", sectors),
             ("creator", self.creator.clone()),
             ("identity", self.identity.clone()),
-        ];
+        ]);
         facts.extend(self.parents.iter().map(|parent| {
             let (kind, format) = (parent.disk_type, &parent.format);
             let (size, id) = (Bytes(parent.virtual_size), &parent.identity);

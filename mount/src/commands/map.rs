@@ -1,17 +1,21 @@
-//! `vhdfs map`: the whole file as a picture, each character a part of it.
+//! `vhdfs map`: the whole file as a picture, each character a part of it, or as a list of its parts.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
+use serde::Serialize;
 use vhdfs::compact::CompactOptions;
-use vhdfs::disk::{Disk, DiskType, OpenOptions, Region, RegionKind};
+use vhdfs::disk::{BeyondEnd, Disk, DiskType, OpenOptions, Region, RegionKind};
 
-use super::about;
+use super::{about, name};
 use crate::cli::MapArguments;
 use crate::text::{Bytes, say, shown};
 use crate::{Failure, Outcome};
 
 /// The most lines that the picture takes.
 const MAX_ROWS: u64 = 16;
+
+/// The most lines that what lies beyond the end of a file takes.
+const MAX_ROWS_BEYOND: u64 = 2;
 
 /// Less of the file than this is not worth a character.
 const MIN_CELL: u64 = 4096;
@@ -49,16 +53,60 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
             ));
         }
     }
-    let marks = if !arguments.ascii && speaks_unicode() {
-        UNICODE
+    let (regions, beyond) = (disk.regions(), disk.beyond_end());
+    let mut out = BufWriter::new(io::stdout().lock());
+    if arguments.json {
+        write_json(&mut out, &name(file), info.file_length, &regions, beyond)?;
     } else {
-        ASCII
-    };
-    let picture = draw(&disk.regions(), columns(), marks);
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}: {}", shown(file), Bytes(info.file_length))?;
-    out.write_all(picture.as_bytes())?;
+        let marks = if !arguments.ascii && speaks_unicode() {
+            UNICODE
+        } else {
+            ASCII
+        };
+        writeln!(out, "{}: {}", shown(file), Bytes(info.file_length))?;
+        out.write_all(draw(&regions, beyond, columns(), marks).as_bytes())?;
+    }
+    out.flush()?;
     Ok(Outcome::Fine)
+}
+
+#[derive(Serialize)]
+struct JsonRegion {
+    start: u64,
+    len: u64,
+    kind: &'static str,
+}
+
+/// Writes the regions one by one, each in a line: a large disk may have millions.
+fn write_json(
+    out: &mut dyn Write,
+    file: &str,
+    file_length: u64,
+    regions: &[Region],
+    beyond: BeyondEnd,
+) -> io::Result<()> {
+    writeln!(out, "{{")?;
+    writeln!(out, "  \"file\": {},", serde_json::to_string(file)?)?;
+    writeln!(out, "  \"file_length\": {file_length},")?;
+    writeln!(out, "  \"blocks_beyond_end\": {},", beyond.blocks)?;
+    writeln!(out, "  \"bytes_beyond_end\": {},", beyond.bytes)?;
+    write!(out, "  \"regions\": [")?;
+    for (index, region) in regions.iter().enumerate() {
+        write!(out, "{}\n    ", if index == 0 { "" } else { "," })?;
+        let region = JsonRegion {
+            start: region.range.start.get(),
+            len: region.range.len,
+            kind: match region.kind {
+                RegionKind::Metadata => "metadata",
+                RegionKind::Live => "live",
+                RegionKind::Unknown => "unknown",
+                RegionKind::Dead => "dead",
+                RegionKind::Hole => "hole",
+            },
+        };
+        serde_json::to_writer(&mut *out, &region)?;
+    }
+    writeln!(out, "\n  ]\n}}")
 }
 
 type Marks = fn(RegionKind) -> (char, &'static str);
@@ -83,7 +131,10 @@ const UNICODE: Marks = |kind| {
     (mark, ASCII(kind).1)
 };
 
-fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
+/// What lies beyond the end of the file, in each alphabet.
+const BEYOND: (char, &str) = ('!', "beyond the end");
+
+fn draw(regions: &[Region], beyond: BeyondEnd, columns: u64, marks: Marks) -> String {
     let end = regions.last().map_or(0, |region| region.range.end().get());
     let cells = (end.div_ceil(MIN_CELL)).clamp(1, columns * MAX_ROWS);
     let cell_size = end.div_ceil(cells).max(1);
@@ -106,7 +157,29 @@ fn draw(regions: &[Region], columns: u64, marks: Marks) -> String {
     if !picture.ends_with('\n') {
         picture.push('\n');
     }
-    picture.push_str(&legend(regions, cell_size, marks));
+    if beyond.bytes > 0 {
+        picture.push_str("the file was cut; beyond its end, and not readable:\n");
+        picture.push_str(&draw_beyond(beyond.bytes, cell_size, columns));
+    }
+    picture.push_str(&legend(regions, beyond, cell_size, marks));
+    picture
+}
+
+/// What is not there has no places that tell anything, so that its amount is all that is drawn, in the
+/// scale of the file.
+fn draw_beyond(bytes: u64, cell_size: u64, columns: u64) -> String {
+    let cells = bytes.div_ceil(cell_size);
+    let drawn = cells.min(columns * MAX_ROWS_BEYOND);
+    let mut picture = String::new();
+    for cell in 1..=drawn {
+        picture.push(BEYOND.0);
+        if cell.is_multiple_of(columns) || cell == drawn {
+            picture.push('\n');
+        }
+    }
+    if drawn < cells {
+        picture.push_str("...\n");
+    }
     picture
 }
 
@@ -136,7 +209,7 @@ fn place(kind: RegionKind) -> usize {
         .unwrap_or_default()
 }
 
-fn legend(regions: &[Region], cell_size: u64, marks: Marks) -> String {
+fn legend(regions: &[Region], beyond: BeyondEnd, cell_size: u64, marks: Marks) -> String {
     let mut text = format!("one character: {}\n", Bytes(cell_size));
     for kind in KINDS {
         let of_kind = || regions.iter().filter(|region| region.kind == kind);
@@ -148,6 +221,16 @@ fn legend(regions: &[Region], cell_size: u64, marks: Marks) -> String {
                 "  {mark} {meaning:<18} {bytes:>11} in {count} runs\n"
             ));
         }
+    }
+    if beyond.bytes > 0 {
+        let (mark, meaning) = BEYOND;
+        let bytes = Bytes(beyond.bytes);
+        let of = match beyond.blocks {
+            0 => String::new(),
+            1 => " of 1 block".to_owned(),
+            blocks => format!(" of {blocks} blocks"),
+        };
+        text.push_str(&format!("  {mark} {meaning:<18} {bytes:>11}{of}\n"));
     }
     text
 }
@@ -180,6 +263,11 @@ mod tests {
 
     use super::*;
 
+    const WHOLE: BeyondEnd = BeyondEnd {
+        blocks: 0,
+        bytes: 0,
+    };
+
     fn region(start: u64, len: u64, kind: RegionKind) -> Region {
         Region {
             range: FileRange::new(FileOffset::new(start), len),
@@ -196,22 +284,66 @@ mod tests {
             region(16384, 4096, RegionKind::Hole),
             region(20480, 512, RegionKind::Metadata),
         ];
-        let picture = draw(&regions, 4, ASCII);
+        let picture = draw(&regions, WHOLE, 4, ASCII);
         let lines: Vec<_> = picture.lines().collect();
         // 20992 bytes in 6 cells of 3499 bytes: a cell shows what most of it is.
         assert_eq!(&lines[..2], ["M###", "x."]);
         assert!(picture.contains("4.5 KiB in 2 runs"), "{picture}");
-        assert!(draw(&regions, 4, UNICODE).contains('\u{2588}'));
+        assert!(draw(&regions, WHOLE, 4, UNICODE).contains('\u{2588}'));
     }
 
     #[test]
     fn large_files_are_scaled_to_the_screen() {
         let regions = [region(0, 1 << 40, RegionKind::Live)];
-        let picture = draw(&regions, 80, ASCII);
+        let picture = draw(&regions, WHOLE, 80, ASCII);
         assert_eq!(
             picture.chars().filter(|mark| *mark == '#').count(),
             80 * 16 + 1
         );
-        assert!(!draw(&[], 80, ASCII).contains('#'));
+        assert!(!draw(&[], WHOLE, 80, ASCII).contains('#'));
+    }
+
+    #[test]
+    fn what_a_file_lacks_is_drawn_in_its_scale() {
+        let regions = [region(0, 1 << 20, RegionKind::Live)];
+        let cut = |bytes| BeyondEnd { blocks: 2, bytes };
+        // 64 cells of 16 KiB.
+        let picture = draw(&regions, cut(48 << 10), 4, ASCII);
+        assert!(
+            picture.contains("readable:\n!!!\none character"),
+            "{picture}"
+        );
+        assert!(
+            picture.contains("! beyond the end        48.0 KiB of 2 blocks\n"),
+            "{picture}"
+        );
+        // However much it is.
+        let picture = draw(&regions, cut(1 << 45), 4, ASCII);
+        assert!(picture.contains("!!!!\n!!!!\n...\n"), "{picture}");
+        assert!(!draw(&regions, WHOLE, 4, ASCII).contains('!'));
+    }
+
+    #[test]
+    fn json_is_json() {
+        for regions in [
+            &[][..],
+            &[
+                region(0, 512, RegionKind::Hole),
+                region(512, 7, RegionKind::Live),
+            ],
+        ] {
+            let mut text = Vec::new();
+            write_json(&mut text, "a\"b", 519, regions, WHOLE).unwrap();
+            let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(value["file"], "a\"b");
+            let found = value["regions"].as_array().unwrap();
+            assert_eq!(found.len(), regions.len());
+            if let Some(last) = found.last() {
+                assert_eq!(
+                    last,
+                    &serde_json::json!({"start": 512, "len": 7, "kind": "live"})
+                );
+            }
+        }
     }
 }

@@ -1,20 +1,24 @@
 //! The commands that work on single disk files.
 
+mod attach;
 pub(crate) mod check;
 pub(crate) mod compact;
 pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod map;
+mod targets;
+mod unsparse;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use vhdfs::disk::{Children, Disk, children_below};
 use vhdfs::error::chain;
 
-use crate::text::{plain, say};
+use crate::text::{plain, say, shown};
 use crate::{Failure, Outcome};
+use targets::{LeftAlone, Target, Targets};
 
 /// What one file came to.
 pub(crate) trait Report: Serialize {
@@ -29,53 +33,80 @@ pub(crate) trait Report: Serialize {
 #[serde(untagged)]
 enum JsonEntry<R> {
     Report(R),
+    LeftAlone { file: String, left_alone: String },
     Error { file: String, error: String },
 }
 
+/// What became of the files of one command.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    done: u64,
+    left_alone: u64,
+    failed: u64,
+    has_problems: bool,
+}
+
+impl Tally {
+    fn outcome(self) -> Outcome {
+        match self.has_problems || self.failed > 0 {
+            true => Outcome::Problems,
+            false => Outcome::Fine,
+        }
+    }
+}
+
 /// Does `work` on each file and reports it: as text, or as JSON, one object for one file and an
-/// array for several. Errors go to stderr in either case. A failed file does not keep the others
-/// from their turn.
+/// array for several, or for a directory. Errors go to stderr in either case. A failed file does not keep
+/// the others from their turn.
 fn for_each_file<R: Report>(
-    files: &[PathBuf],
+    targets: &Targets,
     json: bool,
-    mut work: impl FnMut(&Path) -> Result<R, Failure>,
-) -> Result<Outcome, Failure> {
-    #[cfg(windows)]
-    let files = &crate::wildcards::resolved(files)[..];
-    let mut outcome = Outcome::Fine;
+    mut work: impl FnMut(&Target) -> Result<R, Failure>,
+) -> Result<Tally, Failure> {
+    let mut tally = Tally::default();
     let mut entries = Vec::new();
-    for file in files {
-        match work(file) {
+    for target in &targets.list {
+        let file = name(&target.file);
+        let entry = match target.check().and_then(|()| work(target)) {
             Ok(report) => {
-                if report.has_problems() {
-                    outcome = Outcome::Problems;
-                }
-                if json {
-                    entries.push(JsonEntry::Report(report));
-                } else {
+                tally.done += 1;
+                tally.has_problems |= report.has_problems();
+                if !json {
                     print(&report)?;
                 }
+                JsonEntry::Report(report)
+            }
+            Err(failure) if failure.is::<LeftAlone>() => {
+                tally.left_alone += 1;
+                let left_alone = failure.to_string();
+                if !json {
+                    let (file, reason) = (shown(&target.file), plain(&left_alone));
+                    writeln!(io::stdout().lock(), "{file}: left alone: {reason}")?;
+                }
+                JsonEntry::LeftAlone { file, left_alone }
             }
             Err(failure) => {
-                outcome = Outcome::Problems;
+                tally.failed += 1;
                 let error = chain(&*failure);
                 say(&error);
-                entries.push(JsonEntry::Error {
-                    file: name(file),
-                    error,
-                });
+                JsonEntry::Error { file, error }
             }
+        };
+        if json {
+            entries.push(entry);
         }
     }
     if json {
         let mut out = io::stdout().lock();
         match &entries[..] {
-            [only] => serde_json::to_writer_pretty(&mut out, only)?,
+            [only] if !targets.has_directory => serde_json::to_writer_pretty(&mut out, only)?,
             several => serde_json::to_writer_pretty(&mut out, several)?,
         }
         writeln!(out)?;
+    } else if targets.list.is_empty() {
+        say("no disk files there: those are called *.vhd, *.avhd, *.vhdx or *.avhdx");
     }
-    Ok(outcome)
+    Ok(tally)
 }
 
 /// Prints a report; what of it comes out of files cannot do anything to a terminal.

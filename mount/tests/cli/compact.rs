@@ -276,4 +276,37 @@ fn holes_in_a_sparse_file() {
     assert_eq!(on["allocated_after"], with);
     assert_eq!(off["length_after"], on["length_after"]);
     assert!(with + MIB < without, "{with}, without {without}");
+
+    // And filled again, the disk reads the same.
+    let (image, filled, copy) = (
+        sample.path("disk.vhdx"),
+        sample.path("filled.vhdx"),
+        sample.path("copy.vhdx"),
+    );
+    let sparse =
+        |file: &Path| json(&run(["info", "--json", file.to_str().unwrap()]))["sparse"].clone();
+    let cp = |from: &Path, to: &Path| {
+        tool(
+            "cp",
+            &["--sparse=auto", "--reflink=never", from.to_str().unwrap()],
+            to,
+        );
+    };
+    cp(&image, &filled);
+    assert_eq!(sparse(&filled), true);
+    let words = ["compact", "--unsparse", "--json", filled.to_str().unwrap()];
+    let output = run(words);
+    assert_eq!(exit_code(&output), 0, "{}", stderr(&output));
+    let done = json(&output);
+    assert!(done["holes_filled"].as_u64().unwrap() > 8 * MIB, "{done}");
+    assert!(
+        done["allocated_after"].as_u64() >= done["length_after"].as_u64(),
+        "{done}"
+    );
+    cp(&filled, &copy);
+    assert_eq!(
+        (sparse(&filled), sparse(&copy)),
+        (false.into(), false.into())
+    );
+    tool("qemu-img", &["compare", image.to_str().unwrap()], &copy);
 }

@@ -81,6 +81,48 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 #[cfg(unix)]
+/// A small file system, which ends with it.
+pub(crate) struct Tmpfs {
+    root: TempDir,
+}
+
+#[cfg(unix)]
+impl Tmpfs {
+    /// One of so many bytes, as mount(8) takes them. `None`, and it is said, where that is not possible.
+    pub(crate) fn new(size: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root mounts");
+            return None;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(root.path())
+            .status();
+        if !mount.unwrap().success() {
+            println!("skipped: no tmpfs may be mounted");
+            return None;
+        }
+        Some(Self { root })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.root.path()
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.path())
+            .status();
+    }
+}
+
+#[cfg(unix)]
 /// Does `work` as that user, in no group but one of the same number. For root alone; `None` for others.
 pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
     use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};

@@ -13,8 +13,9 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::copy::Copying;
 use super::pin::Pin;
-use super::{FileKey, HostOptions};
+use super::{FileKey, HostForm, HostOptions};
 use crate::error::{OpenError, OpenProblem};
+use crate::storage::holes::hole_bytes;
 use crate::storage::lock::{self, Access, LockError};
 use crate::storage::{Storage, check_copy, past_end};
 use crate::units::{FileOffset, FileRange, u64_from, usize_from};
@@ -144,6 +145,27 @@ impl HostFile {
     /// Which file it is.
     pub fn key(&self) -> io::Result<FileKey> {
         Pin::stat_of(&self.file).map(|stat| stat.key)
+    }
+
+    /// How the host stores it.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn form(&self) -> io::Result<HostForm> {
+        let hole_bytes = hole_bytes(self)?;
+        Ok(HostForm {
+            hole_bytes,
+            is_sparse: hole_bytes > 0,
+            ..HostForm::default()
+        })
+    }
+
+    /// Has the host no longer take the file for a sparse one, once it has no holes. Nothing to do here.
+    ///
+    /// # Errors
+    /// None.
+    pub fn end_sparse(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// As if the host had said that it has no `copy_file_range`.

@@ -23,8 +23,9 @@ use windows_sys::Win32::Foundation::{
     ERROR_SHARING_VIOLATION,
 };
 use windows_sys::Win32::Storage::FileSystem::{
-    FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY, FILE_ATTRIBUTE_READONLY, FILE_ATTRIBUTE_SPARSE_FILE,
-    FILE_GENERIC_READ, FILE_GENERIC_WRITE, FILE_SHARE_READ,
+    FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY, FILE_ATTRIBUTE_COMPRESSED, FILE_ATTRIBUTE_ENCRYPTED,
+    FILE_ATTRIBUTE_READONLY, FILE_ATTRIBUTE_SPARSE_FILE, FILE_GENERIC_READ, FILE_GENERIC_WRITE,
+    FILE_SHARE_READ,
 };
 use windows_sys::Win32::System::Ioctl::{
     FSCTL_QUERY_ALLOCATED_RANGES, FSCTL_SET_SPARSE, FSCTL_SET_ZERO_DATA,
@@ -33,8 +34,9 @@ use windows_sys::Win32::System::Ioctl::{
 use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{FileKey, HostOptions};
+use super::{FileKey, HostForm, HostOptions};
 use crate::error::{OpenError, OpenProblem};
+use crate::storage::holes::hole_bytes;
 use crate::storage::{Storage, check_copy, past_end};
 use crate::units::{FileOffset, FileRange, u64_from};
 
@@ -151,6 +153,35 @@ impl HostFile {
     /// Which file it is.
     pub fn key(&self) -> io::Result<FileKey> {
         Ok(self.stat()?.key)
+    }
+
+    /// How the host stores it.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn form(&self) -> io::Result<HostForm> {
+        let attributes = self.stat()?.attributes;
+        Ok(HostForm {
+            hole_bytes: hole_bytes(self)?,
+            is_sparse: attributes & FILE_ATTRIBUTE_SPARSE_FILE != 0,
+            is_compressed: attributes & FILE_ATTRIBUTE_COMPRESSED != 0,
+            is_encrypted: attributes & FILE_ATTRIBUTE_ENCRYPTED != 0,
+        })
+    }
+
+    /// Has the host no longer take the file for a sparse one, once it has no holes: it fills those that it
+    /// still has.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn end_sparse(&self) -> io::Result<()> {
+        if self.stat()?.attributes & FILE_ATTRIBUTE_SPARSE_FILE == 0 {
+            return Ok(());
+        }
+        // FILE_SET_SPARSE_BUFFER: one BOOLEAN, false.
+        self.control(FSCTL_SET_SPARSE, &[0], &mut [])?;
+        self.sparse.store(false, Ordering::Relaxed);
+        self.sync()
     }
 
     fn stat(&self) -> io::Result<Stat> {
