@@ -68,6 +68,7 @@ mod ffi;
 mod info;
 mod job;
 mod rights;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -83,8 +84,10 @@ pub use rights::OpenParameters;
 use job::Waiter;
 use rights::Rights;
 
-/// Open flags that ask for nothing that is not done anyway.
-const NEEDLESS_OPEN_FLAGS: u32 = OPEN_VIRTUAL_DISK_FLAG_CACHED_IO
+/// Open flags that are understood; all but the first two ask for what is done anyway.
+const OPEN_FLAGS: u32 = OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS
+    | OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR
+    | OPEN_VIRTUAL_DISK_FLAG_CACHED_IO
     | OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO
     | OPEN_VIRTUAL_DISK_FLAG_NO_WRITE_HARDENING
     | OPEN_VIRTUAL_DISK_FLAG_SUPPORT_COMPRESSED_VOLUMES
@@ -120,12 +123,11 @@ pub fn open_virtual_disk(
     flags: u32,
     parameters: Option<OpenParameters>,
 ) -> Result<VirtualDisk, Win32Error> {
-    if flags & !(OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS | NEEDLESS_OPEN_FLAGS) != 0 {
+    if flags & !OPEN_FLAGS != 0 {
         return Err(ERROR_INVALID_PARAMETER);
     }
     let rights = Rights::new(access, parameters)?;
-    let is_alone = flags & OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS != 0;
-    VirtualDisk::open(storage_type, path, rights, is_alone)
+    VirtualDisk::open(storage_type, path, rights, flags)
 }
 
 /// Attaches the disk, read-only and to this process alone, until [`detach_virtual_disk`] or the

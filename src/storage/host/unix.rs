@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::copy::Copying;
 use super::pin::Pin;
-use super::{FileKey, HostOptions};
+use super::{FileKey, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::lock::{self, Access, LockError};
 use crate::storage::{Storage, check_copy, past_end};
@@ -61,6 +61,42 @@ impl HostFile {
     /// [`OpenProblem::InUse`] where another program holds a lock that excludes us, and
     /// [`OpenProblem::Io`] where the host refuses or `path` is no regular file.
     pub fn open(path: &Path, options: &HostOptions) -> Result<Self, OpenError> {
+        let access = match options.read_only {
+            true => Access::Reader,
+            false => Access::Writer,
+        };
+        Self::open_as(path, options, options.lock.then_some(access))
+    }
+
+    /// Opens the regular file at `path` as a handle of the virtual disk interface has it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_shared(path: &Path, sharing: Sharing) -> Result<Self, OpenError> {
+        let (read_only, access) = match sharing {
+            Sharing::Compact => (false, Access::Compactor),
+            Sharing::Attached => (true, Access::Attached),
+        };
+        let options = HostOptions {
+            read_only,
+            ..HostOptions::default()
+        };
+        Self::open_as(path, &options, Some(access))
+    }
+
+    /// Whether somebody else has the disk attached by the virtual disk interface, in whichever process.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn is_attached(&self) -> io::Result<bool> {
+        lock::is_attached(&self.file)
+    }
+
+    fn open_as(
+        path: &Path,
+        options: &HostOptions,
+        access: Option<Access>,
+    ) -> Result<Self, OpenError> {
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
         // A FIFO without a writer must not hang us. Regular files ignore the flag.
         flags |= OFlags::NONBLOCK;
@@ -91,12 +127,7 @@ impl HostFile {
         if !file_type.is_file() {
             return Err(io("open the file")(not_regular(type_name(file_type))));
         }
-        if options.lock {
-            let access = if options.read_only {
-                Access::Reader
-            } else {
-                Access::Writer
-            };
+        if let Some(access) = access {
             lock::lock(&file, access).map_err(|error| match error {
                 LockError::Conflict(holder) => {
                     OpenError::new(path, OpenProblem::InUse(holder.to_owned()))

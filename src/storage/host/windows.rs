@@ -33,7 +33,7 @@ use windows_sys::Win32::System::Ioctl::{
 use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{FileKey, HostOptions};
+use super::{FileKey, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::{Storage, check_copy, past_end};
 use crate::units::{FileOffset, FileRange, u64_from};
@@ -67,6 +67,28 @@ impl HostFile {
         });
         pin.and_then(|pin| Self::of(&pin, options))
             .map_err(|problem| OpenError::new(path, problem))
+    }
+
+    /// Opens the regular file at `path` as a handle of the virtual disk interface has it. Who has it
+    /// attached lets others write, for there is no way to let one of them alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_shared(path: &Path, sharing: Sharing) -> Result<Self, OpenError> {
+        let options = HostOptions {
+            read_only: sharing == Sharing::Attached,
+            lock: sharing == Sharing::Compact,
+            no_follow: false,
+        };
+        Self::open(path, &options)
+    }
+
+    /// Whether another process has the disk attached: that cannot be told here.
+    ///
+    /// # Errors
+    /// None.
+    pub(crate) fn is_attached(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// Opens the file that `pin` holds.
