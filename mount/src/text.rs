@@ -17,6 +17,26 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "vhdfs: {}", plain(text));
 }
 
+/// Writes a part of a report to stdout, in one go. Who reads it may have seen enough before its end, as
+/// `head` and `grep -q` have: that is no failure, for what was to be done is done, or goes on.
+pub(crate) fn output(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    /// `ERROR_PIPE_NOT_CONNECTED`, which has no name in Rust.
+    #[cfg(windows)]
+    const NOT_CONNECTED: Option<i32> = Some(233);
+    #[cfg(not(windows))]
+    const NOT_CONNECTED: Option<i32> = None;
+    let number = error.raw_os_error();
+    error.kind() == io::ErrorKind::BrokenPipe || number.is_some() && number == NOT_CONNECTED
+}
+
 /// A byte count that displays as a person reads it: `512 bytes`, `1.5 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);

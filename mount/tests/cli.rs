@@ -6,6 +6,8 @@ mod common;
 #[cfg(unix)]
 #[path = "cli/compact.rs"]
 mod compact;
+#[path = "cli/words.rs"]
+mod words;
 
 use std::fs;
 use std::path::Path;

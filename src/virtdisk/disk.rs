@@ -17,7 +17,7 @@ use super::rights::Rights;
 use super::shared::{Attachment, HandleId, Opening, Ownership, Shared, reading};
 use crate::compact::CompactOptions;
 use crate::disk::Disk;
-use crate::error::{FormatError, OpenProblem};
+use crate::error::{ErrorKind, FormatError, OpenProblem};
 use crate::format::{DiskType, Format};
 use crate::image::{self, Identified};
 use crate::storage::host::HostFile;
@@ -73,7 +73,7 @@ impl VirtualDisk {
         Ok(handle)
     }
 
-    /// Has the file, and the disk open: until the handle is closed, but while the disk is attached only
+    /// Has the file, and the disk open: until the handle is closed, but while it has the disk attached only
     /// until what this gives is dropped.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl VirtualDisk {
         let taken = Arc::new(Ownership::take(&self.shared, &self.path, self.opening)?);
         // Not beside a thread that closes the handle: that waits for the lock held here.
         self.file()?;
-        if self.shared.state.lock().attachment.is_none() {
+        if !self.has_attached() {
             *owned = Some(Arc::clone(&taken));
         }
         Ok(taken)
@@ -100,6 +100,12 @@ impl VirtualDisk {
     /// The disk as a handle of this process has it open.
     pub(super) fn open_disk(&self) -> Option<Arc<Disk>> {
         self.shared.open_disk()
+    }
+
+    /// Whether it was by this handle that the disk was attached.
+    fn has_attached(&self) -> bool {
+        let state = self.shared.state.lock();
+        (state.attachment.as_ref()).is_some_and(|found| found.handle == self.id)
     }
 
     /// Whether the disk is attached, by whichever process.
@@ -314,10 +320,12 @@ fn expected(
         }),
         (Ok(found), _) => Ok(found),
         // Neither name nor content say that it is a virtual disk at all.
-        (Err(OpenProblem::Format(FormatError::NotVhd)), None) if !named => {
+        (Err(problem), None) if !named && problem.kind() == ErrorKind::NotADisk => {
+            logged(&problem);
             Err(ERROR_VIRTDISK_PROVIDER_NOT_FOUND)
         }
-        (Err(OpenProblem::Format(FormatError::NotVhd)), Some(Format::Vhdx)) => {
+        (Err(problem), Some(Format::Vhdx)) if problem.kind() == ErrorKind::NotADisk => {
+            logged(&problem);
             Err((&FormatError::NotVhdx).into())
         }
         (Err(problem), _) => Err(logged(&problem)),

@@ -170,8 +170,12 @@ fn has_no_directory(path: &Path) -> bool {
 impl From<&FormatError> for Win32Error {
     fn from(error: &FormatError) -> Self {
         match error {
-            FormatError::NotVhd => ERROR_VHD_DRIVE_FOOTER_MISSING,
-            FormatError::NotVhdx | FormatError::Corrupt { .. } => ERROR_FILE_CORRUPT,
+            FormatError::NotVhd | FormatError::Foreign { wanted: "VHD", .. } => {
+                ERROR_VHD_DRIVE_FOOTER_MISSING
+            }
+            FormatError::NotVhdx | FormatError::Foreign { .. } | FormatError::Corrupt { .. } => {
+                ERROR_FILE_CORRUPT
+            }
             FormatError::Incompatible { .. } => ERROR_VHD_FORMAT_UNSUPPORTED_VERSION,
             FormatError::Overlap { .. } | FormatError::BeyondEnd { .. } => {
                 ERROR_VHD_BLOCK_ALLOCATION_TABLE_CORRUPT

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The ways to open a handle that attaches, each for a disk of its own.
-fn each_attacher(test: impl Fn(&Made, VirtualDisk)) {
+fn each_attacher(test: impl Fn(&Made, &dyn Fn() -> VirtualDisk)) {
     let version_2 = |read_only| {
         Some(OpenParameters::Version2 {
             get_info_only: false,
@@ -18,9 +18,10 @@ fn each_attacher(test: impl Fn(&Made, VirtualDisk)) {
     ];
     for (access, parameters) in ways {
         for made in Made::each() {
-            let unknown = VirtualStorageType::UNKNOWN;
-            let disk = open_virtual_disk(&unknown, &made.path, access, 0, parameters).unwrap();
-            test(&made, disk);
+            test(&made, &|| {
+                let unknown = VirtualStorageType::UNKNOWN;
+                open_virtual_disk(&unknown, &made.path, access, 0, parameters).unwrap()
+            });
         }
     }
 }
@@ -39,8 +40,9 @@ fn physical_size(disk: &VirtualDisk) -> u64 {
 
 #[test]
 fn another_handle_compacts_what_is_attached() {
-    each_attacher(|made, disk| {
+    each_attacher(|made, open_to_attach| {
         let predicted = made.predicted(with_fs());
+        let disk = open_to_attach();
         // Not before it is attached.
         assert_eq!(refused(&made.path, METAOPS), ERROR_SHARING_VIOLATION);
         attach_virtual_disk(&disk, READ_ONLY, 0).unwrap();

@@ -1,13 +1,13 @@
 //! `vhdfs map`: the whole file as a picture, each character a part of it.
 
-use std::io::{self, Write};
+use std::io;
 
 use vhdfs::compact::CompactOptions;
 use vhdfs::disk::{Disk, DiskType, OpenOptions, Region, RegionKind};
 
 use super::about;
 use crate::cli::MapArguments;
-use crate::text::{Bytes, say, shown};
+use crate::text::{Bytes, output, say, shown};
 use crate::{Failure, Outcome};
 
 /// The most lines that the picture takes.
@@ -55,9 +55,8 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
         ASCII
     };
     let picture = draw(&disk.regions(), columns(), marks);
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}: {}", shown(file), Bytes(info.file_length))?;
-    out.write_all(picture.as_bytes())?;
+    let title = format!("{}: {}\n", shown(file), Bytes(info.file_length));
+    output((title + &picture).as_bytes())?;
     Ok(Outcome::Fine)
 }
 

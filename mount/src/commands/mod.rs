@@ -13,7 +13,7 @@ use serde::Serialize;
 use vhdfs::disk::{Children, Disk, children_below};
 use vhdfs::error::chain;
 
-use crate::text::{plain, say};
+use crate::text::{output, plain, say};
 use crate::{Failure, Outcome};
 
 /// What one file came to.
@@ -68,12 +68,12 @@ fn for_each_file<R: Report>(
         }
     }
     if json {
-        let mut out = io::stdout().lock();
-        match &entries[..] {
-            [only] => serde_json::to_writer_pretty(&mut out, only)?,
-            several => serde_json::to_writer_pretty(&mut out, several)?,
-        }
-        writeln!(out)?;
+        let mut text = match &entries[..] {
+            [only] => serde_json::to_vec_pretty(only)?,
+            several => serde_json::to_vec_pretty(several)?,
+        };
+        text.push(b'\n');
+        output(&text)?;
     }
     Ok(outcome)
 }
@@ -82,10 +82,9 @@ fn for_each_file<R: Report>(
 fn print<R: Report>(report: &R) -> io::Result<()> {
     let mut bytes = Vec::new();
     report.print(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut out = io::stdout().lock();
-    text.lines()
-        .try_for_each(|line| writeln!(out, "{}", plain(line)))
+    let lines = String::from_utf8_lossy(&bytes);
+    let text: String = lines.lines().map(|line| plain(line) + "\n").collect();
+    output(text.as_bytes())
 }
 
 /// The children of a disk in the directory of its file and below.

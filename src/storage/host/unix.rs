@@ -316,7 +316,14 @@ impl Storage for HostFile {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset.get())
+        let read = self.file.read_exact_at(buf, offset.get());
+        read.map_err(|error| match (error.kind(), self.len()) {
+            // Rust's own words say nothing of where.
+            (io::ErrorKind::UnexpectedEof, Ok(len)) => {
+                past_end(FileRange::new(offset, u64_from(buf.len())), len)
+            }
+            _ => error,
+        })
     }
 
     fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
@@ -353,8 +360,9 @@ impl Storage for HostFile {
     }
 
     fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.len()? {
-            return Err(past_end(range));
+        let len = self.len()?;
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         self.check_len()?;
         self.zero(range)

@@ -229,7 +229,10 @@ impl Storage for HostFile {
         while done < buf.len() {
             let at = offset.plus(u64_from(done)).get();
             match self.file.seek_read(&mut buf[done..], at).map_err(told)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => {
+                    let range = FileRange::new(offset, u64_from(buf.len()));
+                    return Err(past_end(range, self.len()?));
+                }
                 read => done += read,
             }
         }
@@ -282,8 +285,9 @@ impl Storage for HostFile {
     }
 
     fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.len()? {
-            return Err(past_end(range));
+        let len = self.len()?;
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         // What zeroes without writing gives the space of a sparse file back.
         self.put_zeros(range)
