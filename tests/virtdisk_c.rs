@@ -224,7 +224,7 @@ fn attached_by_one_process_compacted_by_another() {
     for made in Made::each() {
         // On Windows it cannot be told that another process has it attached.
         let predicted = match SYSTEM.wine {
-            None => made.predicted(with_fs()),
+            None => made.predicted(made.with_fs()),
             Some(_) => made.predicted(CompactOptions::default()),
         };
         let mut holding = command(program, &SYSTEM.library)

@@ -62,7 +62,7 @@
 //!   detached. Nor are other programs that write kept off while it is attached.
 //! * A file-system-aware compaction also drops blocks of zeros, and knows more filesystems than NTFS.
 //!   It falls back to blocks of zeros where other disks in the file's directory, or below, are
-//!   children of the disk.
+//!   children of the disk; of a VHD always, for a child that is elsewhere could not tell.
 //! * What a path of a disk's type is, is told by what the file holds, and only where that leaves it
 //!   open by its extension.
 //! * A caller who closes a handle while an operation runs waits for its end.

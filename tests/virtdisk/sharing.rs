@@ -41,7 +41,7 @@ fn physical_size(disk: &VirtualDisk) -> u64 {
 #[test]
 fn another_handle_compacts_what_is_attached() {
     each_attacher(|made, open_to_attach| {
-        let predicted = made.predicted(with_fs());
+        let predicted = made.predicted(made.with_fs());
         let disk = open_to_attach();
         // Not before it is attached.
         assert_eq!(refused(&made.path, METAOPS), ERROR_SHARING_VIOLATION);
