@@ -53,6 +53,16 @@ pub enum FormatError {
     /// The file type identifier is not there.
     #[error("not a VHDX: no `vhdxfile` at the start of the file")]
     NotVhdx,
+    /// It is something else.
+    #[error("not a {wanted}: it is {found}; {advice}")]
+    Foreign {
+        /// What it should be: `VHD` or `VHDX`.
+        wanted: &'static str,
+        /// What it is.
+        found: &'static str,
+        /// What to do about it.
+        advice: String,
+    },
     /// A structure breaks the format.
     #[error("corrupt {structure}: {found}; expected {expected}")]
     Corrupt {
@@ -119,7 +129,7 @@ impl FormatError {
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotVhd | Self::NotVhdx => ErrorKind::NotADisk,
+            Self::NotVhd | Self::NotVhdx | Self::Foreign { .. } => ErrorKind::NotADisk,
             Self::Incompatible { .. } => ErrorKind::Incompatible,
             Self::Corrupt { .. } | Self::Overlap { .. } | Self::BeyondEnd { .. } => {
                 ErrorKind::Corrupt

@@ -7,6 +7,8 @@
 mod disks;
 #[path = "virtdisk/opening.rs"]
 mod opening;
+#[path = "virtdisk/sharing.rs"]
+mod sharing;
 mod support;
 
 use std::fs;

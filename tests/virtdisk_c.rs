@@ -12,10 +12,11 @@ mod support;
 
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use disks::{DISK, FORMATS, MB, Made, large, len, verify_large};
@@ -214,6 +215,44 @@ fn run_to_the_end(program: &Path, path: &Path, least: u64) {
     run(program, "aware", path);
     assert_eq!(len(path), least);
     verify_large(path);
+}
+
+/// One process has the disk attached read-only, another one compacts it.
+#[test]
+fn attached_by_one_process_compacted_by_another() {
+    let Some(program) = program() else { return };
+    for made in Made::each() {
+        // On Windows it cannot be told that another process has it attached.
+        let predicted = match SYSTEM.wine {
+            None => made.predicted(made.with_fs()),
+            Some(_) => made.predicted(CompactOptions::default()),
+        };
+        let mut holding = command(program, &SYSTEM.library)
+            .args(["hold", &seen(&made.path)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(holding.stdout.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), "attached");
+        run(program, "agnostic", &made.path);
+        assert_eq!(made.len(), predicted);
+        drop(holding.stdin.take());
+        said.read_line(&mut line).unwrap();
+        assert!(holding.wait().unwrap().success(), "{line}");
+        made.verify();
+    }
+}
+
+#[test]
+fn opened_and_attached_as_by_go() {
+    let Some(program) = program() else { return };
+    for made in Made::each() {
+        run(program, "as-go", &made.path);
+        made.verify_all();
+    }
 }
 
 #[test]

@@ -70,8 +70,6 @@ fn main() -> ExitCode {
     match run(cli::parse(arguments)) {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Problems) => ExitCode::from(1),
-        // Whoever reads what is printed has seen enough, as `head` has.
-        Err(failure) if is_broken_pipe(&failure) => ExitCode::from(1),
         Err(failure) => {
             text::say(&vhdfs::error::chain(&*failure));
             ExitCode::from(if failure.is::<WrongUsage>() { 2 } else { 1 })
@@ -85,19 +83,6 @@ fn main() -> ExitCode {
 fn fail_at_limits() -> std::io::Result<()> {
     let ignored = std::sync::Arc::default();
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map(drop)
-}
-
-fn is_broken_pipe(failure: &Failure) -> bool {
-    /// `ERROR_PIPE_NOT_CONNECTED`, which has no name in Rust.
-    #[cfg(windows)]
-    const NOT_CONNECTED: Option<i32> = Some(233);
-    #[cfg(not(windows))]
-    const NOT_CONNECTED: Option<i32> = None;
-    (failure.downcast_ref::<std::io::Error>()).is_some_and(|error| {
-        let number = error.raw_os_error();
-        error.kind() == std::io::ErrorKind::BrokenPipe
-            || number.is_some() && number == NOT_CONNECTED
-    })
 }
 
 fn run(command: Command) -> Result<Outcome, Failure> {

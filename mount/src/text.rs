@@ -1,7 +1,7 @@
 //! Text for people: sizes in words, and names that others have chosen.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 pub(crate) use vhdfs::error::plain;
@@ -15,6 +15,32 @@ pub(crate) fn shown(path: &Path) -> String {
 pub(crate) fn say(text: &str) {
     // Nobody may be there to read it.
     let _ = writeln!(io::stderr(), "vhdfs: {}", plain(text));
+}
+
+/// Writes a part of a report to stdout, in one go. Who reads it may have seen enough before its end, as
+/// `head` and `grep -q` have: that is no failure, for what was to be done is done, or goes on.
+pub(crate) fn output(text: &[u8]) -> io::Result<()> {
+    output_with(|out| out.write_all(text))
+}
+
+/// As [`output`], of what is too much to have in one piece.
+pub(crate) fn output_with(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        // What is left in the buffer is dropped with it.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    /// `ERROR_PIPE_NOT_CONNECTED`, which has no name in Rust.
+    #[cfg(windows)]
+    const NOT_CONNECTED: Option<i32> = Some(233);
+    #[cfg(not(windows))]
+    const NOT_CONNECTED: Option<i32> = None;
+    let number = error.raw_os_error();
+    error.kind() == io::ErrorKind::BrokenPipe || number.is_some() && number == NOT_CONNECTED
 }
 
 /// A byte count that displays as a person reads it: `512 bytes`, `1.5 GiB`.

@@ -20,7 +20,7 @@ use crate::format::Format;
 pub use crate::image::CheckReport;
 use crate::image::{detect, vhd, vhdx};
 use crate::storage::Storage;
-use crate::storage::host::{HostFile, HostOptions, sync_directory_of};
+use crate::storage::host::{HostFile, HostOptions, paths, sync_directory_of};
 use crate::units::FileRange;
 use rehearsal::{Rehearsal, Script};
 use restore::Refusal;
@@ -168,6 +168,12 @@ pub fn restore(backup: &Path, path: &Path) -> Result<u64, RestoreError> {
         ..HostOptions::default()
     };
     let saved = HostFile::open(backup, &reading)?;
+    if paths::is_same(backup, path) {
+        return Err(RestoreError::NoBackup {
+            path: backup.to_owned(),
+            reason: "it is the file itself that is to be put right".to_owned(),
+        });
+    }
     let file = HostFile::open(path, &HostOptions::default())?;
     let io = |path: &Path, action, source| {
         RestoreError::Open(OpenError::new(path, OpenProblem::Io { action, source }))

@@ -177,7 +177,7 @@ impl Storage for Rehearsal<'_> {
         let script = self.script.lock();
         let range = FileRange::new(offset, u64_from(buf.len()));
         if range.end().get() > script.len {
-            return Err(past_end(range));
+            return Err(past_end(range, script.len));
         }
         self.read(&script, buf, offset)
     }
@@ -221,8 +221,9 @@ impl Storage for Rehearsal<'_> {
     }
 
     fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.len()? {
-            return Err(past_end(range));
+        let len = self.len()?;
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         if range.len > MOST {
             return Err(too_much());

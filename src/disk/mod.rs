@@ -90,7 +90,7 @@ pub struct DiskInfo {
     pub blocks_total: u64,
     /// Blocks that have a place in the file.
     pub blocks_allocated: u64,
-    /// The program that made the image, and its version.
+    /// The program that made the image, and its version; empty where the image does not say.
     pub creator: String,
 }
 

@@ -179,7 +179,7 @@ impl Level<'_> {
         let found = found.map_err(|problem| match problem {
             // By us, who have the chain below open.
             ParentProblem::InUse { path, .. }
-                if levels().any(|level| is_same(level.path, &path)) =>
+                if levels().any(|level| paths::is_same(level.path, &path)) =>
             {
                 ParentProblem::Circle { path }
             }
@@ -217,11 +217,6 @@ impl Level<'_> {
         parents.opened(key, &disk);
         Ok(disk)
     }
-}
-
-/// Whether both are names of one file of the host.
-fn is_same(one: &Path, other: &Path) -> bool {
-    paths::canonical(one).is_ok_and(|one| paths::canonical(other).is_ok_and(|other| one == other))
 }
 
 /// Parents in files of the host, below certain directories alone. Disks that it gave are shared as

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 pub mod foreign_path;
+pub mod magic;
 pub mod parent;
 pub mod sector_bitmap;
 pub mod vhd;

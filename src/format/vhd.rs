@@ -351,7 +351,8 @@ impl Footer {
         self.raw.creator_version.get()
     }
 
-    /// Name and version of the creating program for people, e.g. `win  10.0`.
+    /// Name and version of the creating program for people, e.g. `win  10.0`; empty where the footer
+    /// names none.
     pub fn creator_text(&self) -> String {
         let name: String = (self.raw.creator_application.iter())
             .filter(|byte| **byte != 0)
@@ -363,8 +364,13 @@ impl Footer {
                 }
             })
             .collect();
+        let name = name.trim();
         let version = self.creator_version();
-        format!("{} {}.{}", name.trim_end(), version >> 16, version & 0xffff)
+        match (name.is_empty(), version) {
+            (true, 0) => String::new(),
+            (true, _) => format!("version {}.{}", version >> 16, version & 0xffff),
+            (false, _) => format!("{name} {}.{}", version >> 16, version & 0xffff),
+        }
     }
 
     /// Whether a saved machine state belongs to the disk; its bytes must not change then.

@@ -19,6 +19,7 @@
 
 mod claims;
 mod durability;
+mod foreign;
 mod identify;
 mod open;
 mod report;
@@ -165,7 +166,7 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn geometry(&self) -> &Geometry;
 
-    /// The program that made it, for people.
+    /// The program that made it, for people; empty where the image does not say.
     fn creator(&self) -> String;
 
     /// Which disk it is: what its children refer to.

@@ -68,6 +68,16 @@ pub struct HostOptions {
     pub no_follow: bool,
 }
 
+/// How a handle of [`crate::virtdisk`] has a file, where that is neither as a reader nor as a writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// To compact it: as a writer, but beside one who has it attached.
+    Compact,
+    /// Attached: reading nothing, and letting nobody write but one who compacts. Only by who has the file
+    /// as a reader or a writer meanwhile.
+    Attached,
+}
+
 impl Default for HostOptions {
     /// Read-write, locked, following symbolic links.
     fn default() -> Self {

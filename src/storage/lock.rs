@@ -8,7 +8,12 @@
 //! ```text
 //! byte 100 + n   somebody uses permission n
 //! byte 200 + n   somebody does not let others use permission n
+//! byte 300       somebody has the disk attached, by our virtual disk interface; QEMU does not know it
 //! ```
+//!
+//! Who has a disk attached reads nothing of it, and so need not keep out one who compacts it by the same
+//! interface. It keeps all other writers out, by refusing one permission alone that each of them needs. A
+//! reader refuses both: who compacts finds the one refused and the other not, and byte 300 held.
 //!
 //! The locks belong to the open file description (OFD locks): no other descriptor of this process
 //! that is closed drops them, and they work between two opens of one process. They reach other hosts
@@ -30,6 +35,11 @@ pub(crate) enum Access {
     Reader,
     /// Reads, writes and changes the file's length, and relies on nobody else doing so.
     Writer,
+    /// As a writer, but beside one who has the disk attached.
+    Compactor,
+    /// Reads nothing, and lets nobody write but a compactor. Only for one who is a reader or a writer of
+    /// the file until these locks are taken, so that nobody else is a writer by then.
+    Attached,
 }
 
 /// Why the locks are not held.
@@ -43,7 +53,7 @@ pub(crate) enum LockError {
 
 /// One permission of QEMU's block layer.
 struct Permission {
-    number: u8,
+    number: u16,
     /// What a holder does, should we not admit it.
     held: &'static str,
     /// What a holder refuses, should we need it.
@@ -66,20 +76,28 @@ const RESIZE: Permission = Permission {
     refused: "it lets nobody change the file's length meanwhile",
 };
 
-const USED_BASE: u8 = 100;
-const REFUSED_BASE: u8 = 200;
+const USED_BASE: u16 = 100;
+const REFUSED_BASE: u16 = 200;
+const ATTACHED: u16 = 300;
+
+/// What one who holds [`ATTACHED`] does.
+const ATTACHED_BY: &str = "it has the disk attached";
 
 impl Access {
     fn used(self) -> &'static [Permission] {
         match self {
             Self::Reader => &[CONSISTENT_READ],
-            Self::Writer => &[CONSISTENT_READ, WRITE, RESIZE],
+            Self::Writer | Self::Compactor => &[CONSISTENT_READ, WRITE, RESIZE],
+            Self::Attached => &[],
         }
     }
 
     /// The permissions that others may not use.
     fn refused(self) -> &'static [Permission] {
-        &[WRITE, RESIZE]
+        match self {
+            Self::Attached => &[RESIZE],
+            _ => &[WRITE, RESIZE],
+        }
     }
 }
 
@@ -102,10 +120,18 @@ pub(crate) fn lock(file: &File, access: Access) -> Result<(), LockError> {
 /// Gives the locks on `file` back, even while a child that is just being started still shares its
 /// open file description.
 pub(crate) fn unlock(file: &File) {
-    let len = REFUSED_BASE - USED_BASE + RESIZE.number + 1;
+    let len = ATTACHED - USED_BASE + 1;
     // Nothing depends on it: closing the last descriptor does the same, only later.
     let all = bytes_lock(libc::F_UNLCK, USED_BASE, len);
     let _ = retry(|| fcntl(file, FcntlArg::F_OFD_SETLK(&all)));
+}
+
+/// Whether somebody else has the disk in `file` attached.
+pub(crate) fn is_attached(file: &File) -> io::Result<bool> {
+    match is_held(file, ATTACHED) {
+        Err(Errno::ENOLCK | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
+        held => Ok(held?),
+    }
 }
 
 /// `Some` with what somebody else does that excludes us.
@@ -118,13 +144,17 @@ fn take_and_check(file: &File, access: Access) -> nix::Result<Option<&'static st
         .refused()
         .iter()
         .map(|permission| REFUSED_BASE + permission.number);
-    for byte in used.chain(refused) {
+    let mark = (access == Access::Attached).then_some(ATTACHED);
+    for byte in used.chain(refused).chain(mark) {
         match retry(|| fcntl(file, FcntlArg::F_OFD_SETLK(&byte_lock(libc::F_RDLCK, byte)))) {
             Ok(_) => {}
             // Not QEMU, which never locks exclusively.
             Err(Errno::EAGAIN | Errno::EACCES) => return Ok(Some("it holds an exclusive lock")),
             Err(error) => return Err(error),
         }
+    }
+    if access == Access::Attached {
+        return Ok(is_held(file, ATTACHED)?.then_some(ATTACHED_BY));
     }
     // What somebody does tells more than what it refuses, so that is looked for first.
     for permission in access.refused() {
@@ -133,25 +163,32 @@ fn take_and_check(file: &File, access: Access) -> nix::Result<Option<&'static st
         }
     }
     for permission in access.used() {
-        if is_held(file, REFUSED_BASE + permission.number)? {
-            return Ok(Some(permission.refused));
+        if !is_held(file, REFUSED_BASE + permission.number)? {
+            continue;
+        }
+        // A reader would have been found by the permission before this one.
+        let by_attached = permission.number == RESIZE.number && is_held(file, ATTACHED)?;
+        match (by_attached, access) {
+            (true, Access::Compactor) => {}
+            (true, _) => return Ok(Some(ATTACHED_BY)),
+            (false, _) => return Ok(Some(permission.refused)),
         }
     }
     Ok(None)
 }
 
 /// Whether anybody but this open file description holds a lock on `byte`.
-fn is_held(file: &File, byte: u8) -> nix::Result<bool> {
+fn is_held(file: &File, byte: u16) -> nix::Result<bool> {
     let mut lock = byte_lock(libc::F_WRLCK, byte);
     retry(|| fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)))?;
     Ok(lock.l_type != short(libc::F_UNLCK))
 }
 
-fn byte_lock(kind: i32, byte: u8) -> libc::flock {
+fn byte_lock(kind: i32, byte: u16) -> libc::flock {
     bytes_lock(kind, byte, 1)
 }
 
-fn bytes_lock(kind: i32, first: u8, len: u8) -> libc::flock {
+fn bytes_lock(kind: i32, first: u16, len: u16) -> libc::flock {
     libc::flock {
         l_type: short(kind),
         l_whence: short(libc::SEEK_SET),

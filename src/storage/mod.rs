@@ -24,16 +24,16 @@ use std::io;
 
 use crate::units::{FileOffset, FileRange};
 
-/// The error of a range that reaches beyond the end of the file.
-pub(crate) fn past_end(range: FileRange) -> io::Error {
-    let text = format!("{range} reaches beyond the end of the file");
+/// The error of a range that reaches beyond the end of the file, which is `len` bytes long.
+pub(crate) fn past_end(range: FileRange, len: u64) -> io::Error {
+    let text = format!("{range} reaches beyond the end of the file at {len:#x}: it was cut");
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 /// That a copy inside a file of `len` bytes is one that [`Storage::copy_within`] allows.
 pub(crate) fn check_copy(from: FileRange, to: FileOffset, len: u64) -> io::Result<()> {
     if from.end().get() > len {
-        return Err(past_end(from));
+        return Err(past_end(from, len));
     }
     if from.overlaps(FileRange::new(to, from.len)) {
         let text = format!("{from} overlaps its copy at {to}");

@@ -91,7 +91,7 @@ numbers! {
     OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO = 0x0020;
     /// The file of a VHD set; refused.
     OPEN_VIRTUAL_DISK_FLAG_VHDSET_FILE_ONLY = 0x0040;
-    /// Not by the parent's relative path; refused.
+    /// Not by the parents' relative paths.
     OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR = 0x0080;
     /// Without some of the syncs; they are made all the same.
     OPEN_VIRTUAL_DISK_FLAG_NO_WRITE_HARDENING = 0x0100;
@@ -133,7 +133,7 @@ numbers! {
     ATTACH_VIRTUAL_DISK_VERSION_UNSPECIFIED = 0;
     /// Says nothing more.
     ATTACH_VIRTUAL_DISK_VERSION_1 = 1;
-    /// A part of the disk; refused.
+    /// A part of the disk; refused but where that is none.
     ATTACH_VIRTUAL_DISK_VERSION_2 = 2;
 
     /// The only way to detach.

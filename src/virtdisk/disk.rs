@@ -1,8 +1,8 @@
-//! Open virtual disks: what a handle may do, and what the handles of one file share.
+//! Open virtual disks: what a handle may do.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 #[cfg(any(test, not(windows)))]
 use std::time::Duration;
@@ -14,140 +14,82 @@ use super::constants::*;
 use super::error::*;
 use super::job::{Job, VirtualDiskProgress, Waiter};
 use super::rights::Rights;
+use super::shared::{Attachment, HandleId, Opening, Ownership, Shared, reading};
 use crate::compact::CompactOptions;
-use crate::disk::{Disk, HostParents, OpenOptions};
-use crate::error::{FormatError, OpenProblem};
+use crate::disk::Disk;
+use crate::error::{ErrorKind, FormatError, OpenProblem};
 use crate::format::{DiskType, Format};
 use crate::image::{self, Identified};
-use crate::storage::host::{FileKey, HostFile, HostOptions};
-
-/// What the handles of one file have in common, in this process.
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Whether there is a handle that keeps others off.
-    is_owned: bool,
-    is_attached: bool,
-    /// The disk of that handle.
-    disk: Weak<Disk>,
-    /// The operation that runs, or the last one.
-    job: Option<Arc<Job>>,
-}
-
-impl State {
-    fn running(&self) -> Option<&Arc<Job>> {
-        self.job.as_ref().filter(|job| job.is_running())
-    }
-
-    /// Makes `job` the one that runs, or the last one.
-    ///
-    /// # Errors
-    /// `ERROR_VHD_INVALID_STATE` while another one runs.
-    fn begin(&mut self, job: &Arc<Job>) -> Result<(), Win32Error> {
-        if self.running().is_some() {
-            return Err(ERROR_VHD_INVALID_STATE);
-        }
-        let last = self.job.replace(Arc::clone(job));
-        if let Some(last) = last {
-            // It has ended, and whoever waits for it is being told.
-            last.wait(None);
-        }
-        Ok(())
-    }
-}
-
-static FILES: LazyLock<Mutex<HashMap<FileKey, Weak<Shared>>>> = LazyLock::new(Mutex::default);
-
-fn shared_of(file: FileKey) -> Arc<Shared> {
-    let mut files = FILES.lock();
-    if let Some(shared) = files.get(&file).and_then(Weak::upgrade) {
-        return shared;
-    }
-    files.retain(|_, shared| shared.strong_count() > 0);
-    let shared = Arc::new(Shared::default());
-    files.insert(file, Arc::downgrade(&shared));
-    shared
-}
+use crate::storage::host::HostFile;
 
 /// A handle of an open virtual disk. Dropping it closes it.
 #[derive(Debug)]
 pub struct VirtualDisk {
+    id: HandleId,
     pub(super) rights: Rights,
     pub(super) path: PathBuf,
-    /// Whether parents are not to be looked for.
-    pub(super) is_alone: bool,
+    pub(super) opening: Opening,
     shared: Arc<Shared>,
     /// The file, to ask what it is; `None` once it is closed.
     file: Mutex<Option<Arc<HostFile>>>,
-    /// The disk, of a handle that keeps others off, if it can be used as one.
-    disk: Mutex<Option<Arc<Disk>>>,
-    is_owner: bool,
+    /// While it keeps others off the file.
+    owned: Mutex<Option<Arc<Ownership>>>,
 }
 
 impl VirtualDisk {
-    /// Opens the file at `path`.
+    /// Opens the file at `path`, with `flags` that were looked at.
     pub(super) fn open(
         storage_type: &VirtualStorageType,
         path: &Path,
         rights: Rights,
-        is_alone: bool,
+        flags: u32,
     ) -> Result<Self, Win32Error> {
-        let look =
-            HostFile::open(path, &host_options(false, false)).map_err(|error| logged(&error))?;
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let look = HostFile::open(path, &reading(false)).map_err(|error| logged(&error))?;
         let identified = image::identify(&look, path);
         let identified = expected(storage_type, path, identified)?;
         let is_child = identified.parent.is_some();
-        let mut handle = Self {
+        let has = |flag| flags & flag != 0;
+        let opening = Opening {
+            write: rights.writes && (rights.rw_depth > 0 || !is_child),
+            is_alone: is_child && has(OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS),
+            ignore_relative: has(OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR),
+        };
+        let handle = Self {
+            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             rights,
             path: path.to_owned(),
-            is_alone: is_alone && is_child,
-            shared: shared_of(look.key().map_err(|error| Win32Error::host(&error))?),
+            opening,
+            shared: Shared::of(look.key().map_err(|error| Win32Error::host(&error))?),
             file: Mutex::new(Some(Arc::new(look))),
-            disk: Mutex::default(),
-            is_owner: false,
+            owned: Mutex::default(),
         };
-        if !rights.owns() {
-            handle.look()?;
-            return Ok(handle);
+        if rights.owns() {
+            handle.own()?;
         }
-        let write = rights.writes && (rights.rw_depth > 0 || !is_child);
-        handle.own(write)?;
+        if !rights.owns() || opening.is_alone {
+            handle.look()?;
+        }
         Ok(handle)
     }
 
-    /// Opens the disk, and keeps others off it.
-    fn own(&mut self, write: bool) -> Result<(), Win32Error> {
-        let file = HostFile::open(&self.path, &host_options(write, true));
-        let file = Arc::new(file.map_err(|error| logged(&error))?);
-        {
-            let mut state = self.shared.state.lock();
-            if std::mem::replace(&mut state.is_owned, true) {
-                return Err(ERROR_SHARING_VIOLATION);
-            }
+    /// Has the file, and the disk open: until the handle is closed, but while it has the disk attached only
+    /// until what this gives is dropped.
+    ///
+    /// # Errors
+    /// `ERROR_SHARING_VIOLATION`, and what opening a disk fails with.
+    fn own(&self) -> Result<Arc<Ownership>, Win32Error> {
+        let mut owned = self.owned.lock();
+        if let Some(owned) = &*owned {
+            return Ok(Arc::clone(owned));
         }
-        // From here on closing this handle gives that up again.
-        self.is_owner = true;
-        *self.file.get_mut() = Some(Arc::clone(&file));
-        if self.is_alone {
-            self.look()?;
-            return Ok(());
+        let taken = Arc::new(Ownership::take(&self.shared, &self.path, self.opening)?);
+        // Not beside a thread that closes the handle: that waits for the lock held here.
+        self.file()?;
+        if !self.has_attached() {
+            *owned = Some(Arc::clone(&taken));
         }
-        let options = OpenOptions {
-            read_only: !write,
-            lock: true,
-            // Windows does not attach files with holes.
-            punch_holes: false,
-        };
-        let parents = HostParents::beside(&self.path, &[]);
-        let disk = Disk::open_storage_with(file, &self.path, &options, &parents);
-        let disk = disk.map_err(|error| logged(&error))?;
-        self.shared.state.lock().disk = Arc::downgrade(&disk);
-        *self.disk.get_mut() = Some(disk);
-        Ok(())
+        Ok(taken)
     }
 
     /// The file, unless the handle was closed.
@@ -157,36 +99,46 @@ impl VirtualDisk {
 
     /// The disk as a handle of this process has it open.
     pub(super) fn open_disk(&self) -> Option<Arc<Disk>> {
-        self.shared.state.lock().disk.upgrade()
+        self.shared.open_disk()
     }
 
-    pub(super) fn is_attached(&self) -> bool {
-        self.shared.state.lock().is_attached
+    /// Whether it was by this handle that the disk was attached.
+    fn has_attached(&self) -> bool {
+        let state = self.shared.state.lock();
+        (state.attachment.as_ref()).is_some_and(|found| found.handle == self.id)
     }
 
-    /// The disk to attach or compact.
-    fn own_disk(&self) -> Result<Arc<Disk>, Win32Error> {
-        let disk = self.disk.lock().clone();
-        // There is none, too, once the handle is closed.
-        self.file()?;
-        disk.ok_or(ERROR_VHD_INVALID_STATE)
+    /// Whether the disk is attached, by whichever process.
+    pub(super) fn is_attached(&self) -> Result<bool, Win32Error> {
+        if self.shared.state.lock().attachment.is_some() {
+            return Ok(true);
+        }
+        let attached = self.file()?.is_attached();
+        attached.map_err(|error| Win32Error::host(&error))
     }
 
     pub(super) fn attach(&self, waiter: Option<Box<dyn Waiter>>) -> Result<(), Win32Error> {
         if !self.rights.attach {
             return Err(ERROR_ACCESS_DENIED);
         }
-        let _disk = self.own_disk()?;
+        self.file()?;
+        if self.is_attached()? || self.shared.state.lock().running().is_some() {
+            return Err(ERROR_VHD_INVALID_STATE);
+        }
+        let owned = self.own()?;
+        let attachment = Attachment::new(&self.shared, &self.path, &*owned.disk()?, self.id)?;
         let mut state = self.shared.state.lock();
         self.file()?;
-        if state.is_attached {
+        if state.attachment.is_some() {
             return Err(ERROR_VHD_INVALID_STATE);
         }
         // There is nothing to wait for, but whoever waits is told.
         let job = Arc::new(Job::new(waiter.as_ref().map(|waiter| waiter.key())));
-        state.begin(&job)?;
-        state.is_attached = true;
+        state.begin(&job, self.id)?;
+        state.attachment = Some(attachment);
         drop(state);
+        *self.owned.lock() = None;
+        drop(owned);
         let Some(mut waiter) = waiter else {
             job.end(ERROR_SUCCESS, None);
             return Ok(());
@@ -202,12 +154,25 @@ impl VirtualDisk {
         }
         self.file()?;
         let mut state = self.shared.state.lock();
-        if !std::mem::take(&mut state.is_attached) {
-            return Err(ERROR_VHD_INVALID_STATE);
-        }
+        let attachment = state.attachment.take();
         let job = state.job.clone();
         drop(state);
+        let Some(attachment) = attachment else {
+            return Err(match self.is_attached()? {
+                // By another process.
+                true => ERROR_NOT_SUPPORTED,
+                false => ERROR_NOT_READY,
+            });
+        };
         stop(job);
+        // Before others can have the file. If one of them compacts it already, whatever this handle is
+        // asked for next tries again.
+        if attachment.handle == self.id
+            && let Err(code) = self.own()
+        {
+            log::info!("{}: {code} after detaching it", self.path.display());
+        }
+        drop(attachment);
         Ok(())
     }
 
@@ -220,7 +185,12 @@ impl VirtualDisk {
         if !self.rights.metaops {
             return Err(ERROR_ACCESS_DENIED);
         }
-        let disk = self.own_disk()?;
+        self.file()?;
+        if self.shared.state.lock().running().is_some() {
+            return Err(ERROR_VHD_INVALID_STATE);
+        }
+        let owned = self.own()?;
+        let disk = owned.disk()?;
         if disk.is_read_only() {
             return Err(ERROR_ACCESS_DENIED);
         }
@@ -237,6 +207,7 @@ impl VirtualDisk {
         };
         let Some(mut waiter) = waiter else {
             let status = carry_out(disk, options, &job.control);
+            drop(owned);
             job.end(status, None);
             return status.into_result();
         };
@@ -247,6 +218,8 @@ impl VirtualDisk {
                 let job = Arc::clone(&job);
                 move || {
                     let status = carry_out(disk, options, &job.control);
+                    // Whoever is told may open the file at once.
+                    drop(owned);
                     job.end(status, Some(waiter));
                 }
             });
@@ -259,11 +232,12 @@ impl VirtualDisk {
 
     /// Makes `job` the one that runs; says whether the disk is attached.
     fn begin(&self, job: &Arc<Job>) -> Result<bool, Win32Error> {
+        let is_attached = self.is_attached()?;
         let mut state = self.shared.state.lock();
         // Not beside a thread that closes the handle: that waits for what runs by then.
         self.file()?;
-        state.begin(job)?;
-        Ok(state.is_attached)
+        state.begin(job, self.id)?;
+        Ok(is_attached)
     }
 
     pub(super) fn progress(&self, key: usize) -> Result<VirtualDiskProgress, Win32Error> {
@@ -277,7 +251,7 @@ impl VirtualDisk {
     pub(super) fn cancel(&self, key: Option<usize>) -> Result<(), Win32Error> {
         self.file()?;
         let state = self.shared.state.lock();
-        let running = state.running().filter(|_| self.is_owner);
+        let running = state.running().filter(|_| state.begun_by == self.id);
         let meant = running.filter(|job| key.is_none_or(|key| job.has_key(key)));
         meant.ok_or(ERROR_NOT_FOUND)?.control.cancel();
         Ok(())
@@ -296,35 +270,27 @@ impl VirtualDisk {
             return;
         };
         drop(file);
-        if !self.is_owner {
-            return;
-        }
         let mut state = self.shared.state.lock();
-        state.is_attached = false;
-        let job = state.job.clone();
+        let attached = state.attachment.take_if(|found| found.handle == self.id);
+        let is_begun_here = state.begun_by == self.id;
+        let job = match is_begun_here || attached.is_some() {
+            true => state.job.clone(),
+            false => None,
+        };
         drop(state);
         stop(job);
-        if let Some(disk) = self.disk.lock().take()
-            && let Err(error) = disk.close()
-        {
-            log::error!("{}: {error} while closing", self.path.display());
-        }
+        drop(attached);
+        drop(self.owned.lock().take());
         let mut state = self.shared.state.lock();
-        *state = State::default();
+        if state.begun_by == self.id {
+            state.job = None;
+        }
     }
 }
 
 impl Drop for VirtualDisk {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-fn host_options(write: bool, lock: bool) -> HostOptions {
-    HostOptions {
-        read_only: !write,
-        lock,
-        no_follow: false,
     }
 }
 
@@ -354,10 +320,12 @@ fn expected(
         }),
         (Ok(found), _) => Ok(found),
         // Neither name nor content say that it is a virtual disk at all.
-        (Err(OpenProblem::Format(FormatError::NotVhd)), None) if !named => {
+        (Err(problem), None) if !named && problem.kind() == ErrorKind::NotADisk => {
+            logged(&problem);
             Err(ERROR_VIRTDISK_PROVIDER_NOT_FOUND)
         }
-        (Err(OpenProblem::Format(FormatError::NotVhd)), Some(Format::Vhdx)) => {
+        (Err(problem), Some(Format::Vhdx)) if problem.kind() == ErrorKind::NotADisk => {
+            logged(&problem);
             Err((&FormatError::NotVhdx).into())
         }
         (Err(problem), _) => Err(logged(&problem)),

@@ -101,6 +101,8 @@ errors! {
     ERROR_NOT_ENOUGH_MEMORY = 8;
     /// The host's file system is read-only.
     ERROR_WRITE_PROTECT = 19;
+    /// Nothing is attached that could be detached.
+    ERROR_NOT_READY = 21;
     /// Somebody else has the file open in a way that excludes it.
     ERROR_SHARING_VIOLATION = 32;
     /// Windows knows it; this library does not do it.
@@ -155,7 +157,7 @@ errors! {
     ERROR_VHD_DIFFERENCING_CHAIN_ERROR_IN_PARENT = 0xc03a_0019;
     /// Not on a disk of this type: compacting a fixed one.
     ERROR_VHD_INVALID_TYPE = 0xc03a_001b;
-    /// Not now: attached already, not attached, or an operation is running.
+    /// Not now: attached already, or an operation is running.
     ERROR_VHD_INVALID_STATE = 0xc03a_001c;
 }
 
@@ -168,8 +170,12 @@ fn has_no_directory(path: &Path) -> bool {
 impl From<&FormatError> for Win32Error {
     fn from(error: &FormatError) -> Self {
         match error {
-            FormatError::NotVhd => ERROR_VHD_DRIVE_FOOTER_MISSING,
-            FormatError::NotVhdx | FormatError::Corrupt { .. } => ERROR_FILE_CORRUPT,
+            FormatError::NotVhd | FormatError::Foreign { wanted: "VHD", .. } => {
+                ERROR_VHD_DRIVE_FOOTER_MISSING
+            }
+            FormatError::NotVhdx | FormatError::Foreign { .. } | FormatError::Corrupt { .. } => {
+                ERROR_FILE_CORRUPT
+            }
             FormatError::Incompatible { .. } => ERROR_VHD_FORMAT_UNSUPPORTED_VERSION,
             FormatError::Overlap { .. } | FormatError::BeyondEnd { .. } => {
                 ERROR_VHD_BLOCK_ALLOCATION_TABLE_CORRUPT

@@ -214,6 +214,24 @@ unsafe fn check_version(version: *const u32) -> Result<(), Win32Error> {
     }
 }
 
+/// As [`check_version`]; and version 2 is known, but no part of the disk can be attached alone.
+///
+/// # Safety
+/// Null, or what the header says.
+unsafe fn check_attach(parameters: *const AttachParametersHead) -> Result<(), Win32Error> {
+    // SAFETY: the caller's promise. Older headers have no more than the version that is used.
+    if parameters.is_null() || unsafe { read(parameters) }?.version != 2 {
+        // SAFETY: as above.
+        return unsafe { check_version(parameters.cast()) };
+    }
+    // SAFETY: as above.
+    let version_2: AttachParameters2 = unsafe { read(parameters.cast()) }?;
+    match (version_2.restricted_offset, version_2.restricted_length) {
+        (0, 0) => Ok(()),
+        _ => Err(ERROR_INVALID_PARAMETER),
+    }
+}
+
 /// As [`check_version`], and what is reserved must be 0.
 ///
 /// # Safety
@@ -268,14 +286,14 @@ unsafe extern "system" fn AttachVirtualDisk(
     _security_descriptor: *const c_void,
     flags: u32,
     provider_flags: u32,
-    parameters: *const u32,
+    parameters: *const AttachParametersHead,
     overlapped: *mut Overlapped,
 ) -> u32 {
     guarded(|| {
         let disk = disk_or_invalid(handle)?;
         // SAFETY: the caller's promise: the header.
         let waiter = unsafe {
-            check_version(parameters)?;
+            check_attach(parameters)?;
             OverlappedPointer::boxed(overlapped, handle)?
         };
         attach(&disk, flags, provider_flags, waiter)

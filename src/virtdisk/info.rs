@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::constants::*;
 use super::disk::VirtualDisk;
 use super::error::*;
-use crate::disk::{Disk, HostParents, OpenOptions};
+use crate::disk::{Disk, OpenOptions};
 use crate::format::parent::Identity;
 use crate::format::{DiskType, Format};
 use crate::image::{self, Image, ImageOptions};
@@ -46,7 +46,7 @@ pub enum VirtualDiskInfo {
     ProviderSubtype(u32),
     /// Bytes in a sector, as the guest is advised to write them.
     PhysicalSectorSize(u32),
-    /// Whether it is attached.
+    /// Whether it is attached, by whichever process.
     IsLoaded(bool),
 }
 
@@ -75,7 +75,7 @@ impl VirtualDisk {
             return Ok(Look::Disk(disk));
         }
         let file: Arc<dyn Storage> = file;
-        if self.is_alone {
+        if self.opening.is_alone {
             let options = ImageOptions {
                 read_only: true,
                 punch_holes: false,
@@ -89,7 +89,7 @@ impl VirtualDisk {
             lock: false,
             punch_holes: false,
         };
-        let parents = HostParents::beside(&self.path, &[]);
+        let parents = self.opening.parents(&self.path);
         let disk = Disk::open_storage_with(file, &self.path, &options, &parents);
         let disk = disk.map_err(|error| Win32Error::from(&error))?;
         Ok(Look::Disk(disk))
@@ -153,7 +153,7 @@ impl VirtualDisk {
             GET_VIRTUAL_DISK_INFO_VHD_PHYSICAL_SECTOR_SIZE => {
                 VirtualDiskInfo::PhysicalSectorSize(small(geometry.physical_sector_size)?)
             }
-            GET_VIRTUAL_DISK_INFO_IS_LOADED => VirtualDiskInfo::IsLoaded(self.is_attached()),
+            GET_VIRTUAL_DISK_INFO_IS_LOADED => VirtualDiskInfo::IsLoaded(self.is_attached()?),
             _ => return Err(ERROR_INVALID_PARAMETER),
         })
     }

@@ -40,6 +40,10 @@
 //! # What is kept of Windows' contract
 //! * A handle may do what its access mask says, and nobody is let in beside one that may attach or
 //!   compact: `ERROR_SHARING_VIOLATION`. Handles that may only ask or detach do not count.
+//! * While a disk is attached, another handle may open it to compact it, in this process or another one:
+//!   first mounting a disk read-only, then optimizing it, is the documented way. One of them compacts at a time:
+//!   else `ERROR_SHARING_VIOLATION`. All other writers are kept off as before, those of QEMU among
+//!   them, and while another program reads the file nobody compacts it.
 //! * [`compact_virtual_disk`] compacts dynamic and differencing disks, not fixed ones
 //!   (`ERROR_VHD_INVALID_TYPE`), one at a time (`ERROR_VHD_INVALID_STATE`). While the disk is attached
 //!   it is file-system-aware, else it looks for blocks of zeros alone.
@@ -49,15 +53,46 @@
 //! * Everything is done with the caller's own rights.
 //!
 //! # What is not
-//! * There is no device: attaching makes a disk known as attached to this process alone, and cannot
-//!   outlive the handle (`ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME`) nor be for writing, both
-//!   `ERROR_NOT_SUPPORTED`. A handle of another process cannot detach it.
+//! * There is no device: attaching makes a disk known as attached, to be compacted with what its
+//!   filesystems call free. Nothing of it can be read through the handle. It cannot outlive the
+//!   handle (`ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME`) nor be for writing, both `ERROR_NOT_SUPPORTED`. A
+//!   handle of another process cannot detach it (`ERROR_NOT_SUPPORTED`), and a compaction by another
+//!   process goes on when it is detached.
+//! * On Windows it is not seen that another process has the disk attached: it is compacted as one that is
+//!   detached. Nor are other programs that write kept off while it is attached.
 //! * A file-system-aware compaction also drops blocks of zeros, and knows more filesystems than NTFS.
 //!   It falls back to blocks of zeros where other disks in the file's directory, or below, are
-//!   children of the disk.
+//!   children of the disk; of a VHD always, for a child that is elsewhere could not tell.
 //! * What a path of a disk's type is, is told by what the file holds, and only where that leaves it
 //!   open by its extension.
 //! * A caller who closes a handle while an operation runs waits for its end.
+//!
+//! # What may be asked for
+//! As `virtdisk.h` of the Windows SDK has it, and each function's page. What is not listed is
+//! `ERROR_INVALID_PARAMETER`, as those pages say of unknown flags.
+//!
+//! | call | flags or version | here |
+//! |---|---|---|
+//! | `OpenVirtualDisk` | `NO_PARENTS` | can only be asked what it is |
+//! | | `IGNORE_RELATIVE_PARENT_LOCATOR` | parents are not looked for by relative paths |
+//! | | `CACHED_IO`, `PARENT_CACHED_IO`, `NO_WRITE_HARDENING`, `SUPPORT_COMPRESSED_VOLUMES`, `SUPPORT_SPARSE_FILES_ANY_FS`, `SUPPORT_ENCRYPTED_FILES` | in any combination; nothing to do: files are read through the host's cache and synced as ever, whatever stores them |
+//! | | `BLANK_FILE`, `CUSTOM_DIFF_CHAIN`, `VHDSET_FILE_ONLY` | refused: no such files, and no `AddVirtualDiskParent` |
+//! | | `BOOT_DRIVE` | refused: for the kernel alone |
+//! | | no parameters, versions 1 and 2 | version 3 is for Windows' own use |
+//! | `AttachVirtualDisk` | `READ_ONLY` | needed, else `ERROR_NOT_SUPPORTED` |
+//! | | `PERMANENT_LIFETIME` | `ERROR_NOT_SUPPORTED` |
+//! | | `NO_DRIVE_LETTER`, `NO_LOCAL_HOST`, `NO_SECURITY_DESCRIPTOR`, `BYPASS_DEFAULT_ENCRYPTION_POLICY` | nothing to do: there is no device |
+//! | | those above 0x20 | refused, as the page has it: each is about the device |
+//! | | no parameters, version 1, version 2 with a range of 0 | version 2 as go-winio attaches; a part of a disk is not attached |
+//! | `DetachVirtualDisk` | none | |
+//! | `CompactVirtualDisk` | `NO_ZERO_SCAN`, `NO_BLOCK_MOVES` | together, too |
+//! | | no parameters, version 1 | |
+//! | `GetVirtualDiskInformation` | 1 to 4, 6, 7, 10, 13 | |
+//! | | 5, 8, 9, 11, 12, 14, 15 | `ERROR_NOT_SUPPORTED` |
+//!
+//! Detaching what is not attached is `ERROR_NOT_READY`. The page says only that it fails; this is what
+//! callers of Windows' function have met: Octopus Deploy's Calamari allows for it, and Docker reports it
+//! (moby issue 40723).
 
 mod compaction;
 mod constants;
@@ -68,6 +103,7 @@ mod ffi;
 mod info;
 mod job;
 mod rights;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -83,8 +119,10 @@ pub use rights::OpenParameters;
 use job::Waiter;
 use rights::Rights;
 
-/// Open flags that ask for nothing that is not done anyway.
-const NEEDLESS_OPEN_FLAGS: u32 = OPEN_VIRTUAL_DISK_FLAG_CACHED_IO
+/// Open flags that are understood; all but the first two ask for what is done anyway.
+const OPEN_FLAGS: u32 = OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS
+    | OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR
+    | OPEN_VIRTUAL_DISK_FLAG_CACHED_IO
     | OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO
     | OPEN_VIRTUAL_DISK_FLAG_NO_WRITE_HARDENING
     | OPEN_VIRTUAL_DISK_FLAG_SUPPORT_COMPRESSED_VOLUMES
@@ -102,8 +140,7 @@ const ATTACH_FLAGS: u32 = 0x3f;
 ///
 /// # Errors
 /// * `ERROR_INVALID_PARAMETER`: bits in `access` that mean nothing, or any with parameters of version
-///   2; flags other than
-///   `OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS` and those that ask for what is done anyway.
+///   2; flags that are not in the module's table.
 /// * `ERROR_FILE_NOT_FOUND`, `ERROR_PATH_NOT_FOUND`; `ERROR_ACCESS_DENIED`, where the caller's rights do
 ///   not reach; `ERROR_SHARING_VIOLATION`, where somebody else has the file open.
 /// * `ERROR_VIRTDISK_PROVIDER_NOT_FOUND`: another type than VHD and VHDX.
@@ -120,16 +157,15 @@ pub fn open_virtual_disk(
     flags: u32,
     parameters: Option<OpenParameters>,
 ) -> Result<VirtualDisk, Win32Error> {
-    if flags & !(OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS | NEEDLESS_OPEN_FLAGS) != 0 {
+    if flags & !OPEN_FLAGS != 0 {
         return Err(ERROR_INVALID_PARAMETER);
     }
     let rights = Rights::new(access, parameters)?;
-    let is_alone = flags & OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS != 0;
-    VirtualDisk::open(storage_type, path, rights, is_alone)
+    VirtualDisk::open(storage_type, path, rights, flags)
 }
 
-/// Attaches the disk, read-only and to this process alone, until [`detach_virtual_disk`] or the
-/// handle's end: a compaction is then file-system-aware.
+/// Attaches the disk, read-only, until [`detach_virtual_disk`] or the handle's end: a compaction, by
+/// this handle or another one, is then file-system-aware. The handle no longer keeps off who compacts.
 ///
 /// # Errors
 /// * `ERROR_INVALID_PARAMETER`: flags above 0x3f, or any `provider_flags`.
@@ -137,6 +173,7 @@ pub fn open_virtual_disk(
 ///   `ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME`. Other flags have no meaning here.
 /// * `ERROR_ACCESS_DENIED`: the handle may not attach.
 /// * `ERROR_VHD_INVALID_STATE`: attached already, opened without its parents, or an operation runs.
+/// * `ERROR_SHARING_VIOLATION`: after it was detached, another handle has it to compact it.
 pub fn attach_virtual_disk(
     disk: &VirtualDisk,
     flags: u32,
@@ -162,13 +199,13 @@ fn attach(
     disk.attach(waiter)
 }
 
-/// Detaches the disk. A compaction that runs ends with `ERROR_OPERATION_ABORTED`, and has ended on
-/// return.
+/// Detaches the disk. A compaction that runs in this process ends with `ERROR_OPERATION_ABORTED`, and has
+/// ended on return.
 ///
 /// # Errors
 /// * `ERROR_INVALID_PARAMETER`: any `flags` or `provider_flags`.
 /// * `ERROR_ACCESS_DENIED`: the handle may not detach.
-/// * `ERROR_VHD_INVALID_STATE`: it is not attached.
+/// * `ERROR_NOT_READY`: it is not attached. `ERROR_NOT_SUPPORTED`: another process has attached it.
 pub fn detach_virtual_disk(
     disk: &VirtualDisk,
     flags: u32,
@@ -194,6 +231,8 @@ pub fn detach_virtual_disk(
 ///   read-only.
 /// * `ERROR_VHD_INVALID_TYPE`: a fixed disk.
 /// * `ERROR_VHD_INVALID_STATE`: an operation runs, or the disk was opened without its parents.
+/// * `ERROR_SHARING_VIOLATION`: the disk is attached, and another handle or program has the file; what
+///   else opening fails with, for an attached disk is opened anew.
 /// * `ERROR_IO_PENDING`: it has begun.
 ///
 /// At its end, from here or from `overlapped`:

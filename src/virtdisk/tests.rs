@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -169,21 +170,74 @@ fn ends(handle: &VirtualDisk, release: &mut dyn FnMut(), end: impl FnOnce() + Se
     });
 }
 
+/// One who is told by `overlapped`, and holds the operation at its start until `go` says something.
+struct Holding {
+    overlapped: Overlapped,
+    handle: Arc<VirtualDisk>,
+    go: Option<Receiver<()>>,
+}
+
+impl Waiter for Holding {
+    fn key(&self) -> usize {
+        self.overlapped.key()
+    }
+
+    fn begin(&mut self) {
+        Waiter::begin(&mut self.overlapped);
+        let disk = self.handle.open_disk().unwrap();
+        let go = self.go.take().unwrap();
+        let (held, is_held) = channel();
+        thread::spawn(move || {
+            let _hold = disk.compacting.lock();
+            held.send(()).unwrap();
+            let _ = go.recv();
+        });
+        is_held.recv().unwrap();
+    }
+
+    fn end(self: Box<Self>, status: Win32Error) {
+        Waiter::end(Box::new(self.overlapped), status);
+    }
+}
+
 #[test]
 fn detached() {
-    held(|handle, path, release| {
-        let detached = || detach_virtual_disk(handle, 0, 0);
-        assert_eq!(detached(), Err(ERROR_VHD_INVALID_STATE));
+    for name in ["a.vhd", "a.vhdx"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        make(&path);
+        let handle = Arc::new(open(&path));
+        let detached = || detach_virtual_disk(&handle, 0, 0);
+        assert_eq!(detached(), Err(ERROR_NOT_READY));
         let read_only = ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY;
-        assert_eq!(attach_virtual_disk(handle, read_only, 0), Ok(()));
+        assert_eq!(attach_virtual_disk(&handle, read_only, 0), Ok(()));
+        let (go, go_on) = channel();
+        let overlapped = Overlapped::new();
+        let waiter = Holding {
+            overlapped: overlapped.clone(),
+            handle: Arc::clone(&handle),
+            go: Some(go_on),
+        };
+        let started = compact(&handle, 0, Some(Box::new(waiter)));
+        assert_eq!(started, Err(ERROR_IO_PENDING));
+        let second = compact_virtual_disk(&handle, 0, None);
+        assert_eq!(second, Err(ERROR_VHD_INVALID_STATE));
         // With another handle, as on Windows.
         let access = VIRTUAL_DISK_ACCESS_DETACH;
-        let other = open_virtual_disk(&VirtualStorageType::UNKNOWN, path, access, 0, None).unwrap();
-        ends(handle, release, || {
-            assert_eq!(detach_virtual_disk(&other, 0, 0), Ok(()));
+        let other =
+            open_virtual_disk(&VirtualStorageType::UNKNOWN, &path, access, 0, None).unwrap();
+        thread::scope(|scope| {
+            let ending = scope.spawn(|| detach_virtual_disk(&other, 0, 0));
+            // Time to get to where it waits.
+            thread::sleep(Duration::from_millis(50));
+            assert!(!ending.is_finished(), "returned before it had ended");
+            go.send(()).unwrap();
+            assert_eq!(ending.join().unwrap(), Ok(()));
         });
-        assert_eq!(detached(), Err(ERROR_VHD_INVALID_STATE));
-    });
+        assert_eq!(overlapped.status(), Some(ERROR_OPERATION_ABORTED));
+        assert_eq!(detached(), Err(ERROR_NOT_READY));
+        assert_eq!(compact_virtual_disk(&handle, 0, None), Ok(()));
+    }
 }
 
 #[test]

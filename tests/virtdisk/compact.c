@@ -362,6 +362,44 @@ static void denied(void)
     CHECK(CloseHandle(handle));
 }
 
+/* Has the disk attached, and says so, until its input ends. */
+static void hold(void)
+{
+    HANDLE handle = attached();
+    printf("attached\n");
+    CHECK(fflush(stdout) == 0);
+    while (getchar() != EOF)
+        ;
+    EQUAL(DetachVirtualDisk(handle, DETACH_VIRTUAL_DISK_FLAG_NONE, 0), ERROR_SUCCESS);
+    EQUAL(DetachVirtualDisk(handle, DETACH_VIRTUAL_DISK_FLAG_NONE, 0), ERROR_NOT_READY);
+    CHECK(CloseHandle(handle));
+}
+
+/* As Go programs open and attach a disk: with Microsoft's go-winio. */
+static void as_go(void)
+{
+    HANDLE handle = INVALID_HANDLE_VALUE;
+    OPEN_VIRTUAL_DISK_PARAMETERS parameters;
+    ATTACH_VIRTUAL_DISK_PARAMETERS attach;
+    memset(&parameters, 0, sizeof(parameters));
+    memset(&attach, 0, sizeof(attach));
+    parameters.Version = OPEN_VIRTUAL_DISK_VERSION_2;
+    attach.Version = ATTACH_VIRTUAL_DISK_VERSION_2;
+    EQUAL(OpenVirtualDisk(&unknown_type, path, VIRTUAL_DISK_ACCESS_NONE,
+                          (OPEN_VIRTUAL_DISK_FLAG)(OPEN_VIRTUAL_DISK_FLAG_CACHED_IO |
+                                                   OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR),
+                          &parameters, &handle),
+          ERROR_SUCCESS);
+    EQUAL(DetachVirtualDisk(handle, DETACH_VIRTUAL_DISK_FLAG_NONE, 0), ERROR_NOT_READY);
+    attach.Version2.RestrictedLength = 1 << 20;
+    EQUAL(AttachVirtualDisk(handle, NULL, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY, 0, &attach, NULL),
+          ERROR_INVALID_PARAMETER);
+    attach.Version2.RestrictedLength = 0;
+    EQUAL(AttachVirtualDisk(handle, NULL, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY, 0, &attach, NULL), ERROR_SUCCESS);
+    EQUAL(DetachVirtualDisk(handle, DETACH_VIRTUAL_DISK_FLAG_NONE, 0), ERROR_SUCCESS);
+    CHECK(CloseHandle(handle));
+}
+
 /* Begins and does not care: the process ends while the operation runs. */
 static void abandon(void)
 {
@@ -389,6 +427,10 @@ int main(int count, char **words)
         info();
     else if (strcmp(words[1], "denied") == 0)
         denied();
+    else if (strcmp(words[1], "hold") == 0)
+        hold();
+    else if (strcmp(words[1], "as-go") == 0)
+        as_go();
     else if (strcmp(words[1], "abandon") == 0)
         abandon();
     else

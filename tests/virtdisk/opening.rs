@@ -18,7 +18,6 @@ fn open_refuses_what_its_page_names() {
         OPEN_VIRTUAL_DISK_FLAG_BOOT_DRIVE,
         OPEN_VIRTUAL_DISK_FLAG_CUSTOM_DIFF_CHAIN,
         OPEN_VIRTUAL_DISK_FLAG_VHDSET_FILE_ONLY,
-        OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR,
         0x1000,
         u32::MAX,
     ] {
@@ -32,6 +31,9 @@ fn open_refuses_what_its_page_names() {
         OPEN_VIRTUAL_DISK_FLAG_SUPPORT_COMPRESSED_VOLUMES
             | OPEN_VIRTUAL_DISK_FLAG_SUPPORT_SPARSE_FILES_ANY_FS
             | OPEN_VIRTUAL_DISK_FLAG_SUPPORT_ENCRYPTED_FILES,
+        OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR,
+        // As go-winio opens.
+        OPEN_VIRTUAL_DISK_FLAG_CACHED_IO | OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR,
     ] {
         assert_eq!(open(METAOPS, flags), Ok(()), "{flags:#x}");
     }
@@ -181,6 +183,23 @@ fn parents_that_are_not_there_or_others() {
     }
 }
 
+/// With the flag, a parent that only a relative path leads to is not found.
+#[test]
+fn relative_paths_to_parents_are_left_out_on_request() {
+    for made in Made::each() {
+        let child = made.child();
+        let flags = OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR;
+        for access in [METAOPS, VIRTUAL_DISK_ACCESS_GET_INFO] {
+            let open = |flags| {
+                let unknown = VirtualStorageType::UNKNOWN;
+                open_virtual_disk(&unknown, &child, access, flags, None).map(|_| ())
+            };
+            assert_eq!(open(0), Ok(()));
+            assert_eq!(open(flags), Err(ERROR_VHD_PARENT_VHD_NOT_FOUND));
+        }
+    }
+}
+
 #[test]
 fn attaching() {
     for made in Made::each() {
@@ -215,7 +234,7 @@ fn attaching() {
         assert_eq!(detach_virtual_disk(&other, 0, 0), Ok(()));
         assert_eq!(loaded(), Ok(VirtualDiskInfo::IsLoaded(false)));
         let again = detach_virtual_disk(&other, 0, 0);
-        assert_eq!(again, Err(ERROR_VHD_INVALID_STATE));
+        assert_eq!(again, Err(ERROR_NOT_READY));
 
         // The handle's end detaches it.
         assert_eq!(attach(&disk, READ_ONLY), Ok(()));

@@ -11,7 +11,7 @@ use vhdfs::error::OpenProblem;
 use super::targets::{Target, Targets};
 use super::{Report, for_each_file, name};
 use crate::cli::{CheckArguments, ParentArguments};
-use crate::text::{plain, shown};
+use crate::text::{output, plain, shown};
 use crate::{Failure, Outcome};
 
 #[derive(Serialize)]
@@ -50,7 +50,7 @@ fn put_back(backup: &Path, file: &Path) -> Result<Outcome, Failure> {
         0 => "is as it was before the repair already".to_owned(),
         some => format!("is as it was before the repair: {some} sectors put back"),
     };
-    writeln!(io::stdout().lock(), "{}: {text}", shown(file))?;
+    output(format!("{}: {text}\n", shown(file)).as_bytes())?;
     Ok(Outcome::Fine)
 }
 

@@ -17,7 +17,7 @@ use super::unsparse::{fill, predict};
 use super::{Report, Tally, about, children_of, count_of_children, for_each_file, listed, name};
 use crate::cli::{CompactArguments, Mode, PunchHoles};
 use crate::options::Share;
-use crate::text::{Bytes, plain, say};
+use crate::text::{Bytes, output, plain, say};
 use crate::{Failure, Outcome};
 
 /// How often progress is drawn and an interrupt is looked for.
@@ -112,11 +112,11 @@ impl Total {
         let (before, after) = (Bytes(self.length_before), Bytes(self.length_after));
         let (stored, stays) = (Bytes(self.allocated_before), Bytes(self.allocated_after));
         let would = if dry_run { "would be " } else { "" };
-        writeln!(
-            io::stdout().lock(),
+        let text = format!(
             "in all: {done} {would}compacted, {left} left alone, {failed} failed; {would}{before} -> {after}, \
-             stored on host {would}{stored} -> {stays}"
-        )
+             stored on host {would}{stored} -> {stays}\n"
+        );
+        output(text.as_bytes())
     }
 }
 

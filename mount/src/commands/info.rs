@@ -36,7 +36,8 @@ struct Info {
     blocks_allocated: u64,
     sector_size: u64,
     physical_sector_size: u64,
-    creator: String,
+    /// `None` where the image does not say.
+    creator: Option<String>,
     identity: String,
     /// The parent, its parent, and so on.
     parents: Vec<Ancestor>,
@@ -111,7 +112,7 @@ fn inspect(target: &Target, parents: &ParentArguments) -> Result<Info, Failure> 
         blocks_allocated: info.blocks_allocated,
         sector_size,
         physical_sector_size,
-        creator: info.creator,
+        creator: Some(info.creator).filter(|name| !name.is_empty()),
         identity: disk.identity().to_string(),
         parents: ancestors().map(ancestor).collect::<Result<_, _>>()?,
         parent_error: None,
@@ -166,7 +167,7 @@ fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
         blocks_allocated: image.map().present_count(),
         sector_size: geometry.sector_size,
         physical_sector_size: geometry.physical_sector_size,
-        creator: image.creator(),
+        creator: Some(image.creator()).filter(|name| !name.is_empty()),
         identity: image.identity().to_string(),
         parents: Vec::new(),
         parent_error: Some(parent_error),
@@ -231,7 +232,10 @@ impl Report for Info {
         }
         facts.extend([
             ("sectors", sectors),
-            ("creator", self.creator.clone()),
+            (
+                "creator",
+                self.creator.clone().unwrap_or_else(|| "unknown".to_owned()),
+            ),
             ("identity", self.identity.clone()),
         ]);
         facts.extend(self.parents.iter().map(|parent| {

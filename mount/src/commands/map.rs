@@ -1,6 +1,6 @@
 //! `vhdfs map`: the whole file as a picture, each character a part of it, or as a list of its parts.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 
 use serde::Serialize;
 use vhdfs::compact::CompactOptions;
@@ -8,7 +8,7 @@ use vhdfs::disk::{BeyondEnd, Disk, DiskType, OpenOptions, Region, RegionKind};
 
 use super::{about, name};
 use crate::cli::MapArguments;
-use crate::text::{Bytes, say, shown};
+use crate::text::{Bytes, output, output_with, say, shown};
 use crate::{Failure, Outcome};
 
 /// The most lines that the picture takes.
@@ -54,19 +54,18 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
         }
     }
     let (regions, beyond) = (disk.regions(), disk.beyond_end());
-    let mut out = BufWriter::new(io::stdout().lock());
     if arguments.json {
-        write_json(&mut out, &name(file), info.file_length, &regions, beyond)?;
+        output_with(|out| write_json(out, &name(file), info.file_length, &regions, beyond))?;
     } else {
         let marks = if !arguments.ascii && speaks_unicode() {
             UNICODE
         } else {
             ASCII
         };
-        writeln!(out, "{}: {}", shown(file), Bytes(info.file_length))?;
-        out.write_all(draw(&regions, beyond, columns(), marks).as_bytes())?;
+        let picture = draw(&regions, beyond, columns(), marks);
+        let title = format!("{}: {}\n", shown(file), Bytes(info.file_length));
+        output((title + &picture).as_bytes())?;
     }
-    out.flush()?;
     Ok(Outcome::Fine)
 }
 

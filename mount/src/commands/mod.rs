@@ -16,7 +16,7 @@ use serde::Serialize;
 use vhdfs::disk::{Children, Disk, children_below};
 use vhdfs::error::chain;
 
-use crate::text::{plain, say, shown};
+use crate::text::{output, plain, say, shown};
 use crate::{Failure, Outcome};
 use targets::{LeftAlone, Target, Targets};
 
@@ -81,7 +81,7 @@ fn for_each_file<R: Report>(
                 let left_alone = failure.to_string();
                 if !json {
                     let (file, reason) = (shown(&target.file), plain(&left_alone));
-                    writeln!(io::stdout().lock(), "{file}: left alone: {reason}")?;
+                    output(format!("{file}: left alone: {reason}\n").as_bytes())?;
                 }
                 JsonEntry::LeftAlone { file, left_alone }
             }
@@ -97,12 +97,12 @@ fn for_each_file<R: Report>(
         }
     }
     if json {
-        let mut out = io::stdout().lock();
-        match &entries[..] {
-            [only] if !targets.has_directory => serde_json::to_writer_pretty(&mut out, only)?,
-            several => serde_json::to_writer_pretty(&mut out, several)?,
-        }
-        writeln!(out)?;
+        let mut text = match &entries[..] {
+            [only] if !targets.has_directory => serde_json::to_vec_pretty(only)?,
+            several => serde_json::to_vec_pretty(several)?,
+        };
+        text.push(b'\n');
+        output(&text)?;
     } else if targets.list.is_empty() {
         say("no disk files there: those are called *.vhd, *.avhd, *.vhdx or *.avhdx");
     }
@@ -113,10 +113,9 @@ fn for_each_file<R: Report>(
 fn print<R: Report>(report: &R) -> io::Result<()> {
     let mut bytes = Vec::new();
     report.print(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut out = io::stdout().lock();
-    text.lines()
-        .try_for_each(|line| writeln!(out, "{}", plain(line)))
+    let lines = String::from_utf8_lossy(&bytes);
+    let text: String = lines.lines().map(|line| plain(line) + "\n").collect();
+    output(text.as_bytes())
 }
 
 /// The children of a disk in the directory of its file and below.

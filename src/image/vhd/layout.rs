@@ -8,13 +8,13 @@ use std::io;
 use super::parent::read_parent_link;
 use super::unflushed;
 use crate::error::FormatError;
-use crate::format::DiskType;
 use crate::format::parent::ParentLink;
 use crate::format::vhd::{
     self, BAT_ENTRY_LEN, DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN,
 };
 use crate::format::xen::BatmapHeader;
-use crate::image::{LayoutError, read_array};
+use crate::format::{DiskType, Format};
+use crate::image::{LayoutError, foreign, read_array};
 use crate::map::{BlockMap, BlockState, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
@@ -92,7 +92,7 @@ impl Layout {
     pub(crate) fn read(storage: &dyn Storage) -> Result<Self, LayoutError> {
         let file_len = storage.len()?;
         if file_len < FOOTER_LEN - 1 {
-            return Err(FormatError::NotVhd.into());
+            return Err(foreign::none(storage, Format::Vhd).into());
         }
         let tail = read_tail(storage, file_len)?;
         let copy = if file_len < FOOTER_LEN {
@@ -100,7 +100,7 @@ impl Layout {
         } else {
             Footer::parse(&read_array(storage, FileOffset::new(0))?)
         };
-        let footer = choose_footer(&tail, &copy)?;
+        let footer = choose_footer(&tail, &copy).map_err(|error| named(storage, error))?;
         let mut layout = Self {
             file_len,
             footer,
@@ -199,6 +199,14 @@ fn stranger_behind(
             "a footer; if it was a fixed disk, its footer has to be restored first",
         )
     }))
+}
+
+/// `error`, with what the file is instead of a VHD.
+pub(super) fn named(storage: &dyn Storage, error: FormatError) -> FormatError {
+    match error {
+        FormatError::NotVhd => foreign::none(storage, Format::Vhd),
+        other => other,
+    }
 }
 
 /// Whether the file ends with a footer that is valid.

@@ -1,6 +1,6 @@
 //! What a differencing VHD says of its parent.
 
-use super::layout::{choose_footer, read_tail};
+use super::layout::{choose_footer, named, read_tail};
 use crate::error::{FormatError, OpenProblem};
 use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
 use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_LOCATOR_LEN};
@@ -61,10 +61,11 @@ pub(crate) fn identify(storage: &dyn Storage) -> Result<Identified, OpenProblem>
 fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
     let file_len = storage.len()?;
     if file_len < FOOTER_LEN {
-        return Err(FormatError::NotVhd.into());
+        return Err(named(storage, FormatError::NotVhd).into());
     }
     let copy = Footer::parse(&read_array(storage, FileOffset::new(0))?);
-    let footer = choose_footer(&read_tail(storage, file_len)?, &copy)?;
+    let footer = choose_footer(&read_tail(storage, file_len)?, &copy)
+        .map_err(|error| named(storage, error))?;
     let parent = match footer.disk_type() {
         DiskType::Fixed | DiskType::Dynamic => None,
         DiskType::Differencing => {

@@ -3,7 +3,7 @@ mod power;
 use std::sync::Arc;
 
 use super::*;
-use crate::error::{FormatError, ParentProblem};
+use crate::error::{ErrorKind, FormatError, ParentProblem};
 use crate::format::DiskType;
 use crate::format::vhd::{BAT_UNUSED, DynamicHeader, HEADER_LEN, bitmap_len};
 use crate::image::{LayoutError, read_array};
@@ -223,10 +223,10 @@ fn numbers_of_a_file_are_not_believed() {
     for short in [0, 1, 510, 511, 512, 600] {
         let sim = SimStorage::new();
         sim.set_len(short).unwrap();
-        assert!(matches!(
-            Layout::read(&sim),
-            Err(LayoutError::Format(FormatError::NotVhd))
-        ));
+        let Err(LayoutError::Format(error)) = Layout::read(&sim) else {
+            panic!("opened, {short} bytes long");
+        };
+        assert_eq!(error.kind(), ErrorKind::NotADisk, "{error}");
     }
 }
 

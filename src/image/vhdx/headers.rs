@@ -4,9 +4,11 @@
 use std::io;
 
 use crate::error::FormatError;
-use crate::format::vhdx::{CurrentHeader, Header, MIB, choose_header};
-use crate::image::LayoutError;
+use crate::format::Format;
+use crate::format::vhdx::{CurrentHeader, Header, IDENTIFIER, MIB, choose_header};
+use crate::image::{LayoutError, foreign, read_array};
 use crate::storage::Storage;
+use crate::units::u64_from;
 
 /// Updates of a header that one file is good for in our hands: numbers never run out.
 const SEQUENCE_RESERVE: u64 = 1 << 40;
@@ -17,6 +19,7 @@ const SEQUENCE_RESERVE: u64 = 1 << 40;
 /// Where there is none, or the host cannot read.
 pub(crate) fn read_header(storage: &dyn Storage) -> Result<CurrentHeader, LayoutError> {
     let len = storage.len()?;
+    check_signature(storage, len)?;
     if len < MIB {
         return Err(FormatError::corrupt(
             "file",
@@ -31,6 +34,19 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<CurrentHeader, Layout
         Ok(Header::parse(&bytes))
     };
     Ok(choose_header(read(0)?, read(1)?)?)
+}
+
+/// That the file, of this length, begins as a VHDX does. What does not is something else, however short
+/// it is.
+///
+/// # Errors
+/// What it is instead, or the host's.
+pub(super) fn check_signature(storage: &dyn Storage, len: u64) -> Result<(), LayoutError> {
+    const SIGNATURE: &[u8; 8] = b"vhdxfile";
+    if len >= u64_from(SIGNATURE.len()) && read_array(storage, IDENTIFIER)? == *SIGNATURE {
+        return Ok(());
+    }
+    Err(foreign::none(storage, Format::Vhdx).into())
 }
 
 /// Why the headers cannot be changed, if so.

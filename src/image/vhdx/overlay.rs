@@ -119,7 +119,7 @@ where
     fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
         let range = FileRange::new(offset, u64_from(buf.len()));
         if range.end().get() > self.len {
-            return Err(past_end(range));
+            return Err(past_end(range, self.len));
         }
         let stored = FileRange::between(offset, range.end().min(FileOffset::new(self.inner_len)));
         let (inside, beyond) = buf.split_at_mut(usize_from(stored.len));

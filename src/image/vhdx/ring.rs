@@ -57,7 +57,7 @@ impl LogSource for FileLog<'_> {
         }
         let from = usize_from(at.saturating_sub(self.piece_at));
         let bytes = self.piece.get(from..).and_then(|rest| rest.first_chunk());
-        *sector = *bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        *sector = *bytes.ok_or_else(|| io::Error::other("a piece of the log is too short"))?;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::headers::not_updatable;
+use super::headers::{check_signature, not_updatable};
 use super::layout::{Examined, Layout};
 use super::repair::{
     self, Finding, entry_findings, header_findings, region_findings, tail_finding,
@@ -11,9 +11,7 @@ use super::replay::{LogState, read_header, read_log, replayed_look};
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhdx::metadata::PARENT_LOCATOR;
-use crate::format::vhdx::{
-    IDENTIFIER, REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN, RegionTable,
-};
+use crate::format::vhdx::{REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN, RegionTable};
 use crate::image::{CheckReport, LayoutError};
 use crate::storage::Storage;
 use crate::units::{u64_from, u64_from_u32, usize_from};
@@ -50,7 +48,6 @@ struct Findings {
 }
 
 fn examine(storage: &dyn Storage, report: &mut CheckReport) -> Result<Findings, LayoutError> {
-    check_identifier(storage)?;
     let current = read_header(storage)?;
     let mut list = Vec::new();
     list.extend(log_finding(&read_log(storage, &current.header)?));
@@ -109,19 +106,6 @@ fn finish(
         }
     }
     Ok(())
-}
-
-fn check_identifier(storage: &dyn Storage) -> Result<(), LayoutError> {
-    let mut signature = [0; 8];
-    let is_there = storage.len()? >= u64_from(signature.len());
-    if is_there {
-        storage.read_exact_at(&mut signature, IDENTIFIER)?;
-    }
-    if signature == *b"vhdxfile" {
-        Ok(())
-    } else {
-        Err(FormatError::NotVhdx.into())
-    }
 }
 
 fn log_finding(log: &LogState) -> Option<Finding> {
@@ -206,7 +190,7 @@ fn check_oddities(layout: &Layout, report: &mut CheckReport) {
 /// Tells what else is wrong with a file that cannot be opened: the region tables.
 fn explain(storage: &dyn Storage, report: &mut CheckReport) -> io::Result<()> {
     let len = storage.len()?;
-    if check_identifier(storage).is_err() {
+    if check_signature(storage, len).is_err() {
         return Ok(());
     }
     for at in [REGION_TABLE_1, REGION_TABLE_2] {

@@ -17,6 +17,11 @@ pub fn canonical(path: &Path) -> io::Result<PathBuf> {
     std::fs::canonicalize(path)
 }
 
+/// Whether both are names of what is there, the same for both.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    canonical(one).is_ok_and(|one| canonical(other).is_ok_and(|other| one == other))
+}
+
 /// What is left of `path` below `directory`, both absolute; `None` where it is not below. By the
 /// words alone.
 pub fn below(directory: &Path, path: &Path) -> Option<PathBuf> {

@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::copy::Copying;
 use super::pin::Pin;
-use super::{FileKey, HostForm, HostOptions};
+use super::{FileKey, HostForm, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::lock::{self, Access, LockError};
@@ -62,6 +62,42 @@ impl HostFile {
     /// [`OpenProblem::InUse`] where another program holds a lock that excludes us, and
     /// [`OpenProblem::Io`] where the host refuses or `path` is no regular file.
     pub fn open(path: &Path, options: &HostOptions) -> Result<Self, OpenError> {
+        let access = match options.read_only {
+            true => Access::Reader,
+            false => Access::Writer,
+        };
+        Self::open_as(path, options, options.lock.then_some(access))
+    }
+
+    /// Opens the regular file at `path` as a handle of the virtual disk interface has it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_shared(path: &Path, sharing: Sharing) -> Result<Self, OpenError> {
+        let (read_only, access) = match sharing {
+            Sharing::Compact => (false, Access::Compactor),
+            Sharing::Attached => (true, Access::Attached),
+        };
+        let options = HostOptions {
+            read_only,
+            ..HostOptions::default()
+        };
+        Self::open_as(path, &options, Some(access))
+    }
+
+    /// Whether somebody else has the disk attached by the virtual disk interface, in whichever process.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn is_attached(&self) -> io::Result<bool> {
+        lock::is_attached(&self.file)
+    }
+
+    fn open_as(
+        path: &Path,
+        options: &HostOptions,
+        access: Option<Access>,
+    ) -> Result<Self, OpenError> {
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
         // A FIFO without a writer must not hang us. Regular files ignore the flag.
         flags |= OFlags::NONBLOCK;
@@ -92,12 +128,7 @@ impl HostFile {
         if !file_type.is_file() {
             return Err(io("open the file")(not_regular(type_name(file_type))));
         }
-        if options.lock {
-            let access = if options.read_only {
-                Access::Reader
-            } else {
-                Access::Writer
-            };
+        if let Some(access) = access {
             lock::lock(&file, access).map_err(|error| match error {
                 LockError::Conflict(holder) => {
                     OpenError::new(path, OpenProblem::InUse(holder.to_owned()))
@@ -307,7 +338,14 @@ impl Storage for HostFile {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset.get())
+        let read = self.file.read_exact_at(buf, offset.get());
+        read.map_err(|error| match (error.kind(), self.len()) {
+            // Rust's own words say nothing of where.
+            (io::ErrorKind::UnexpectedEof, Ok(len)) => {
+                past_end(FileRange::new(offset, u64_from(buf.len())), len)
+            }
+            _ => error,
+        })
     }
 
     fn write_all_at(&self, buf: &[u8], offset: FileOffset) -> io::Result<()> {
@@ -344,8 +382,9 @@ impl Storage for HostFile {
     }
 
     fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.len()? {
-            return Err(past_end(range));
+        let len = self.len()?;
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         self.check_len()?;
         self.zero(range)

@@ -34,7 +34,7 @@ use windows_sys::Win32::System::Ioctl::{
 use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{FileKey, HostForm, HostOptions};
+use super::{FileKey, HostForm, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::{Storage, check_copy, past_end};
@@ -69,6 +69,28 @@ impl HostFile {
         });
         pin.and_then(|pin| Self::of(&pin, options))
             .map_err(|problem| OpenError::new(path, problem))
+    }
+
+    /// Opens the regular file at `path` as a handle of the virtual disk interface has it. Who has it
+    /// attached lets others write, for there is no way to let one of them alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_shared(path: &Path, sharing: Sharing) -> Result<Self, OpenError> {
+        let options = HostOptions {
+            read_only: sharing == Sharing::Attached,
+            lock: sharing == Sharing::Compact,
+            no_follow: false,
+        };
+        Self::open(path, &options)
+    }
+
+    /// Whether another process has the disk attached: that cannot be told here.
+    ///
+    /// # Errors
+    /// None.
+    pub(crate) fn is_attached(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// Opens the file that `pin` holds.
@@ -238,7 +260,10 @@ impl Storage for HostFile {
         while done < buf.len() {
             let at = offset.plus(u64_from(done)).get();
             match self.file.seek_read(&mut buf[done..], at).map_err(told)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => {
+                    let range = FileRange::new(offset, u64_from(buf.len()));
+                    return Err(past_end(range, self.len()?));
+                }
                 read => done += read,
             }
         }
@@ -291,8 +316,9 @@ impl Storage for HostFile {
     }
 
     fn write_zeroes(&self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.len()? {
-            return Err(past_end(range));
+        let len = self.len()?;
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         // What zeroes without writing gives the space of a sparse file back.
         self.put_zeros(range)

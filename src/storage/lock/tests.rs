@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::error::{ErrorKind, OpenError};
-use crate::storage::host::{HostFile, HostOptions};
+use crate::storage::host::{HostFile, HostOptions, Sharing};
 
 fn open(path: &Path, read_only: bool) -> Result<HostFile, OpenError> {
     HostFile::open(
@@ -79,6 +79,48 @@ fn a_created_file_is_locked() {
     in_use(open(&path, true));
     drop(created);
     open(&path, true).unwrap();
+}
+
+/// The file as who has its disk attached has it.
+fn attached(path: &Path, before: HostFile) -> HostFile {
+    let attached = HostFile::open_shared(path, Sharing::Attached).unwrap();
+    drop(before);
+    attached
+}
+
+#[test]
+fn who_has_it_attached_lets_in_readers_and_one_who_compacts() {
+    for read_only in [true, false] {
+        let (_directory, path) = image();
+        let compact = || HostFile::open_shared(&path, Sharing::Compact);
+        let attach = || HostFile::open_shared(&path, Sharing::Attached);
+        let before = open(&path, read_only).unwrap();
+        in_use(compact());
+        let first = attached(&path, before);
+        assert!(!first.is_attached().unwrap(), "by nobody else");
+
+        let compactor = compact().unwrap();
+        assert!(compactor.is_attached().unwrap());
+        in_use(compact());
+        for read_only in [true, false] {
+            let text = in_use(open(&path, read_only));
+            assert!(text.contains("it has the file open for writing"), "{text}");
+        }
+        drop(compactor);
+
+        for second in [open(&path, false), attach()] {
+            let text = in_use(second);
+            assert!(text.contains("it has the disk attached"), "{text}");
+        }
+        // A reader relies on what the one who compacts would change.
+        let reader = open(&path, true).unwrap();
+        let text = in_use(compact());
+        assert!(text.contains("it lets nobody write"), "{text}");
+        drop(reader);
+        drop(compact().unwrap());
+        drop(first);
+        assert!(!open(&path, false).unwrap().is_attached().unwrap());
+    }
 }
 
 /// A VHD: of a raw image QEMU's readers do not lock out writers. `None` where there is no `qemu-img`.
@@ -195,4 +237,20 @@ fn we_keep_qemu_out() {
         return;
     };
     refused(&output, "Failed to get \"write\" lock");
+}
+
+#[test]
+fn who_has_it_attached_keeps_qemus_writers_out() {
+    let Some((_directory, path)) = vhd() else {
+        return;
+    };
+    let _attached = attached(&path, open(&path, true).unwrap());
+    let Some(output) = run("qemu-io", &["-f", "vpc", "-c", "write 0 512"], &path) else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("Failed to get \"resize\" lock"), "{text}");
+    let read = run("qemu-io", &["-r", "-f", "vpc", "-c", "read 0 512"], &path).unwrap();
+    assert!(read.status.success());
 }

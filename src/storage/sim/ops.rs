@@ -122,8 +122,9 @@ impl State {
     }
 
     fn write_zeroes(&mut self, range: FileRange) -> io::Result<()> {
-        if range.end().get() > self.volatile.len() {
-            return Err(past_end(range));
+        let len = self.volatile.len();
+        if range.end().get() > len {
+            return Err(past_end(range, len));
         }
         let (fitting, result) = self.fitting(range);
         self.volatile.zero(fitting, false);
@@ -194,7 +195,7 @@ impl Storage for SimStorage {
     fn read_exact_at(&self, buf: &mut [u8], offset: FileOffset) -> io::Result<()> {
         let range = FileRange::new(offset, u64_from(buf.len()));
         self.call(op(OpKind::Read, range), |state, effect| match effect {
-            None if !state.volatile.read(buf, offset) => Err(past_end(range)),
+            None if !state.volatile.read(buf, offset) => Err(past_end(range, state.volatile.len())),
             _ => Ok(()),
         })
     }

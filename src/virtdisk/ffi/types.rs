@@ -60,6 +60,22 @@ pub(super) struct OpenParameters2 {
     pub(super) resiliency_guid: Guid,
 }
 
+/// What every version of `ATTACH_VIRTUAL_DISK_PARAMETERS` begins with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct AttachParametersHead {
+    pub(super) version: u32,
+}
+
+/// `ATTACH_VIRTUAL_DISK_PARAMETERS` of version 2.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct AttachParameters2 {
+    pub(super) version: u32,
+    pub(super) restricted_offset: u64,
+    pub(super) restricted_length: u64,
+}
+
 /// `COMPACT_VIRTUAL_DISK_PARAMETERS` of version 1.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -98,6 +114,8 @@ const _: () = {
     assert!(size_of::<StorageType>() == 20 && offset_of!(StorageType, vendor_id) == 4);
     assert!(size_of::<OpenParameters1>() == 8 && size_of::<OpenParameters2>() == 28);
     assert!(offset_of!(OpenParameters2, resiliency_guid) == 12);
+    assert!(size_of::<AttachParameters2>() == 24);
+    assert!(offset_of!(AttachParameters2, restricted_offset) == 8);
     assert!(size_of::<CompactParameters>() == 8);
     assert!(size_of::<Progress>() == 24 && offset_of!(Progress, current_value) == 8);
     assert!(size_of::<GetInfoSize>() == 32 && INFO_AT == 8);
