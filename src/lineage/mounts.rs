@@ -45,10 +45,11 @@ pub(super) struct Mounts(HashMap<PathBuf, Mount>);
 impl Mounts {
     /// What is mounted at that path. Of several the one on top, unless one of them must not be touched.
     pub(super) fn at(&self, path: &Path) -> Option<Mount> {
-        // Mostly there is none.
-        (!self.0.is_empty())
-            .then(|| self.0.get(path).copied())
-            .flatten()
+        self.0.get(path).copied()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether the directory at `path` may be looked into by somebody whom a vhdfs mount may be waiting for.

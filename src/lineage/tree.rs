@@ -83,7 +83,6 @@ impl Tree {
     /// # Errors
     /// Where not even its directory can be held.
     pub(crate) fn survey(&self) -> io::Result<Option<Survey>> {
-        let begun = Instant::now();
         let errand = Arc::new(Errand {
             mounts: Mounts::below(&self.top.real_path()?),
             real: self.top.real_path()?,
@@ -92,8 +91,11 @@ impl Tree {
         });
         let top = self.top.try_clone()?;
         let found = errand.walk(top, PathBuf::new(), self.limits.links).run();
-        let mut survey = Survey::default();
-        survey.add(&found);
+        let mut survey = Survey {
+            files: found.files,
+            unread: found.unread,
+            cut_off: found.cut_off,
+        };
         let mut met = HashSet::new();
         let mut doors = found.doors;
         while !doors.is_empty() {
@@ -103,7 +105,7 @@ impl Tree {
                 .filter(|place| met.insert(place.clone()))
                 .collect();
             for place in entered {
-                let part = self.parts.wait(&place, begun, self.limits.patience);
+                let part = self.parts.wait(&place, self.limits.patience);
                 if !part.counts() {
                     survey.unread.push(place.path);
                 }
@@ -276,9 +278,9 @@ impl Parts {
         part.walked_since = thread.spawn(walk).is_ok().then_some(begun);
     }
 
-    /// What is known of `place` since `begun`, or else before. Who has never come back from there is waited for
-    /// longest.
-    fn wait(&self, place: &Place, begun: Instant, patience: Duration) -> Part {
+    /// What is known of `place` once those are back who look at it, or are late. Where nobody has ever come back
+    /// from is waited for longest.
+    fn wait(&self, place: &Place, patience: Duration) -> Part {
         let mut by_place = self.by_place.lock();
         loop {
             let Some(part) = by_place.get(place) else {
@@ -288,12 +290,11 @@ impl Parts {
                 Some(_) => patience / 8,
                 None => patience,
             };
-            let until = begun + patience;
-            let is_back = part.walked_since.is_none();
-            if is_back || part.is_slow || Instant::now() >= until {
-                return part.clone();
+            let until = part.walked_since.map(|since| since + patience);
+            match until.filter(|until| !part.is_slow && Instant::now() < *until) {
+                Some(until) => drop(self.back.wait_until(&mut by_place, until)),
+                None => return part.clone(),
             }
-            self.back.wait_until(&mut by_place, until);
         }
     }
 
