@@ -34,9 +34,10 @@
 //! Each imports only what stands left of it; `tests/tidy.rs` fails otherwise.
 //!
 //! ```text
-//! units, error, sync < format, storage < map < image < disk, guest < compact < library, virtdisk
-//!                (bytes) (host file)     |        |     (what filesystems call free)
-//!                                        |        (what a guest sees)   (a directory of disks)
+//! units, error, sync < format, storage < map < image < lineage < disk, guest < compact < library, virtdisk
+//!                (bytes) (host file)     |       |        |     (what filesystems call free)
+//!                                        |       |        (what a guest sees)   (a directory of disks)
+//!                                        |       (who is whose parent)
 //!                                        (one file, its metadata)
 //! ```
 //!
@@ -87,7 +88,11 @@
 //!   gives what that file's mode gives;
 //! - changes, cuts, renames or replaces a file that is open: the disk that is open stays the one that it was;
 //!   that its file was cut is noticed with the next flush, and ends it; nothing of another file is written;
-//! - opens the same file: each refuses the other who asks for QEMU's image locks ([`storage`]).
+//! - opens the same file: each refuses the other who asks for QEMU's image locks ([`storage`]);
+//! - puts many files there, or mounts something there that does not answer: opening a disk costs a look at each
+//!   file's attributes, on a thread of its own and once for all who wait, and open disks are served meanwhile; another
+//!   file system is waited for a second, once. One that itself needs a vhdfs mount, a guest's on a loop device, is
+//!   not touched (`lineage`).
 //!
 //! Not defended: who may write to an image file changes what its guest reads, as with any disk; who holds
 //! a read lock on a file keeps others from opening it for writing, and who puts a child of a disk into
@@ -114,6 +119,7 @@ pub mod format;
 pub mod guest;
 pub mod image;
 pub mod library;
+mod lineage;
 pub mod map;
 pub mod storage;
 mod sync;

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["format", "storage"],
     &["map"],
     &["image"],
+    &["lineage"],
     &["check", "create"],
     &["disk", "guest", "compact"],
     &["library", "virtdisk"],

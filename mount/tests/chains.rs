@@ -9,8 +9,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use common::{Mount, create, errno, eventually, exit_code, json, run, stderr};
+use common::{Mount, create, errno, eventually, exit_code, has, json, run, stderr};
+use fuser::{FileHandle, Filesystem, INodeNo, OpenFlags, ReplyAttr, ReplyOpen, Request};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use vhdfs::disk::{Disk, HostParents, OpenOptions};
@@ -346,4 +350,179 @@ fn a_mount_looks_for_parents_where_it_may() {
     assert_eq!(&bytes, b"base");
     let status = mount.status("child.vhdx.raw");
     assert_eq!(status["parent"], json!(base.canonicalize().unwrap()));
+}
+
+/// Something that is mounted.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` for those who may not.
+    fn new(arguments: &[&str], at: &Path) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can mount");
+            return None;
+        }
+        fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount")
+            .args(arguments)
+            .arg(at)
+            .output()
+            .unwrap();
+        if !done.status.success() {
+            println!("skipped: {}", stderr(&done));
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn open_for_writing(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).open(path)
+}
+
+/// How long that many opens for writing take at the same time.
+fn time_to_open(mount: &Mount, name: &str, number: usize) -> Duration {
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..number {
+            scope.spawn(|| open_for_writing(&mount.at(name)).unwrap());
+        }
+    });
+    begun.elapsed()
+}
+
+#[test]
+fn children_on_other_file_systems_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let top = root.path().canonicalize().unwrap();
+    let (base, child) = (
+        top.join("disks/base.vhdx"),
+        top.join("disks/second/child.vhdx"),
+    );
+    let Some(_second) = Mounted::new(&["-t", "tmpfs", "tmpfs"], &top.join("disks/second")) else {
+        return;
+    };
+    create(&base, &["--size", "64M"]);
+    create_child(&child, &base);
+    fs::create_dir(top.join("links")).unwrap();
+    symlink(&base, top.join("links/base.vhdx")).unwrap();
+    for name in [&base, &top.join("links/base.vhdx")] {
+        assert_eq!(info(&[], name)["children"], json!([child]));
+    }
+    let Some(mount) = Mount::new(&["--no-compact"], |source| {
+        fs::remove_dir(source).unwrap();
+        symlink(top.join("disks"), source).unwrap();
+    }) else {
+        return;
+    };
+    let refused = open_for_writing(&mount.at("base.vhdx.raw"));
+    assert_eq!(errno(refused), Errno::ACCESS.raw_os_error());
+    assert!(mount.log().contains("second/child.vhdx"));
+}
+
+/// A file system that answers nobody, until this is dropped: those who ask.
+struct Dead(Arc<Mutex<Option<Vec<Held>>>>);
+
+/// The same, as the kernel sees it.
+struct DeadFs(Arc<Mutex<Option<Vec<Held>>>>);
+
+#[allow(dead_code, reason = "dropping a reply is an answer: an error")]
+enum Held {
+    Attr(ReplyAttr),
+    Open(ReplyOpen),
+}
+
+impl DeadFs {
+    fn hold(&self, reply: Held) {
+        if let Some(held) = &mut *self.0.lock().unwrap() {
+            held.push(reply);
+        }
+    }
+}
+
+impl Filesystem for DeadFs {
+    fn getattr(&self, _: &Request, _: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.hold(Held::Attr(reply));
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.hold(Held::Open(reply));
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().take();
+    }
+}
+
+#[test]
+fn a_file_system_that_never_answers_holds_up_nobody() {
+    let Some(mount) = Mount::new(&["--no-compact"], |source| {
+        for name in ["a.vhdx", "b.vhdx", "c.vhdx"] {
+            create(&source.join(name), &["--size", "64M"]);
+        }
+        fs::create_dir(source.join("dead")).unwrap();
+    }) else {
+        return;
+    };
+    time_to_open(&mount, "a.vhdx.raw", 1);
+    let asked = Arc::new(Mutex::new(Some(Vec::new())));
+    let config = fuser::Config::default();
+    let session = fuser::spawn_mount(DeadFs(asked.clone()), mount.behind("dead"), &config);
+    let _session = session.unwrap();
+    let dead = Dead(asked);
+    // It is waited for once.
+    let spent = time_to_open(&mount, "a.vhdx.raw", 20);
+    assert!(spent < Duration::from_secs(4), "{spent:?}");
+    let nobody_asked = dead.0.lock().unwrap().as_ref().is_none_or(Vec::is_empty);
+    assert!(!nobody_asked);
+    let spent = time_to_open(&mount, "b.vhdx.raw", 20);
+    assert!(spent < Duration::from_millis(900), "{spent:?}");
+    assert_eq!(mount.said("./dead cannot be looked into"), 1);
+    // All else is looked at.
+    create_child(&mount.behind("child.vhdx"), &mount.behind("c.vhdx"));
+    let refused = open_for_writing(&mount.at("c.vhdx.raw"));
+    assert_eq!(errno(refused), Errno::ACCESS.raw_os_error());
+}
+
+#[test]
+fn a_guest_of_ours_in_the_directory_is_not_entered() {
+    if !has("mkfs.ext4") {
+        return;
+    }
+    let Some(mount) = Mount::new(&["--no-compact"], |source| {
+        create(&source.join("a.vhdx"), &["--size", "64M"]);
+        create(&source.join("b.vhdx"), &["--size", "64M"]);
+    }) else {
+        return;
+    };
+    let disk = mount.at("a.vhdx.raw");
+    let made = Command::new("mkfs.ext4")
+        .arg("-q")
+        .arg("-F")
+        .arg(&disk)
+        .status();
+    assert!(made.unwrap().success());
+    let guest = ["-o", "loop", disk.to_str().unwrap()];
+    let Some(_guest) = Mounted::new(&guest, &mount.behind("guest")) else {
+        return;
+    };
+    create(&mount.behind("guest/c.vhdx"), &["--size", "64M"]);
+    let shown = mount.mount_point();
+    let shown = ["--bind", shown.to_str().unwrap()];
+    let _again = Mounted::new(&shown, &mount.behind("again"));
+    let spent = time_to_open(&mount, "b.vhdx.raw", 20);
+    assert!(spent < Duration::from_secs(4), "{spent:?}");
+    assert_eq!(mount.said("./guest cannot be looked into"), 1);
+    for name in ["guest", "again", "guest/c.vhdx.raw"] {
+        let refused = errno(fs::metadata(mount.at(name)));
+        assert_eq!(refused, Errno::ACCESS.raw_os_error(), "{name}");
+    }
 }

@@ -44,7 +44,6 @@ pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, children_below,
 };
-pub(crate) use parents::{Family, Kin, is_disk_name, may_be_file, may_be_kin};
 pub(crate) use tracker::{Content, Tracker};
 pub(crate) use writers::Writers;
 

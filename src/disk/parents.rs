@@ -16,7 +16,6 @@ mod hunt;
 mod tests;
 
 pub use family::{Children, children_below};
-pub(crate) use family::{Family, Kin, is_disk_name, may_be_file, may_be_kin};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,6 +28,7 @@ use super::{Disk, OpenOptions};
 use crate::error::{OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
+use crate::lineage::Words;
 use crate::storage::Storage;
 use crate::storage::host::{FileKey, HostFile, HostOptions, Scope, paths};
 use hunt::Hunt;
@@ -293,13 +293,6 @@ impl HostParents {
         .unwrap_or_else(|_| name.to_owned())
     }
 
-    /// Where `text`, in the image at `child`, leads to by its words alone; nothing is looked at.
-    fn named(&self, child: &Path, text: &str) -> Option<PathBuf> {
-        let scope = self.scope().ok()?;
-        let named = scope.named(&self.real(child), text);
-        named.inside.first().map(|place| scope.shown(place))
-    }
-
     fn shared(&self, key: FileKey) -> Option<Arc<Disk>> {
         self.open.lock().get(&key)?.upgrade()
     }
@@ -314,6 +307,25 @@ impl HostParents {
             FoundParent::Closed { path, .. } => Ok(path),
             FoundParent::Open(disk) => Ok(disk.path().to_owned()),
         }
+    }
+}
+
+impl Words for HostParents {
+    fn real(&self, name: &Path) -> PathBuf {
+        Self::real(self, name)
+    }
+
+    fn lead(&self, child: &Path, link: &ParentLink) -> Option<PathBuf> {
+        let scope = self.scope().ok()?;
+        let child = self.real(child);
+        let named = link
+            .paths
+            .iter()
+            .map(|path| scope.named(&child, &path.text));
+        // What means nothing to this host is passed over, as in a search; a place outside is not: with
+        // another scope it is where the parent is taken from.
+        let first = { named }.find(|named| named.outside.is_some() || !named.inside.is_empty())?;
+        first.inside.first().map(|place| scope.shown(place))
     }
 }
 

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex};
 
 use super::Core;
-use super::family::{Family, Survey};
-use super::host_dir::{Identity, Stamp};
+use super::family::{Asked, Family, File, Survey};
 use super::open_disk::{DiskState, OpenDisk};
 use super::open_disks::{Purpose, Refused};
 use crate::compact::{IdlePolicy, Next};
 use crate::error::{ErrorKind, chain};
+use crate::storage::host::pin::{Identity, Stamp};
 
 /// How often a disk with nothing to gain is asked whether a guest has changed it.
 const POLL: Duration = Duration::from_secs(1);
@@ -115,6 +115,8 @@ pub(super) struct Agent {
     to_visit: VecDeque<PathBuf>,
     visiting: Option<Identity>,
     next_search: Instant,
+    /// A search that is under way.
+    searching: Option<Asked>,
     /// What filesystems call free was left to disks that may have had children.
     withheld: bool,
     /// Disks of which it was logged why that is left to them.
@@ -133,6 +135,7 @@ impl Agent {
             to_visit: VecDeque::new(),
             visiting: None,
             next_search: Instant::now(),
+            searching: None,
             withheld: false,
             told: HashSet::new(),
         }
@@ -292,11 +295,20 @@ impl Agent {
             }
         }
         if self.to_visit.is_empty() {
-            if now < self.next_search {
+            // Which rings when it is over.
+            if let Some(asked) = self.searching {
+                let Some(survey) = self.core.families.answer(asked) else {
+                    return now + FOREVER;
+                };
+                self.searching = None;
+                self.search(&survey);
+            } else if now < self.next_search {
                 return self.next_search;
+            } else {
+                self.next_search = now + SEARCH;
+                self.searching = Some(self.core.families.ask());
+                return now + FOREVER;
             }
-            self.next_search = now + SEARCH;
-            self.search();
         }
         let Some(path) = self.to_visit.pop_front() else {
             return self.next_search;
@@ -332,11 +344,9 @@ impl Agent {
         self.core.families.latest()
     }
 
-    /// Looks at all disks: who is whose child, and which may be worth a visit.
-    fn search(&mut self) {
-        let Some(Survey { files, family }) = self.core.families.survey(&self.core) else {
-            return;
-        };
+    /// Looks through all disks that were found for those that may be worth a visit.
+    fn search(&mut self, survey: &Survey) {
+        let Survey { files, family } = survey;
         let Some(policy) = self.policy.filter(|_| !self.core.options.read_only) else {
             return;
         };
@@ -351,7 +361,7 @@ impl Agent {
             }
         }
         let mut present = HashSet::new();
-        for (path, stat) in files {
+        for File { path, stat, .. } in files {
             let now_seen = seen(&stat.stamp());
             present.insert(stat.identity());
             let is_open = self.core.disks.get(&stat.identity()).is_some();
@@ -371,7 +381,7 @@ impl Agent {
             if !wait.is_zero() {
                 self.next_search = self.next_search.min(now + wait.min(SEARCH));
             } else if !family.is_parent(&stat.identity()) {
-                self.to_visit.push_back(path);
+                self.to_visit.push_back(path.clone());
             }
         }
         self.watched

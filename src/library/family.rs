@@ -3,234 +3,281 @@
 //! That is found out by looking at every disk file of the tree: at its attributes each time, and at
 //! its headers once for each state of the file. Whoever is about to write wants to know it as it is
 //! now; for what is only shown, the latest findings do.
+//!
+//! A thread of its own looks, one survey at a time, and is asked by whoever needs one: so no request of a front end
+//! does, on whose answer the host of some directory may depend. Who is about to write waits for it, together with all
+//! others who ask meanwhile, until [`DEADLINE`]; then the latest findings have to do.
 
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
-use super::host_dir::Identity;
-use super::probes::Lineage;
-use super::{Core, names};
-use crate::disk::{self, Kin};
-use crate::format::parent::ParentLink;
-use crate::storage::host::pin::{Kind, Stat};
+use super::agent::Bell;
+use super::open_disks::OpenDisks;
+use crate::lineage::{Asker, Kin, Limits, Lineage, Tree};
+use crate::storage::host::pin::{Identity, Pin};
 
-/// How many files are looked into at a time, and how many each worker should have.
-const MAX_WORKERS: usize = 8;
-const FILES_PER_WORKER: usize = 16;
+pub(super) use crate::lineage::{Family, File};
 
-type KinFile = Kin<Identity, Arc<ParentLink>>;
+/// How long somebody who is about to write waits for a survey, where there are older findings.
+const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Who is whose child; children by their path below the root.
-pub(super) type Family = disk::Family<Identity>;
+/// How long the end waits for a survey that is under way.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What a survey may cost.
+const LIMITS: Limits = Limits {
+    entries: 2_000_000,
+    patience: Duration::from_secs(1),
+    links: false,
+};
 
 /// A look at the whole tree.
 pub(super) struct Survey {
     /// Every disk file, below the root.
-    pub(super) files: Vec<(PathBuf, Stat)>,
+    pub(super) files: Vec<File>,
     pub(super) family: Arc<Family>,
 }
 
+/// Stands for a survey that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked(u64);
+
 /// The latest findings.
-#[derive(Default)]
 pub(super) struct Families {
+    tree: Tree,
+    bell: Arc<Bell>,
     state: Mutex<State>,
-    /// A survey is over.
-    over: Condvar,
+    /// A survey is asked for or over, or all is at an end.
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    latest: Option<Arc<Family>>,
-    /// Surveys that were begun and that are over. One runs at a time.
+    latest: Option<Arc<Survey>>,
+    /// Surveys that were asked for, that were begun and that are over. One runs at a time.
+    asked: u64,
     begun: u64,
     over: u64,
+    /// Nobody looks any more.
+    ended: bool,
+    /// It has been logged that there are only older findings.
+    said_late: bool,
 }
 
 impl Families {
+    pub(super) fn new(root: Pin, disks: Arc<OpenDisks>, bell: Arc<Bell>) -> Self {
+        let owner = Owner {
+            disks,
+            bell: bell.clone(),
+        };
+        Self {
+            tree: Tree::new(root, LIMITS, Arc::new(owner)),
+            bell,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
     /// As of the last survey.
     pub(super) fn latest(&self) -> Arc<Family> {
-        self.state.lock().latest.clone().unwrap_or_default()
+        let state = self.state.lock();
+        let latest = state.latest.as_ref();
+        latest.map_or_else(Arc::default, |survey| survey.family.clone())
     }
 
     /// As of any survey: waits for the first. `None` where the library is being closed.
-    pub(super) fn known(&self, core: &Core) -> Option<Arc<Family>> {
+    pub(super) fn known(&self) -> Option<Arc<Family>> {
         let mut state = self.state.lock();
         loop {
             if let Some(latest) = &state.latest {
-                return Some(latest.clone());
+                return Some(latest.family.clone());
             }
-            if state.begun == state.over {
-                return self.run(state, core).map(|survey| survey.family);
+            if state.ended {
+                return None;
             }
-            self.over.wait(&mut state);
+            self.demand(&mut state);
+            self.changed.wait(&mut state);
         }
     }
 
-    /// As of a survey that began after the call, shared with others who want the same. `None` where
-    /// the library is being closed.
-    pub(super) fn renew(&self, core: &Core) -> Option<Arc<Family>> {
+    /// As of a survey that began after the call, shared with others who want the same; where that takes longer than
+    /// [`DEADLINE`], as of the last one. `None` where the library is being closed.
+    pub(super) fn renew(&self) -> Option<Arc<Family>> {
+        self.renew_until(Instant::now() + DEADLINE)
+    }
+
+    fn renew_until(&self, deadline: Instant) -> Option<Arc<Family>> {
         let mut state = self.state.lock();
-        let wanted = state.begun + 1;
-        while state.over < wanted {
-            if state.begun == state.over {
-                return self.run(state, core).map(|survey| survey.family);
+        let wanted = self.demand(&mut state);
+        loop {
+            if state.ended || self.bell.is_stopped() {
+                return None;
             }
-            self.over.wait(&mut state);
+            let latest = state.latest.as_ref().map(|survey| survey.family.clone());
+            match latest {
+                Some(latest) if state.over >= wanted => return Some(latest),
+                Some(latest) if Instant::now() >= deadline => {
+                    if !std::mem::replace(&mut state.said_late, true) {
+                        log::warn!(
+                            "looking for children takes long: disks are opened for writing by what was last found"
+                        );
+                    }
+                    return Some(latest);
+                }
+                Some(_) => drop(self.changed.wait_until(&mut state, deadline)),
+                // There is nothing to go by.
+                None => self.changed.wait(&mut state),
+            }
         }
-        let latest = state.latest.clone();
-        latest.filter(|_| !core.bell.is_stopped())
+    }
+
+    /// Asks for a survey that begins after the call; the bell is rung when it is over.
+    pub(super) fn ask(&self) -> Asked {
+        Asked(self.demand(&mut self.state.lock()))
+    }
+
+    /// What that one, or one after it, has found.
+    pub(super) fn answer(&self, asked: Asked) -> Option<Arc<Survey>> {
+        let state = self.state.lock();
+        let is_over = state.over >= asked.0;
+        state.latest.clone().filter(|_| is_over)
+    }
+
+    fn demand(&self, state: &mut State) -> u64 {
+        state.asked = state.begun + 1;
+        self.changed.notify_all();
+        state.asked
+    }
+
+    /// Makes the surveys that are asked for, until the bell says stop.
+    pub(super) fn run(&self, words: &OpenDisks) {
+        let mut state = self.state.lock();
+        while !self.bell.is_stopped() {
+            if state.asked == state.begun {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            state.begun = state.asked;
+            let last = state.latest.clone();
+            drop(state);
+            let found = self.survey(last, words);
+            state = self.state.lock();
+            state.over = state.begun;
+            if let Some(found) = found {
+                state.latest = Some(Arc::new(found));
+                state.said_late = false;
+            }
+            self.changed.notify_all();
+            self.bell.ring();
+        }
+        state.ended = true;
+        self.changed.notify_all();
+    }
+
+    /// To be called once the bell says stop: nobody waits any longer. Whether nobody looks any more, either;
+    /// on a host that does not answer that cannot be waited for.
+    pub(super) fn end(&self) -> bool {
+        let until = Instant::now() + FAREWELL;
+        let mut state = self.state.lock();
+        self.changed.notify_all();
+        while !state.ended {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        let ended = std::mem::replace(&mut state.ended, true);
+        self.changed.notify_all();
+        ended
     }
 
     /// Looks at the tree. `None` where the library is being closed.
-    pub(super) fn survey(&self, core: &Core) -> Option<Survey> {
-        let mut state = self.state.lock();
-        while state.begun != state.over {
-            self.over.wait(&mut state);
-        }
-        self.run(state, core)
-    }
-
-    fn run(&self, mut state: MutexGuard<'_, State>, core: &Core) -> Option<Survey> {
-        state.begun += 1;
-        drop(state);
-        let found = core.survey();
-        let mut state = self.state.lock();
-        state.over = state.begun;
-        if let Some(found) = &found {
-            state.latest = Some(found.family.clone());
-        }
-        drop(state);
-        self.over.notify_all();
-        found
-    }
-}
-
-impl Core {
-    fn survey(&self) -> Option<Survey> {
-        let mut unread = Vec::new();
-        let files = self.disk_files(&mut unread)?;
-        let kin = self.kin(&files, &mut unread)?;
-        let mut family = Family::of(&kin, self.disks.parents());
-        unread.sort_unstable();
-        if let Some(first) = unread.first()
-            && self.families.latest().unread.first() != Some(first)
-        {
-            let first = Path::new(".").join(first);
-            log::warn!(
-                "{} cannot be read, and may be, or hold, a child of other disks: what filesystems call free \
-                 stays everywhere",
-                first.display()
-            );
-        }
-        family.unread = unread;
-        let family = Arc::new(family);
-        Some(Survey { files, family })
-    }
-
-    /// Every disk file below the root; what could not be looked into goes to `unread`.
-    fn disk_files(&self, unread: &mut Vec<PathBuf>) -> Option<Vec<(PathBuf, Stat)>> {
-        let mut files = Vec::new();
-        let mut directories = vec![PathBuf::new()];
-        while let Some(path) = directories.pop() {
-            if self.bell.is_stopped() {
-                return None;
-            }
-            let found = (self.host.directory(&path))
-                .and_then(|directory| Ok((directory.names()?, directory)));
-            let (entries, directory) = match found {
-                Ok(found) => found,
-                Err(error) => {
-                    unread.extend(disk::may_be_kin(&path, &error).then_some(path));
-                    continue;
-                }
-            };
-            for (name, kind) in entries {
-                let path = path.join(&name);
-                match kind {
-                    Kind::Directory => directories.push(path),
-                    Kind::File if names::is_disk(&name) => match directory.stat_child(&name) {
-                        Ok(stat) => files.push((path, stat)),
-                        Err(error) => {
-                            unread.extend(disk::may_be_kin(&path, &error).then_some(path))
-                        }
-                    },
-                    Kind::Other(_) if disk::may_be_file(kind) && names::is_disk(&name) => {
-                        unread.push(path);
-                    }
-                    Kind::File | Kind::Link | Kind::Other(_) => {}
-                }
-            }
-        }
-        Some(files)
-    }
-
-    /// Which disks they are. Files that nobody has looked into yet are mostly waited for, so several
-    /// are looked into at a time.
-    fn kin(&self, files: &[(PathBuf, Stat)], unread: &mut Vec<PathBuf>) -> Option<Vec<KinFile>> {
-        let mut kin = Vec::with_capacity(files.len());
-        let mut unknown = Vec::new();
-        for (path, stat) in files {
-            match self.known_lineage(stat) {
-                Some(lineage) => kin.extend(lineage.map(|found| kin_file(path, stat, found))),
-                None => unknown.push((path, stat)),
-            }
-        }
-        let next = AtomicUsize::new(0);
-        let found = Mutex::new((Vec::new(), Vec::new()));
-        let work = || {
-            while !self.bell.is_stopped()
-                && let Some((path, stat)) = unknown.get(next.fetch_add(1, Ordering::Relaxed))
-            {
-                let lineage = self
-                    .probes
-                    .lineage(&stat.stamp(), path, || self.host.pin(path));
-                let mut found = found.lock();
-                match lineage {
-                    Ok(lineage) => (found.0).extend(lineage.map(|of| kin_file(path, stat, of))),
-                    Err(error) if disk::may_be_kin(path, &error) => {
-                        found.1.push(path.to_path_buf())
-                    }
-                    Err(_) => {}
-                }
+    fn survey(&self, last: Option<Arc<Survey>>, words: &OpenDisks) -> Option<Survey> {
+        let mut found = match self.tree.survey() {
+            Ok(found) => found?,
+            Err(error) => {
+                log::error!("the directory cannot be searched for children: {error}");
+                let mut family = last
+                    .as_ref()
+                    .map_or_else(Family::default, |last| Family::clone(&last.family));
+                family.unread.insert(0, PathBuf::new());
+                let files = last.map_or_else(Vec::new, |last| last.files.clone());
+                return Some(Survey {
+                    files,
+                    family: Arc::new(family),
+                });
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 1..(unknown.len() / FILES_PER_WORKER).min(MAX_WORKERS) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let (mut found, mut failed) = found.into_inner();
-        kin.append(&mut found);
-        unread.append(&mut failed);
-        (!self.bell.is_stopped()).then_some(kin)
-    }
-
-    /// `Some(None)` of a file that is known to be no disk.
-    fn known_lineage(&self, stat: &Stat) -> Option<Option<Lineage>> {
-        let open = self.disks.get(&stat.identity());
-        match open.and_then(|open| open.disk()) {
-            Some(disk) => Some(Some(Lineage {
-                identity: disk.identity(),
-                link: disk.parent_link().cloned().map(Arc::new),
-            })),
-            None => self.probes.known_lineage(&stat.stamp()),
+        if found.cut_off {
+            found.unread.insert(0, PathBuf::new());
         }
+        let before = last.as_ref().map(|last| &*last.family);
+        log_unread(&found.unread, before);
+        let is_same = |last: &Survey| {
+            let mut files = last.files.iter().zip(&found.files);
+            last.files.len() == found.files.len()
+                && last.family.unread == found.unread
+                && files.all(|(last, now)| last.is_same_kin(now))
+        };
+        // Mostly nothing has changed.
+        let family = match last.filter(|last| is_same(last)) {
+            Some(last) => last.family.clone(),
+            None => {
+                let kin: Vec<Kin> = found.kin().collect();
+                let mut family = Family::of(&kin, words.parents());
+                family.unread = found.unread;
+                Arc::new(family)
+            }
+        };
+        Some(Survey {
+            files: found.files,
+            family,
+        })
     }
 }
 
-fn kin_file(path: &Path, stat: &Stat, found: Lineage) -> KinFile {
-    Kin {
-        key: stat.identity(),
-        path: path.to_owned(),
-        identity: found.identity,
-        link: found.link,
+/// Says what could not be looked into, where that is not the same as before.
+fn log_unread(unread: &[PathBuf], before: Option<&Family>) {
+    let before = before.and_then(|family| family.unread.first());
+    let Some(first) = unread.first().filter(|first| Some(*first) != before) else {
+        return;
+    };
+    let stays = "what filesystems call free stays everywhere";
+    match first.as_os_str().is_empty() {
+        true => log::warn!(
+            "there are more than {} files and directories, and children of other disks may be among them: {stays}",
+            LIMITS.entries
+        ),
+        false => log::warn!(
+            "{} cannot be looked into (it is closed to us, does not answer, or needs a vhdfs mount to), and may be, \
+             or hold, a child of other disks: {stays}",
+            Path::new(".").join(first).display()
+        ),
+    }
+}
+
+/// What a survey needs to know of the library.
+struct Owner {
+    disks: Arc<OpenDisks>,
+    bell: Arc<Bell>,
+}
+
+impl Asker for Owner {
+    fn is_over(&self) -> bool {
+        self.bell.is_stopped()
+    }
+
+    fn open(&self, file: &Identity) -> Option<Lineage> {
+        let disk = self.disks.get(file)?.disk()?;
+        Some(Lineage {
+            identity: disk.identity(),
+            link: disk.parent_link().cloned().map(Arc::new),
+        })
     }
 }
 

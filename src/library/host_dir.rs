@@ -6,47 +6,10 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path};
-use std::time::SystemTime;
 
+use crate::lineage::may_serve;
+use crate::storage::host::Space;
 use crate::storage::host::pin::{Pin, Stat};
-use crate::storage::host::{FileKey, Space};
-
-/// What tells one file of the host from every other, also from one that gets the same inode number
-/// after this one is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
-    key: FileKey,
-    /// When the file was created, where the host's file system remembers it. Not on Windows: there
-    /// anybody may set that time, and no number stands for another file soon.
-    born: Option<SystemTime>,
-}
-
-/// Whatever changes when a file's bytes may have: two equal stamps, one file, one content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Stamp {
-    pub(super) identity: Identity,
-    pub(super) len: u64,
-    pub(super) modified: SystemTime,
-    pub(super) changed: SystemTime,
-}
-
-impl Stat {
-    pub(super) fn identity(&self) -> Identity {
-        Identity {
-            key: self.key,
-            born: self.born.filter(|_| cfg!(unix)),
-        }
-    }
-
-    pub(super) fn stamp(&self) -> Stamp {
-        Stamp {
-            identity: self.identity(),
-            len: self.len,
-            modified: self.modified,
-            changed: self.changed,
-        }
-    }
-}
 
 /// The root, held: it stays the same directory whatever is mounted over it or renamed.
 #[derive(Debug)]
@@ -62,15 +25,23 @@ impl HostDir {
     }
 
     /// The directory at `path` below the root; the root itself for the empty path.
+    ///
+    /// # Errors
+    /// Where there is none, and [`io::ErrorKind::PermissionDenied`] where it lies on a file system that needs a
+    /// vhdfs mount to answer: we may be the one, and wait for ourselves.
     pub(super) fn directory(&self, path: &Path) -> io::Result<Pin> {
-        let mut directory = self.root.try_clone()?;
-        for component in path.components() {
-            let Component::Normal(name) = component else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            directory = directory.subdirectory(name)?;
+        let is_name = |part| matches!(part, Component::Normal(_));
+        if !path.components().all(is_name) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(directory)
+        if let Some(directory) = self.root.directory_here(path)? {
+            return Ok(directory);
+        }
+        if !may_serve(&self.root, path)? {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let walk = |directory: Pin, name| directory.subdirectory(name);
+        path.iter().try_fold(self.root.try_clone()?, walk)
     }
 
     /// The directory that holds `path`, and `path`'s name in it.
@@ -83,6 +54,7 @@ impl HostDir {
     }
 
     /// What is at `path`, held.
+    #[cfg(any(windows, test))]
     pub(super) fn pin(&self, path: &Path) -> io::Result<Pin> {
         let (directory, name) = self.parent(path)?;
         directory.child(name)

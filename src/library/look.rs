@@ -33,7 +33,15 @@ impl Core {
         for (host_name, kind) in wanted {
             let Some(host_name) = host_name else { continue };
             let path = parent.join(host_name);
-            match directory.stat_child(host_name) {
+            let stat = match kind {
+                // It may be another file system's, which is not to be asked before it is known whose.
+                Kind::Directory => match directory.directory_here(Path::new(host_name)) {
+                    Ok(None) => self.host.directory(&path).and_then(|found| found.stat()),
+                    found => found.and_then(|_| directory.stat_child(host_name)),
+                },
+                _ => directory.stat_child(host_name),
+            };
+            match stat {
                 Ok(stat) if stat.kind == kind => {
                     let node = self.nodes.lock().refer(stat.identity(), kind, &path);
                     return Ok(match kind {
@@ -47,7 +55,11 @@ impl Core {
                     });
                 }
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) => {}
                 // Windows has names that no file can have.
                 Err(error) if cfg!(windows) && error.kind() == io::ErrorKind::InvalidFilename => {}
                 Err(error) => return Err(LibraryError::io(&path, "read attributes", error)),

@@ -27,10 +27,12 @@
 //! 5. The reason why a file cannot be opened is logged once for each state of the file.
 //! 6. A disk over which other disks of the tree are is not written: it is shown and opened read-only,
 //!    and background work leaves it alone. Whether there are any is looked up before each opening
-//!    for writing.
+//!    for writing, for five seconds at most: then what was last found counts.
 //! 7. Parents are looked for below the root and in [`LibraryOptions::parent_dirs`] alone, and a user
 //!    opens a child only who may read all of its parents.
-//! 8. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
+//! 8. No request waits for a file system below the root that needs a vhdfs mount to answer, which may be the one
+//!    that asks: such directories cannot be entered.
+//! 9. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
 //!    itself is shown ([`Library::attributes`] and `Library::security_descriptor`).
 
 mod agent;
@@ -200,7 +202,7 @@ struct Core {
     options: LibraryOptions,
     nodes: Mutex<Nodes>,
     probes: Probes,
-    disks: OpenDisks,
+    disks: Arc<OpenDisks>,
     families: Families,
     /// Where the root was when it was opened, without symbolic links.
     root: PathBuf,
@@ -213,6 +215,7 @@ struct Core {
 pub struct Library {
     core: Arc<Core>,
     agent: Mutex<Option<JoinHandle<()>>>,
+    surveyor: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Library {
@@ -245,17 +248,19 @@ impl Library {
         }
         let root = scope.directories().next().map(Path::to_owned);
         let bell = Arc::new(Bell::default());
+        let disks = Arc::new(OpenDisks::new(
+            options.max_open,
+            options.read_only,
+            options.punch_holes,
+            HostParents::within(scope),
+            bell.clone(),
+        ));
+        let top = host.root().map_err(fail)?;
         let core = Arc::new(Core {
             nodes: Mutex::new(Nodes::new(identity)),
             probes: Probes::new(),
-            disks: OpenDisks::new(
-                options.max_open,
-                options.read_only,
-                options.punch_holes,
-                HostParents::within(scope),
-                bell.clone(),
-            ),
-            families: Families::default(),
+            families: Families::new(top, disks.clone(), bell.clone()),
+            disks,
             root: root.unwrap_or(given),
             host,
             options,
@@ -263,14 +268,17 @@ impl Library {
         });
         let policy = core.options.compact;
         let agent = Agent::new(core.clone(), policy, core.options.linger);
-        let thread = std::thread::Builder::new()
-            .name("vhdfs-idle".to_owned())
-            .spawn(move || agent.run())
-            .map_err(|source| LibraryError::io(&core.root, "start a thread", source))?;
-        Ok(Self {
+        let surveyed = core.clone();
+        let library = Self {
+            surveyor: Mutex::new(Some(start("vhdfs-survey", &core.root, move || {
+                surveyed.families.run(&surveyed.disks);
+            })?)),
+            agent: Mutex::default(),
             core,
-            agent: Mutex::new(Some(thread)),
-        })
+        };
+        let agent = start("vhdfs-idle", &library.core.root, move || agent.run())?;
+        *library.agent.lock() = Some(agent);
+        Ok(library)
     }
 
     /// Finds `name` in the directory `parent` and takes a reference to its node, which
@@ -390,10 +398,13 @@ impl Library {
     /// clean file. How many disks could not be left clean; the reasons are logged.
     pub fn close(&self) -> usize {
         self.core.bell.stop();
-        if let Some(thread) = self.agent.lock().take()
-            && thread.join().is_err()
-        {
-            log::error!("background work ended with a panic");
+        let ended = self.core.families.end();
+        let surveyor = self.surveyor.lock().take().filter(|_| ended);
+        let agent = self.agent.lock().take();
+        for thread in agent.into_iter().chain(surveyor) {
+            if thread.join().is_err() {
+                log::error!("background work ended with a panic");
+            }
         }
         self.core.disks.close_all(&self.core.probes)
     }
@@ -403,6 +414,17 @@ impl Drop for Library {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn start(
+    name: &str,
+    root: &Path,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, LibraryError> {
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    thread.map_err(|source| LibraryError::io(root, "start a thread", source))
 }
 
 /// What of a host directory's content is shown.
@@ -460,7 +482,7 @@ impl Core {
 
     fn status(&self, open: &OpenDisk) -> Option<DiskStatus> {
         let mut status = open.status()?;
-        status.children = self.families.latest().children(&open.identity).to_vec();
+        status.children = self.families.latest().children(&open.identity);
         if let Some(parent) = &mut status.parent
             && let Some(below) = paths::below(&self.root, parent)
         {
@@ -519,8 +541,8 @@ impl Core {
         let family = match write {
             _ if self.options.read_only => Some(Arc::default()),
             // A child may have come to be since the last look.
-            true => self.families.renew(self),
-            false => self.families.known(self),
+            true => self.families.renew(),
+            false => self.families.known(),
         };
         let family = family.ok_or(LibraryError::Closed)?;
         let found = match self.find_disk(&path, &family) {
@@ -531,7 +553,7 @@ impl Core {
         };
         let reason = match found.is_parent {
             _ if self.options.read_only => "all disks here are".to_owned(),
-            true => family::reason(family.children(&node.identity)),
+            true => family::reason(&family.children(&node.identity)),
             false => "its permissions, or what it holds, do not allow more".to_owned(),
         };
         if write && found.is_parent {

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-pub(super) use crate::disk::is_disk_name as is_disk;
+pub(super) use crate::lineage::is_disk_name as is_disk;
 
 /// What a disk's file name is followed by where it is shown.
 const SUFFIX: &str = ".raw";

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::host_dir::Identity;
+use crate::storage::host::pin::Identity;
 use crate::storage::host::pin::Kind;
 
 /// The number of a disk or directory of a [`Library`](super::Library), as long as somebody holds a

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::agent::Bell;
-use super::host_dir::{Identity, Stamp};
 use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::disk::Disk;
 use crate::error::chain;
+use crate::storage::host::pin::{Identity, Stamp};
 use crate::storage::host::pin::{Pin, Stat};
 
 /// What the background work does with a disk.

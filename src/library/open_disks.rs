@@ -23,12 +23,12 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::agent::Bell;
-use super::host_dir::Identity;
 use super::open_disk::{DiskHandle, OpenDisk, Opened, stamps};
 use super::probes::{Failure, KnownDisk, Probes};
 use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::storage::host::HostOptions;
+use crate::storage::host::pin::Identity;
 use crate::storage::host::pin::{Pin, Stat};
 
 /// How often a parent that is in use is asked for, and how long in between.

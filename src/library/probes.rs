@@ -1,5 +1,4 @@
-//! What is known of files that are not open: their disk's size, or why they have none; and which
-//! disk it is and what it says of its parent.
+//! What is known of files that are not open: their disk's size, or why they have none.
 //!
 //! A file is looked at once for each of its stamps, so listing thousands of disks again costs no
 //! more than their attributes; what is remembered is bounded. Looking takes no lock.
@@ -7,18 +6,16 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::host_dir::{Identity, Stamp};
 use crate::disk::Disk;
 use crate::error::{ErrorKind, OpenError, OpenProblem};
-use crate::format::parent::{self, ParentLink};
 use crate::image;
 use crate::storage::host::pin::Pin;
+use crate::storage::host::pin::{Identity, Stamp};
 use crate::storage::host::{HostFile, HostOptions};
 
 /// How many files are remembered: some hundred bytes each.
@@ -46,13 +43,6 @@ pub(super) struct KnownDisk {
     pub(super) size: u64,
     /// It can be read but must not be written.
     pub(super) frozen: bool,
-}
-
-/// Which disk a file holds, and what it says of its parent, if it has one.
-#[derive(Clone, Debug)]
-pub(super) struct Lineage {
-    pub(super) identity: parent::Identity,
-    pub(super) link: Option<Arc<ParentLink>>,
 }
 
 impl KnownDisk {
@@ -100,8 +90,6 @@ struct Remembered {
 #[derive(Debug)]
 pub(super) struct Probes {
     known: Mutex<LruCache<Stamp, Remembered>>,
-    /// `None` of a file whose headers cannot be read.
-    lineages: Mutex<LruCache<Stamp, Option<Lineage>>>,
     /// What has been logged.
     said: Mutex<LruCache<Stamp, String>>,
     contents: Mutex<Contents>,
@@ -117,7 +105,6 @@ impl Probes {
     pub(super) fn new() -> Self {
         Self {
             known: Mutex::new(LruCache::new(REMEMBERED)),
-            lineages: Mutex::new(LruCache::new(REMEMBERED)),
             said: Mutex::new(LruCache::new(SAID)),
             contents: Mutex::new(Contents {
                 closed: LruCache::new(REMEMBERED),
@@ -151,46 +138,6 @@ impl Probes {
                 Known::Unopenable(failure)
             }
         }
-    }
-
-    /// Which disk the file with this `stamp` is; looks at its headers, as `pin` gives it, where that
-    /// is not known yet. `None` of what is no disk; opening it will say why.
-    ///
-    /// # Errors
-    /// What the host answers, which it may not the next time.
-    pub(super) fn lineage(
-        &self,
-        stamp: &Stamp,
-        path: &Path,
-        pin: impl FnOnce() -> io::Result<Pin>,
-    ) -> io::Result<Option<Lineage>> {
-        if let Some(known) = self.known_lineage(stamp) {
-            return Ok(known);
-        }
-        let pinned = pin()?;
-        let file = open(&pinned).map_err(OpenError::into_host)?;
-        let found = match image::identify(&file, path) {
-            Ok(found) => Some(Lineage {
-                identity: found.identity,
-                link: found.parent.map(Arc::new),
-            }),
-            Err(OpenProblem::Io { source, .. })
-                if source.kind() != io::ErrorKind::UnexpectedEof =>
-            {
-                return Err(source);
-            }
-            Err(_) => None,
-        };
-        // Another file may have taken its place, or somebody be writing to it.
-        if pinned.stat().is_ok_and(|stat| stat.stamp() == *stamp) {
-            self.lineages.lock().put(*stamp, found.clone());
-        }
-        Ok(found)
-    }
-
-    /// What is known of it without looking; `Some(None)` where that is that nothing can be told.
-    pub(super) fn known_lineage(&self, stamp: &Stamp) -> Option<Option<Lineage>> {
-        self.lineages.lock().get(stamp).cloned()
     }
 
     /// Remembers that the disk can only be opened for reading.

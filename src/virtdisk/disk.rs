@@ -312,7 +312,7 @@ fn expected(
         VIRTUAL_STORAGE_TYPE_DEVICE_VHDX => Some(Format::Vhdx),
         _ => return Err(ERROR_VIRTDISK_PROVIDER_NOT_FOUND),
     };
-    let named = path.file_name().is_some_and(crate::disk::is_disk_name);
+    let named = path.file_name().is_some_and(crate::lineage::is_disk_name);
     match (identified, wanted) {
         (Ok(found), Some(wanted)) if found.format != wanted => Err(match wanted {
             Format::Vhd => (&FormatError::NotVhd).into(),

@@ -50,6 +50,9 @@ struct Info {
     /// There may be more children.
     #[serde(skip)]
     children_cut_off: bool,
+    /// Other names of the file, beside which there may be more.
+    #[serde(skip)]
+    names_elsewhere: u64,
 }
 
 #[derive(Serialize)]
@@ -119,6 +122,7 @@ fn inspect(target: &Target, parents: &ParentArguments) -> Result<Info, Failure> 
         children: children.files.iter().map(|child| name(child)).collect(),
         children_unread: children.unread.iter().map(|path| name(path)).collect(),
         children_cut_off: children.cut_off,
+        names_elsewhere: children.names_elsewhere,
     })
 }
 
@@ -174,6 +178,7 @@ fn inspect_alone(file: &Path, parent_error: String) -> Result<Info, Failure> {
         children: Vec::new(),
         children_unread: Vec::new(),
         children_cut_off: false,
+        names_elsewhere: 0,
     })
 }
 
@@ -263,6 +268,13 @@ impl Report for Info {
                 listed(&self.children_unread)
             );
             facts.push(("not readable", text));
+        }
+        if self.names_elsewhere > 0 {
+            let text = format!(
+                "{} (hard links) in places that were not searched: disks over this one may be there",
+                self.names_elsewhere
+            );
+            facts.push(("other names", text));
         }
         for (what, text) in facts {
             writeln!(out, "  {what:<15} {}", plain(&text))?;

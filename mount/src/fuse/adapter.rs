@@ -15,7 +15,7 @@ use vhdfs::library::{NodeId, NodeKind};
 
 use super::attributes::{self, file_attr};
 use super::directories::OpenDirectory;
-use super::{VhdFs, errno, session, user_of, xattrs};
+use super::{Opening, VhdFs, errno, session, user_of, xattrs};
 
 /// How long the kernel may believe attributes that it did not just look up. An open file's size is
 /// fixed, so only times, modes and stored bytes can be out of date.
@@ -112,10 +112,18 @@ impl Filesystem for VhdFs {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(node(inode), flags, &user_of(request)) {
+        let opening = Opening {
+            library: self.library.clone(),
+            files: self.files.clone(),
+            direct: self.direct,
+            node: node(inode),
+            flags,
+            user: user_of(request),
+        };
+        self.openers.run(Box::new(move || match opening.finish() {
             Ok((number, answer)) => reply.opened(FileHandle(number), answer),
             Err(error) => reply.error(errno::of_library(&error)),
-        }
+        }));
     }
 
     fn read(

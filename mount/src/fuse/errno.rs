@@ -50,6 +50,7 @@ pub(super) fn of_library(error: &LibraryError) -> Errno {
         LibraryError::Closed => Errno::ESHUTDOWN,
         LibraryError::Io { source, .. } => match source.raw_os_error() {
             Some(number) => Errno::from_i32(number),
+            None if source.kind() == std::io::ErrorKind::PermissionDenied => Errno::EACCES,
             None => Errno::EIO,
         },
         _ => Errno::EIO,

@@ -17,6 +17,7 @@ mod adapter;
 mod attributes;
 mod directories;
 mod errno;
+mod openers;
 mod session;
 mod xattrs;
 
@@ -29,6 +30,7 @@ use vhdfs::library::{Library, LibraryError, NodeId, User};
 
 use crate::front::{Brake, Handles, OpenFile};
 use directories::OpenDirectory;
+use openers::Openers;
 
 pub(crate) use session::{Settings, mount};
 pub(crate) use xattrs::PID_ATTRIBUTE;
@@ -38,6 +40,7 @@ pub(crate) struct VhdFs {
     library: Arc<Library>,
     files: Arc<Handles<OpenFile>>,
     directories: Handles<OpenDirectory>,
+    openers: Openers,
     /// What the kernel is to do for handles that bypass its cache.
     direct: FopenFlags,
 }
@@ -48,6 +51,7 @@ impl VhdFs {
             library,
             files: Arc::new(Handles::new()),
             directories: Handles::new(),
+            openers: Openers::default(),
             direct: FopenFlags::empty(),
         }
     }
@@ -65,28 +69,6 @@ impl VhdFs {
     ) -> Result<T, Errno> {
         let file = self.files.get(number.0).ok_or(Errno::ENOTCONN)?;
         work(&file)
-    }
-
-    fn open_file(
-        &self,
-        node: NodeId,
-        flags: OpenFlags,
-        user: &User,
-    ) -> Result<(u64, FopenFlags), LibraryError> {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let handle = self.library.open_disk_for(node, write, user)?;
-        let mut answer = FopenFlags::empty();
-        if handle.content_is_kept() {
-            answer |= FopenFlags::FOPEN_KEEP_CACHE;
-        }
-        if open_flags(flags).contains(OFlags::DIRECT) {
-            answer |= self.direct;
-        }
-        let number = self
-            .files
-            .insert(OpenFile::new(handle))
-            .ok_or(LibraryError::Closed)?;
-        Ok((number, answer))
     }
 
     fn write_file(
@@ -156,6 +138,32 @@ impl VhdFs {
             };
             i64::try_from(place).map_err(|_| Errno::EOVERFLOW)
         })
+    }
+}
+
+/// An open that is under way.
+struct Opening {
+    library: Arc<Library>,
+    files: Arc<Handles<OpenFile>>,
+    direct: FopenFlags,
+    node: NodeId,
+    flags: OpenFlags,
+    user: User,
+}
+
+impl Opening {
+    fn finish(self) -> Result<(u64, FopenFlags), LibraryError> {
+        let write = self.flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let handle = self.library.open_disk_for(self.node, write, &self.user)?;
+        let mut answer = FopenFlags::empty();
+        if handle.content_is_kept() {
+            answer |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        if open_flags(self.flags).contains(OFlags::DIRECT) {
+            answer |= self.direct;
+        }
+        let number = self.files.insert(OpenFile::new(handle));
+        Ok((number.ok_or(LibraryError::Closed)?, answer))
     }
 }
 

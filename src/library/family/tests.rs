@@ -275,6 +275,39 @@ fn background_work_leaves_parents_alone() {
     );
 }
 
+#[test]
+fn who_is_about_to_write_waits_until_the_deadline_or_the_end() {
+    let root = sample();
+    let library = open(&root);
+    let core = &library.core;
+    let bell = Arc::new(Bell::default());
+    // Nobody looks.
+    let families = Families::new(core.host.root().unwrap(), core.disks.clone(), bell.clone());
+    let families = &families;
+    std::thread::scope(|scope| {
+        let waiting = [
+            scope.spawn(|| families.renew_until(Instant::now())),
+            scope.spawn(|| families.known()),
+        ];
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+        let found = Survey {
+            files: Vec::new(),
+            family: Arc::default(),
+        };
+        families.state.lock().latest = Some(Arc::new(found));
+        families.changed.notify_all();
+        for waiting in waiting {
+            assert!(waiting.join().unwrap().is_some());
+        }
+        assert!(families.state.lock().said_late);
+        let waiting = scope.spawn(|| families.renew());
+        bell.stop();
+        families.end();
+        assert!(waiting.join().unwrap().is_none());
+    });
+}
+
 // Of the time that Wine takes nothing can be told.
 #[cfg(unix)]
 #[test]
@@ -293,10 +326,10 @@ fn thousands_of_children_are_told_apart_quickly() {
     let begun = Instant::now();
     let library = open_with(&root, options);
     let core = &library.core;
-    core.families.known(core).unwrap();
+    core.families.known().unwrap();
     let cold = begun.elapsed();
     let begun = Instant::now();
-    let family = core.families.renew(core).unwrap();
+    let family = core.families.renew().unwrap();
     let warm = begun.elapsed();
     println!("{FILES} files: cold {cold:?}, warm {warm:?}");
     let children = |name: &str| {

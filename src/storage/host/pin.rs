@@ -25,6 +25,36 @@ pub struct FileKey {
     pub inode: u128,
 }
 
+/// What tells one file of the host from every other, also from one that gets the same inode number
+/// after this one is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    key: FileKey,
+    /// When the file was created, where the host's file system remembers it. Not on Windows: there
+    /// anybody may set that time, and no number stands for another file soon.
+    born: Option<SystemTime>,
+}
+
+#[cfg(test)]
+impl Identity {
+    /// A file that is nowhere.
+    pub(crate) fn numbered(inode: u128) -> Self {
+        Self {
+            key: FileKey { device: 0, inode },
+            born: None,
+        }
+    }
+}
+
+/// Whatever changes when a file's bytes may have: two equal stamps, one file, one content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Stamp {
+    pub(crate) identity: Identity,
+    pub(crate) len: u64,
+    pub(crate) modified: SystemTime,
+    pub(crate) changed: SystemTime,
+}
+
 /// What kind of file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -74,6 +104,24 @@ pub(crate) struct Stat {
     /// `FILE_ATTRIBUTE_*`.
     #[cfg(windows)]
     pub(crate) attributes: u32,
+}
+
+impl Stat {
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            key: self.key,
+            born: self.born.filter(|_| cfg!(unix)),
+        }
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp {
+            identity: self.identity(),
+            len: self.len,
+            modified: self.modified,
+            changed: self.changed,
+        }
+    }
 }
 
 /// Sizes of the file system that a directory lies on.

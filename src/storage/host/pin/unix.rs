@@ -66,6 +66,46 @@ impl Pin {
         )?))
     }
 
+    /// The directory at `path` below this one, without following a link; the directory itself for the empty
+    /// path. `None` where another file system is mounted there or on the way, which is not touched.
+    ///
+    /// # Errors
+    /// As [`Self::subdirectory`].
+    pub(crate) fn directory_here(&self, path: &Path) -> io::Result<Option<Self>> {
+        if path.as_os_str().is_empty() {
+            return self.try_clone().map(Some);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve) {
+            Ok(found) => Ok(Some(Self(found))),
+            Err(Errno::XDEV) => Ok(None),
+            Err(Errno::LOOP) => Err(io::ErrorKind::NotADirectory.into()),
+            // An older kernel, a filter of system calls, a rename under way: the table of mounts alone has
+            // to do.
+            Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => {
+                let names = path.iter();
+                let walk = |directory: Self, name| directory.subdirectory(name);
+                { names }.try_fold(self.try_clone()?, walk).map(Some)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What `name` is in this directory; where it is a link, what that leads to.
+    ///
+    /// # Errors
+    /// As [`Self::child`].
+    pub(crate) fn followed(&self, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::openat(
+            &self.0,
+            name,
+            flags,
+            Mode::empty(),
+        )?))
+    }
+
     /// What lies at `path` below this directory; links are followed as long as they stay below.
     /// `None` where the host cannot tell and somebody must walk there.
     ///

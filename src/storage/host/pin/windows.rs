@@ -119,6 +119,24 @@ impl Pin {
         }
     }
 
+    /// The directory at `path` below this one, without following a link, and so without leaving the volume;
+    /// the directory itself for the empty path. Never `None`.
+    ///
+    /// # Errors
+    /// As [`Self::subdirectory`].
+    pub(crate) fn directory_here(&self, path: &Path) -> io::Result<Option<Self>> {
+        let walk = |directory: Self, name| directory.subdirectory(name);
+        path.iter().try_fold(self.try_clone()?, walk).map(Some)
+    }
+
+    /// What `name` is in this directory; where it is a link, what that leads to.
+    ///
+    /// # Errors
+    /// Where there is nothing, or the host does not say.
+    pub(crate) fn followed(&self, name: &OsStr) -> io::Result<Self> {
+        Self::file(&self.real_path()?.join(name))
+    }
+
     /// What lies at `path` below this directory, as far as the host itself can tell: it cannot.
     #[expect(
         clippy::unused_self,
