@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::parents::{is_disk_name, may_be_file, may_be_kin};
+use crate::lineage::{is_disk_name, may_be_file, may_be_kin};
 use crate::storage::host::pin::{Kind, Pin};
 
 /// What [`disk_files`] found.

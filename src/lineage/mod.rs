@@ -27,6 +27,6 @@ mod tests;
 pub(crate) use eyes::Asker;
 pub(crate) use family::{Family, Kin, Lineage, Words};
 pub(crate) use mounts::may_serve;
-pub(crate) use names::is_disk_name;
+pub(crate) use names::{is_disk_name, may_be_file, may_be_kin};
 pub(crate) use tree::{Limits, Tree, Waiting, shown};
 pub(crate) use walk::File;

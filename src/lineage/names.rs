@@ -27,7 +27,7 @@ pub(crate) fn is_disk_name(file_name: &OsStr) -> bool {
 
 /// Whether a disk file or directory that could not be looked into, at this path below the one that is
 /// searched, may be, or hold, somebody's child: not if it has just gone.
-pub(super) fn may_be_kin(path: &Path, error: &io::Error) -> bool {
+pub(crate) fn may_be_kin(path: &Path, error: &io::Error) -> bool {
     let is_reserved = |name: &OsStr| {
         let starts = |prefix: &&str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
         (RESERVED.iter()).any(|reserved| name.eq_ignore_ascii_case(reserved))
@@ -42,7 +42,7 @@ pub(super) fn may_be_kin(path: &Path, error: &io::Error) -> bool {
 
 /// Whether something that is neither file nor directory may be a disk: on Windows a file may only look so,
 /// which is kept elsewhere or by a driver that nobody knows.
-pub(super) fn may_be_file(kind: Kind) -> bool {
+pub(crate) fn may_be_file(kind: Kind) -> bool {
     cfg!(windows) && matches!(kind, Kind::Other(_))
 }
 
