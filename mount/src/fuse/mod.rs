@@ -15,6 +15,7 @@
 
 mod adapter;
 mod attributes;
+mod device;
 mod errno;
 mod openers;
 mod session;
