@@ -224,8 +224,11 @@ impl Compactor {
     /// The blocks of which a scan would find out something that matters, in order of their places,
     /// so that the host reads ahead.
     fn to_scan(&self) -> VecDeque<BlockIndex> {
+        // What a damaged table has behind the end of the file, there is nothing of.
+        let end = FileOffset::new(self.disk.image.file_len());
         self.slots()
             .into_iter()
+            .filter(|(slot, _)| *slot < end)
             .map(|(_, block)| block)
             .filter(|block| self.compares() || self.scanner.wants(self.known(), *block))
             .collect()

@@ -420,6 +420,12 @@ impl Library {
         self.core.status(&*self.core.disks.get(&identity)?)
     }
 
+    /// Closes every disk that nobody has open, which leaves clean files, and opens none any more but those that
+    /// somebody has open.
+    pub fn retire(&self) {
+        self.core.disks.retire(&self.core.probes);
+    }
+
     /// Stops background work within one step, then flushes and closes every disk, which leaves
     /// clean files. No disk can be opened any more. One with handles is flushed and cut like the
     /// others, but it is closed only when its last handle goes; drop them before to be sure of a

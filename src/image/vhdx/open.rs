@@ -16,15 +16,17 @@ use uuid::Uuid;
 use super::Vhdx;
 use super::commit::Draft;
 use super::headers::not_updatable;
+use super::identify::read_parameters;
 use super::layout::Layout;
 use super::replay::{padded_view, replay, replayed_look, replayed_view, update_both};
 use crate::error::OpenProblem;
 use crate::format::parent::Identity;
 use crate::format::vhdx::{MIB, REGION_TABLE_1, REGION_TABLE_2};
 use crate::format::{DiskType, Format};
+use crate::image::open::PROBED_BLOCKS;
 use crate::image::{Fits, ImageOptions, Opened, Probe};
 use crate::storage::Storage;
-use crate::units::round_up;
+use crate::units::{round_up, u64_from_u32};
 
 /// Opens the VHDX in `storage`. For writing, what an interrupted change left is put right first.
 ///
@@ -151,6 +153,19 @@ fn fit_end(
 /// As [`open`], for reading.
 pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
     let (view, header) = replayed_look(storage)?;
+    // What is wrong with headers is told by who reads all.
+    if let Ok(told) = read_parameters(&view)
+        && u64_from_u32(told.bat_geometry().blocks()) > PROBED_BLOCKS
+    {
+        return Ok(Probe {
+            format: Format::Vhdx,
+            virtual_size: told.disk_len,
+            disk_type: told.disk_type(),
+            identity: Identity::Vhdx(header.header.data_write_guid),
+            parent: told.parent,
+            not_writable: not_updatable(&header),
+        });
+    }
     let layout = Layout::read(&view, header)?;
     Ok(Probe {
         format: Format::Vhdx,

@@ -140,7 +140,12 @@ fn check_places(layout: &Layout, report: &mut CheckReport) -> bool {
     let place = layout.table_place();
     let beyond = place.beyond_end(&layout.map, &layout.bitmap_blocks);
     let overlapping = list(overlaps, report);
-    let reaching = list(beyond.chain(layout.far_behind()), report);
+    let reaching = list(
+        beyond
+            .chain(layout.far_behind())
+            .chain(layout.out_of_bounds()),
+        report,
+    );
     overlapping || reaching
 }
 
