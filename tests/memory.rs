@@ -15,7 +15,7 @@ use peak_alloc::PeakAlloc;
 use vhdfs::check::{CheckOptions, check};
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, OpenOptions, RegionKind};
-use vhdfs::image::{identify, probe};
+use vhdfs::image::{glance, identify};
 use vhdfs::storage::host::{HostFile, HostOptions};
 
 #[global_allocator]
@@ -102,9 +102,9 @@ fn a_table_takes_memory_by_its_blocks_and_no_more() {
         let file = HostFile::open(path, &look).unwrap();
         // A listing: the size alone, whatever the table.
         let started = Instant::now();
-        let (size, bytes) = peak(|| probe(&file, path).unwrap().virtual_size);
+        let (size, bytes) = peak(|| glance(&file, path).unwrap().virtual_size);
         assert_eq!(size, 3 * TIB);
-        assert!(bytes < 2 * MIB, "probe: {bytes}");
+        assert!(bytes < 2 * MIB, "glance: {bytes}");
         let (_, bytes) = peak(|| identify(&file, path).unwrap());
         assert!(bytes < 2 * MIB, "identify: {bytes}");
         assert!(started.elapsed() < Duration::from_secs(1));

@@ -224,11 +224,8 @@ impl Compactor {
     /// The blocks of which a scan would find out something that matters, in order of their places,
     /// so that the host reads ahead.
     fn to_scan(&self) -> VecDeque<BlockIndex> {
-        // What a damaged table has behind the end of the file, there is nothing of.
-        let end = FileOffset::new(self.disk.image.file_len());
         self.slots()
             .into_iter()
-            .filter(|(slot, _)| *slot < end)
             .map(|(_, block)| block)
             .filter(|block| self.compares() || self.scanner.wants(self.known(), *block))
             .collect()
@@ -240,8 +237,13 @@ impl Compactor {
     }
 
     fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
+        // What a damaged table has behind the end of the file, there is nothing of.
+        let end = FileOffset::new(self.disk.image.file_len());
         let present = self.disk.image.map().present();
-        let mut slots: Vec<_> = present.map(|(block, slot)| (slot, block)).collect();
+        let mut slots: Vec<_> = { present }
+            .map(|(block, slot)| (slot, block))
+            .filter(|(slot, _)| *slot < end)
+            .collect();
         slots.sort_unstable();
         slots
     }

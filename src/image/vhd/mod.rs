@@ -55,7 +55,7 @@ use crate::units::{
 
 pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
-pub(crate) use parent::identify;
+pub(crate) use parent::{identify, probe_large};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
@@ -551,10 +551,6 @@ impl Vhd {
 
 /// What can be told of a VHD without opening it.
 pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
-    // What is wrong with headers is told by who reads all.
-    if let Ok(Some(large)) = parent::probe_large(storage) {
-        return Ok(large);
-    }
     let layout = Layout::read(storage)?;
     Ok(Probe {
         format: Format::Vhd,

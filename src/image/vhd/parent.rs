@@ -7,7 +7,7 @@ use crate::format::vhd::{
     DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_BLOCKS, MAX_LOCATOR_LEN,
 };
 use crate::format::{DiskType, Format};
-use crate::image::open::PROBED_BLOCKS;
+use crate::image::open::GLANCED_BLOCKS;
 use crate::image::{Identified, LayoutError, Probe, read_array};
 use crate::storage::Storage;
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from_u32, usize_from};
@@ -79,8 +79,15 @@ fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
     })
 }
 
-/// What can be told of a VHD whose table is too large to be read for that; `None` of all others.
-pub(super) fn probe_large(storage: &dyn Storage) -> Result<Option<Probe>, LayoutError> {
+/// What the headers tell of a VHD with over [`GLANCED_BLOCKS`]; `None` of all others.
+///
+/// # Errors
+/// As [`identify`].
+pub(crate) fn probe_large(storage: &dyn Storage) -> Result<Option<Probe>, OpenProblem> {
+    Ok(read_large(storage)?)
+}
+
+fn read_large(storage: &dyn Storage) -> Result<Option<Probe>, LayoutError> {
     let file_len = storage.len()?;
     let footer = read_footer(storage, file_len)?;
     if footer.disk_type() == DiskType::Fixed {
@@ -89,7 +96,7 @@ pub(super) fn probe_large(storage: &dyn Storage) -> Result<Option<Probe>, Layout
     let header = read_header(storage, &footer, file_len)?;
     let blocks = (footer.disk_len()).div_ceil(u64_from_u32(header.block_size()).max(1));
     // One that has more than any is refused by who reads all of it.
-    if !(PROBED_BLOCKS + 1..=MAX_BLOCKS).contains(&blocks) {
+    if !(GLANCED_BLOCKS + 1..=MAX_BLOCKS).contains(&blocks) {
         return Ok(None);
     }
     let parent = match footer.disk_type() {

@@ -76,6 +76,8 @@ pub(crate) struct Layout {
     pub(super) faults: Faults,
     /// Whether more blocks keep places for themselves than are listed.
     pub(super) anchors_cut_off: bool,
+    /// Whether two things in the file share their bytes.
+    pub(super) has_overlaps: bool,
     /// What is in use; `None` of a file that is too long to be looked after.
     pub(super) occupied: Option<Occupied>,
     /// The memory for all this.
@@ -175,6 +177,7 @@ impl Layout {
             end: FileOffset::new(MIB),
             faults,
             anchors_cut_off,
+            has_overlaps: false,
             occupied: None,
             memory,
         };
@@ -268,6 +271,7 @@ impl Layout {
             }
         }
         self.occupied = Some(occupied);
+        self.has_overlaps = first.is_some();
         first.and_then(|at| self.overlap_at(at))
     }
 

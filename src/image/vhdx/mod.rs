@@ -64,7 +64,7 @@ use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 
 pub(crate) use create::{NewDisk, create};
 pub(crate) use identify::identify;
-pub(crate) use open::{open, probe};
+pub(crate) use open::{open, probe, probe_large};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
