@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use peak_alloc::PeakAlloc;
 use vhdfs::check::{CheckOptions, check};
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::{Disk, OpenOptions, RegionKind};
+use vhdfs::disk::{Disk, DiskType, Format, OpenOptions, RegionKind};
 use vhdfs::image::{glance, identify};
+use vhdfs::library::{Library, LibraryOptions, NodeId};
 use vhdfs::storage::host::{HostFile, HostOptions};
 
 #[global_allocator]
@@ -37,7 +38,7 @@ const FIXED: u64 = 8 * MIB;
 fn full(path: &Path, place_of: impl Fn(u64) -> u64) {
     let options = CreateOptions {
         block_size: Some(1 << 20),
-        ..CreateOptions::dynamic(BLOCKS * MIB)
+        ..CreateOptions::new(Format::Vhdx, DiskType::Dynamic, BLOCKS * MIB)
     };
     create(path, &options).unwrap();
     let file = File::options().read(true).write(true).open(path).unwrap();
@@ -137,6 +138,19 @@ fn a_table_takes_memory_by_its_blocks_and_no_more() {
         assert!(bytes < BLOCKS * 24 + FIXED, "check: {bytes}");
         assert_eq!(report.is_clean(), *path == sound, "{report:?}");
     }
+
+    // A directory of such files: what is looked up costs nothing.
+    create(
+        &folder.path().join("small.vhd"),
+        &CreateOptions::dynamic(MIB),
+    )
+    .unwrap();
+    let library = Library::open(folder.path(), LibraryOptions::default()).unwrap();
+    let look = |name: &str| library.lookup(NodeId::ROOT, name.as_ref()).unwrap().node;
+    let (nodes, bytes) = peak(|| ["small.vhd.raw", "hostile.vhdx.raw"].map(look));
+    assert!(bytes < 2 * MIB, "lookups: {bytes}");
+    assert_ne!(nodes[0], nodes[1]);
+    drop(library);
 
     let (disk, bytes) = peak(|| Disk::open(&sound, &OpenOptions::default()).unwrap());
     assert!(bytes < BLOCKS * 6 + FIXED, "open for writing: {bytes}");
