@@ -201,6 +201,11 @@ impl OpenError {
         }
     }
 
+    /// Whether the disks that are open leave no memory for another one's block table.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(&self.problem, OpenProblem::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
+    }
+
     /// The reason alone, for an error about the same file under another name.
     pub(crate) fn into_problem(self) -> OpenProblem {
         self.problem

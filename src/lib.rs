@@ -56,8 +56,13 @@
 //! **An image from a stranger** may hold any bytes. It can make its own disk unreadable, and use up to what
 //! the bounds below allow. It cannot
 //! - crash the process or make it allocate by a number that was not checked: decoders work on slices and
-//!   checked sums, tables are bounded by the formats' largest disks (16 million blocks), pieces of files
-//!   that are read at once by 1 MiB (`image/*/layout.rs`, `guest`);
+//!   checked sums, tables are bounded by the formats' largest disks (VHDX: 67 million blocks, VHD: 16 million), pieces
+//!   of files that are read at once by 1 MiB (`image/*/layout.rs`, `guest`). What is listed or looked up is told
+//!   by headers where a disk has over a million blocks, in less than 2 MiB. An open disk takes 5 bytes a block
+//!   (VHD: 9), so that the largest has 330 MiB, and 128 for each free range of its file; the tables of all
+//!   open disks take no more than half of the host's memory, or 2 GiB if that is more: then opening
+//!   another fails ([`map`]). A compaction takes another 40 bytes a block while it runs, `check` 24. A file that is longer than
+//!   256 TiB is not written (`tests/memory.rs`);
 //! - be written in a way that loses what could be read: what is doubtful is refused ([`error::OpenProblem`]),
 //!   repairs only what is safe ([`check`]);
 //! - bring in another file: a parent is opened only below the image's own directory, the served one and
@@ -83,6 +88,8 @@
 //!   the file does not let the server do; a child is opened only for who may read all of its parents, and
 //!   names of other disks are told to nobody else. Directories above the served one do not count: whoever
 //!   mounts with `--allow-other` shows them as a bind mount would;
+//! - opens directories, however many, of however many files: what they list is kept in at most eight pages of
+//!   65,536 names, whoever reads them;
 //! - makes files in the served directory: links, FIFOs, sockets and devices are neither shown, followed nor
 //!   opened, also if they take the place of a disk between two looks; a hard link to somebody else's file
 //!   gives what that file's mode gives;

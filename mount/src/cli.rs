@@ -77,7 +77,10 @@ pub(crate) enum Command {
     Mount(MountArguments),
     /// Unmount, and return when every disk is closed and clean
     ///
-    /// Fails, and changes nothing, while something on the mount is in use.
+    /// Fails, and changes nothing, while something on the mount is in use. Where a program with a mount
+    /// namespace of its own (unshare, a container, a sandbox) has a copy of the mount, disks that nobody has
+    /// open there are closed all the same, and the others when they are closed there; then this fails and
+    /// names the program.
     #[command(visible_alias = "umount")]
     Unmount {
         /// Where it is mounted

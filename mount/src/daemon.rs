@@ -19,7 +19,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -110,12 +111,25 @@ fn serve(arguments: &MountArguments) -> Result<Outcome, Failure> {
     if arguments.report_ready {
         detach()?;
     }
-    let (for_stopper, at) = (library.clone(), mount_point.clone());
+    let ending = Arc::new(Ending {
+        library: library.clone(),
+        brake,
+        mount_point: mount_point.clone(),
+        begun: AtomicBool::new(false),
+    });
+    let for_signals = ending.clone();
     std::thread::Builder::new()
         .name("vhdfs-signals".to_owned())
-        .spawn(move || stop_on_signal(signals, &for_stopper, &brake, &at))?;
+        .spawn(move || for_signals.on_signal(signals))?;
+    if let Some(mounted) = mounts::at(&mount_point)? {
+        let ending = ending.clone();
+        std::thread::Builder::new()
+            .name("vhdfs-mounts".to_owned())
+            .spawn(move || ending.when_unmounted(&mounted.device))?;
+    }
     // Until it is unmounted, by whomever.
     let ended = session.run();
+    ending.begin();
     let unclean = library.close();
     log::info!("{} is unmounted", mount_point.display());
     ended?;
@@ -178,35 +192,87 @@ fn detach() -> io::Result<()> {
     Ok(())
 }
 
-fn stop_on_signal(mut signals: Signals, library: &Library, brake: &Brake, mount_point: &Path) {
-    let Some(signal) = signals.forever().next() else {
-        return;
-    };
-    log::info!("signal {signal}: unmounting {}", mount_point.display());
-    match mounts::unmount(mount_point, false) {
-        // The session ends by itself, and the main thread with it.
-        Ok(()) => return,
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            log::warn!(
-                "{} is in use: it goes all the same, and its users get errors from now on",
-                mount_point.display()
-            );
+/// How service ends other than by the kernel's word.
+struct Ending {
+    library: Arc<Library>,
+    brake: Brake,
+    mount_point: PathBuf,
+    begun: AtomicBool,
+}
+
+impl Ending {
+    /// For the one thread that closes all disks and ends the process; others wait for that.
+    fn begin(&self) {
+        while self.begun.swap(true, Ordering::AcqRel) {
+            std::thread::park();
         }
-        Err(error) => log::error!("{}: not unmounted: {error}", mount_point.display()),
     }
-    // What was written through mappings is still the kernel's; the workers go on serving.
-    if let Err(error) = write_back(mount_point) {
-        log::error!(
-            "{}: not all mapped writes are saved: {error}",
-            mount_point.display()
-        );
+
+    /// Closes all disks, whoever has them open, and ends the process.
+    fn end(&self) -> ! {
+        self.begin();
+        self.brake.stop();
+        let unclean = self.library.close();
+        log::info!("{} is unmounted", self.mount_point.display());
+        std::process::exit(i32::from(unclean > 0));
     }
-    if let Err(error) = mounts::unmount(mount_point, true) {
-        log::error!("{}: not detached: {error}", mount_point.display());
+
+    fn on_signal(&self, mut signals: Signals) {
+        /// Where nobody else has the mount, the session ends by itself that soon.
+        const SOON: Duration = Duration::from_secs(1);
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        let mount_point = self.mount_point.display();
+        log::info!("signal {signal}: unmounting {mount_point}");
+        // What was written through mappings is still the kernel's; the workers go on serving.
+        if let Err(error) = write_back(&self.mount_point) {
+            log::error!("{mount_point}: not all mapped writes are saved: {error}");
+        }
+        match mounts::unmount(&self.mount_point, false) {
+            // And the main thread with it.
+            Ok(()) => std::thread::sleep(SOON),
+            Err(error) => {
+                match error.kind() {
+                    io::ErrorKind::ResourceBusy => log::warn!(
+                        "{mount_point} is in use: it goes all the same, and its users get errors from now on"
+                    ),
+                    _ => log::error!("{mount_point}: not unmounted: {error}"),
+                }
+                if let Err(error) = mounts::unmount(&self.mount_point, true) {
+                    log::error!("{mount_point}: not detached: {error}");
+                }
+            }
+        }
+        self.end();
     }
-    brake.stop();
-    let unclean = library.close();
-    std::process::exit(i32::from(unclean > 0));
+
+    /// Ends service once the mount is gone here, though it lives on in another mount namespace. A disk that
+    /// somebody has open there is served until it is closed: what was written to it is safe, but a program
+    /// that was not told must not get errors.
+    fn when_unmounted(&self, device: &str) {
+        /// The kernel's word comes first where nobody else has the mount.
+        const SOON: Duration = Duration::from_millis(500);
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+        let mount_point = self.mount_point.display();
+        if let Err(error) = mounts::wait_until_gone(device) {
+            log::warn!("{mount_point}: whether it is mounted cannot be told: {error}");
+            return;
+        }
+        std::thread::sleep(SOON);
+        let mut is_told = false;
+        while let Err(count) = self.brake.stop_if_unused() {
+            if !is_told {
+                log::warn!(
+                    "{mount_point} is unmounted, but open files there: {count}; what is open is served on"
+                );
+                is_told = true;
+            }
+            self.library.retire();
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        self.end();
+    }
 }
 
 fn write_back(mount_point: &Path) -> io::Result<()> {

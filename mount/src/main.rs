@@ -17,6 +17,8 @@ mod daemon;
 mod front;
 #[cfg(target_os = "linux")]
 mod fuse;
+#[cfg(target_os = "linux")]
+mod holders;
 #[cfg(any(target_os = "linux", windows))]
 mod logging;
 #[cfg(target_os = "linux")]

@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -28,7 +30,15 @@ pub(crate) struct Mounted {
 
 /// Everything that is mounted, in the order in which it was.
 pub(crate) fn all() -> io::Result<Vec<Mounted>> {
-    let table = fs::read("/proc/self/mountinfo")?;
+    of_process("self")
+}
+
+/// Everything that is mounted in the namespace of a process.
+///
+/// # Errors
+/// Where it has ended, or is somebody else's.
+pub(crate) fn of_process(process: &str) -> io::Result<Vec<Mounted>> {
+    let table = fs::read(format!("/proc/{process}/mountinfo"))?;
     Ok(table
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
@@ -40,6 +50,37 @@ pub(crate) fn at(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(all()?
         .into_iter()
         .rfind(|mounted| mounted.mount_point == path))
+}
+
+/// Whether the FUSE file system with that device number is served still, by whomever it is used; `false` where
+/// the host does not tell.
+pub(crate) fn is_served(device: &str) -> bool {
+    let minor = device.split_once(':').map_or(device, |(_, minor)| minor);
+    Path::new("/sys/fs/fuse/connections").join(minor).exists()
+}
+
+/// Returns once no mount of the file system with that device number is left in our mount namespace.
+pub(crate) fn wait_until_gone(device: &str) -> io::Result<()> {
+    /// A table that changes while it is read may lack a line for once.
+    const LOOKS: usize = 3;
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+    let table = fs::File::open("/proc/self/mountinfo")?;
+    loop {
+        let mut is_gone = true;
+        for _ in 0..LOOKS {
+            is_gone &= all()?.iter().all(|mounted| mounted.device != device);
+            if !is_gone {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        if is_gone {
+            return Ok(());
+        }
+        // The kernel reports a change of the table as something exceptional.
+        let mut changed = [PollFd::new(&table, PollFlags::PRI)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut changed, None))?;
+    }
 }
 
 /// The absolute path without links, also where what is mounted there does not answer.

@@ -6,10 +6,12 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Mount, assert_clean, create, eventually, exit_code, run, stderr, vhdfs};
 use rustix::process::{Pid, Signal, kill_process};
@@ -237,4 +239,117 @@ fn an_ordinary_user_can_mount() {
     let info = as_user(&["unmount", "mnt"]);
     assert!(info.status.success(), "{}", stderr(&info));
     assert_clean(&path("source/a.vhd"));
+}
+
+/// A shell with a copy of the mounts of its own, which does `script` once its input ends; `None` where that
+/// cannot be had.
+fn elsewhere(mount: &Mount, script: &str) -> Option<Child> {
+    let can = Command::new("unshare").args(["-m", "true"]).output();
+    if !can.is_ok_and(|done| done.status.success()) {
+        println!("skipped: no mount namespaces here");
+        return None;
+    }
+    let child = (Command::new("unshare").args(["-m", "sh", "-c", script]))
+        .env("MNT", mount.mount_point())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Some(child)
+}
+
+/// Waits until it has said something.
+fn hear(child: &mut Child) {
+    let mut said = [0; 3];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    assert_eq!(&said, b"ok\n");
+}
+
+#[test]
+fn a_copy_of_the_mount_that_nobody_uses_keeps_nothing_open() {
+    let Some(mount) = sample() else { return };
+    let Some(mut other) = elsewhere(&mount, "echo ok; read line") else {
+        return;
+    };
+    hear(&mut other);
+    let pid = mount.pid();
+    drop(write(&mount.at("a.vhd.raw")));
+    let started = Instant::now();
+    mount.unmount();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(!is_running(pid));
+    assert_clean(&mount.behind("a.vhd"));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn what_is_open_in_another_namespace_is_served_until_it_is_closed() {
+    let Some(mount) = sample() else { return };
+    create(&mount.behind("b.vhd"), &["--size", "64M"]);
+    let script = "exec 3<>$MNT/a.vhd.raw; echo ok; read line; \
+                  printf late >&3 && sync -d /proc/self/fd/3 && echo ok; read line";
+    let Some(mut other) = elsewhere(&mount, script) else {
+        return;
+    };
+    hear(&mut other);
+    let pid = mount.pid();
+    drop(write(&mount.at("b.vhd.raw")));
+    let refused = run([Path::new("unmount"), &mount.mount_point()]);
+    assert_eq!(exit_code(&refused), 1);
+    let text = stderr(&refused);
+    assert!(text.contains("still mounted in another"), "{text}");
+    assert!(
+        text.contains(&format!("sh (process {})", other.id())),
+        "{text}"
+    );
+    assert!(!mount.is_mounted() && is_running(pid));
+    // The other disk is closed, and can be had.
+    assert_clean(&mount.behind("b.vhd"));
+    let open = vhdfs::disk::Disk::open(&mount.behind("b.vhd"), &Default::default());
+    drop(open.unwrap());
+
+    let mut input = other.stdin.take().unwrap();
+    input.write_all(b"go on\n").unwrap();
+    hear(&mut other);
+    drop(input);
+    other.wait().unwrap();
+    eventually("the daemon ends", || !is_running(pid));
+    assert_clean(&mount.behind("a.vhd"));
+    mount.mount(&[]);
+    let mut found = [0; 4];
+    let file = File::open(mount.at("a.vhd.raw")).unwrap();
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert_eq!(&found, b"late");
+}
+
+#[test]
+fn a_signal_ends_it_whoever_has_a_copy_of_the_mount() {
+    let Some(mount) = sample() else { return };
+    let script = "exec 3<>$MNT/a.vhd.raw; echo ok; read line";
+    let Some(mut other) = elsewhere(&mount, script) else {
+        return;
+    };
+    hear(&mut other);
+    let pid = mount.pid();
+    signal(pid, Signal::TERM);
+    eventually("it ends", || !is_running(pid));
+    assert_clean(&mount.behind("a.vhd"));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_clean_end_logs_no_trouble() {
+    let Some(mount) = sample() else { return };
+    drop(write(&mount.at("a.vhd.raw")));
+    mount.unmount();
+    let log = mount.log();
+    assert!(log.contains("is unmounted"), "{log}");
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }

@@ -226,3 +226,82 @@ fn thousands_of_disks_are_listed_quickly() {
         assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 }
+
+#[test]
+fn a_directory_is_gone_on_with_wherever_the_reader_was() {
+    let Some(mount) = sample() else { return };
+    for n in 0..2000 {
+        fs::write(mount.behind(&format!("sub/{n:0100}.vhd")), []).unwrap();
+    }
+    let directory = File::open(mount.at("sub")).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    // The next few names, with where to go on behind each.
+    let mut next = || {
+        let mut reader = rustix::fs::RawDir::new(&directory, &mut buffer);
+        let mut found = Vec::new();
+        while let Some(entry) = reader.next() {
+            let entry = entry.unwrap();
+            found.push((entry.next_entry_cookie(), entry.file_name().to_owned()));
+            if reader.is_buffer_empty() {
+                break;
+            }
+        }
+        found
+    };
+    let go_to = |cookie| rustix::fs::seek(&directory, rustix::fs::SeekFrom::Start(cookie)).unwrap();
+    let first = next();
+    assert!(first.len() > 8 && first[0].1.as_bytes() == b".");
+    // Some go, among them the one that the reader stands behind, and some come.
+    let mut seen: Vec<_> = first[..8].iter().map(|(_, name)| name.clone()).collect();
+    for gone in &seen[4..] {
+        let name = gone.to_str().unwrap().trim_end_matches(".raw");
+        fs::remove_file(mount.behind(&format!("sub/{name}"))).unwrap();
+    }
+    fs::write(mount.behind("sub/new.vhd"), []).unwrap();
+    go_to(first[7].0);
+    loop {
+        let more = next();
+        if more.is_empty() {
+            break;
+        }
+        seen.extend(more.into_iter().map(|(_, name)| name));
+    }
+    let listed = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), listed, "once each");
+    seen.retain(|name| name.as_bytes() != b"new.vhd.raw");
+    assert_eq!(seen.len(), 2 + 1 + 2000);
+    go_to(0);
+    assert_eq!(next()[0].1.as_bytes(), b".");
+}
+
+#[test]
+fn open_directories_take_no_memory() {
+    let Some(mount) = sample() else { return };
+    for n in 0..3000 {
+        fs::write(mount.behind(&format!("sub/{n:0200}.vhd")), []).unwrap();
+    }
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: u64 = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib * 1024
+    };
+    assert_eq!(mount.names("sub").len(), 3001);
+    let before = resident();
+    let open: Vec<_> = (0..150)
+        .map(|_| {
+            let mut entries = fs::read_dir(mount.at("sub")).unwrap();
+            entries.next().unwrap().unwrap();
+            entries
+        })
+        .collect();
+    let more = resident() - before;
+    assert!(more < 32 << 20, "{} directories: {more} bytes", open.len());
+}

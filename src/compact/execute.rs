@@ -237,8 +237,13 @@ impl Compactor {
     }
 
     fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
+        // What a damaged table has behind the end of the file, there is nothing of.
+        let end = FileOffset::new(self.disk.image.file_len());
         let present = self.disk.image.map().present();
-        let mut slots: Vec<_> = present.map(|(block, slot)| (slot, block)).collect();
+        let mut slots: Vec<_> = { present }
+            .map(|(block, slot)| (slot, block))
+            .filter(|(slot, _)| *slot < end)
+            .collect();
         slots.sort_unstable();
         slots
     }

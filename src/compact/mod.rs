@@ -231,6 +231,21 @@ impl Operation {
     }
 }
 
+/// Looks at every block of `disk` that nobody has looked at yet, so that [`Disk::regions`] can tell what holds
+/// data. Changes nothing, and says nothing of what a compaction would do.
+pub(crate) fn look(disk: &Arc<Disk>) -> Result<(), CompactError> {
+    let _only = disk.compacting.lock();
+    let options = CompactOptions {
+        dry_run: true,
+        fs_aware: false,
+        drop_identical: false,
+        ..CompactOptions::default()
+    };
+    let mut compactor = Compactor::new(Arc::clone(disk), options)?;
+    while compactor.step(&|| true)? == Step::More {}
+    Ok(())
+}
+
 /// Compacts `disk` on the calling thread; others follow it and cancel it with `control`. Waits for
 /// another compaction of the disk that is under way.
 ///

@@ -1,7 +1,7 @@
 //! Finds out which granules of a block are zero, reading as little as that takes.
 
 use super::freed::Freed;
-use crate::disk::{Disk, Tracker, zero};
+use crate::disk::{Content, Disk, Tracker, zero};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
@@ -21,6 +21,8 @@ pub(super) struct Scanner {
     /// Bytes read so far.
     pub(super) bytes_read: u64,
     buf: Vec<u8>,
+    /// A hole of the host file, of a disk that nobody writes to.
+    hole: FileRange,
 }
 
 /// What became of a piece of scanning.
@@ -38,6 +40,7 @@ impl Scanner {
             whole_blocks,
             bytes_read: 0,
             buf: Vec::new(),
+            hole: FileRange::new(FileOffset::new(0), 0),
         }
     }
 
@@ -61,6 +64,14 @@ impl Scanner {
         limit: u64,
     ) -> Result<Scanned, DiskError> {
         let known = freed.map_or(&disk.tracker, |freed| &freed.tracker);
+        if disk.is_read_only()
+            && known.content(block) == Content::Unknown
+            && self.is_hole(disk, block, 0)?
+        {
+            // No one to watch for: of a large disk that is all hole, this is most of the work.
+            known.set_dead(block);
+            return Ok(Scanned::Bytes(GRANULE_SIZE));
+        }
         let watch = disk.gates.watch(block);
         let runs = known.unknown_runs(block);
         let Some((slot, run)) = disk.image.map().get(block).slot().zip(runs.first()) else {
@@ -73,23 +84,57 @@ impl Scanner {
         let limit = round_down(limit, GRANULE_SIZE).max(GRANULE_SIZE);
         let len = ((run.end - run.start) * GRANULE_SIZE).min(limit);
         let len = len.min(disk.geometry().block_size - start);
-        let stored = self.load(disk, block, slot, start, len)?;
-        if let Some(freed) = freed {
-            for free in freed.free_in(disk, block) {
-                let (from, to) = (free.start.max(start), free.end.min(start + len));
-                if from < to {
-                    self.buf[usize_from(from - start)..usize_from(to - start)].fill(0);
+        let (found, stored, looked_at) = if self.is_hole(disk, block, start)? {
+            let zeros = run.clone().map(|index| (index, true));
+            (zeros.collect(), false, GRANULE_SIZE)
+        } else {
+            let stored = self.load(disk, block, slot, start, len)?;
+            if let Some(freed) = freed {
+                for free in freed.free_in(disk, block) {
+                    let (from, to) = (free.start.max(start), free.end.min(start + len));
+                    if from < to {
+                        self.buf[usize_from(from - start)..usize_from(to - start)].fill(0);
+                    }
                 }
             }
-        }
-        let found = self.granules(start);
+            (self.granules(start), stored, len)
+        };
 
         let _gate = disk.gates.exclusive(block);
         if watch.is_touched() {
             return Ok(Scanned::Nothing);
         }
         known.note_scanned(block, found, stored);
-        Ok(Scanned::Bytes(len))
+        Ok(Scanned::Bytes(looked_at))
+    }
+
+    /// Whether the host stores nothing of `block` from `start` bytes in it on, and no parent shows there.
+    fn is_hole(&mut self, disk: &Disk, block: BlockIndex, start: u64) -> Result<bool, DiskError> {
+        let (slot, whole) = match disk.image.map().get(block) {
+            BlockState::Present { slot, whole } => (slot, whole),
+            BlockState::NotPresent | BlockState::Zero => return Ok(false),
+        };
+        if !whole && disk.parent().is_some() {
+            return Ok(false);
+        }
+        let data = disk.geometry().data_range(slot);
+        let range = FileRange::between(data.start.plus(start), data.end());
+        let is_inside = |hole: FileRange| hole.start <= range.start && range.end() <= hole.end();
+        if is_inside(self.hole) {
+            return Ok(true);
+        }
+        // Where somebody may write, only what is asked of this very block holds.
+        let end = match disk.is_read_only() {
+            true => FileOffset::new(disk.image.file_len()).max(range.end()),
+            false => range.end(),
+        };
+        let data = (disk.image.storage().next_data(range.start, end))
+            .map_err(|error| DiskError::io("scan a block", error))?;
+        let hole = FileRange::between(range.start, data.map_or(end, |data| data.start));
+        if disk.is_read_only() {
+            self.hole = hole;
+        }
+        Ok(is_inside(hole))
     }
 
     /// Loads `len` bytes from `start` in the block, as a guest would read them; says whether the

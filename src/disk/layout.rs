@@ -2,7 +2,7 @@
 
 use super::{Content, Disk};
 use crate::map::BlockState;
-use crate::units::{BlockIndex, DiskRange, FileOffset, FileRange, low_u32};
+use crate::units::{BlockIndex, DiskRange, FileOffset, FileRange, low_u32, u64_from, usize_from};
 
 /// Whether an [`Extent`] can hold data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +37,41 @@ pub enum RegionKind {
     Unknown,
     /// Used by nothing.
     Hole,
+}
+
+impl RegionKind {
+    const ALL: [Self; 5] = [
+        Self::Metadata,
+        Self::Live,
+        Self::Dead,
+        Self::Unknown,
+        Self::Hole,
+    ];
+    /// The bits of a code.
+    const CODES: u64 = 7;
+
+    fn code(self) -> u64 {
+        let place = Self::ALL.iter().position(|kind| *kind == self);
+        u64_from(place.unwrap_or_default())
+    }
+
+    fn from_code(code: u64) -> Self {
+        let kind = Self::ALL.get(usize_from(code)).copied();
+        kind.unwrap_or(Self::Metadata)
+    }
+}
+
+/// Both of two sorted sequences in one, sorted.
+fn merged(
+    one: impl Iterator<Item = Region>,
+    other: impl Iterator<Item = Region>,
+) -> impl Iterator<Item = Region> {
+    let (mut one, mut other) = (one.peekable(), other.peekable());
+    std::iter::from_fn(move || match (one.peek(), other.peek()) {
+        (Some(first), Some(second)) if second.range < first.range => other.next(),
+        (Some(_), _) => one.next(),
+        (None, _) => other.next(),
+    })
 }
 
 /// A run of the file with one use.
@@ -181,6 +216,14 @@ impl Disk {
         })
     }
 
+    fn kind_of(&self, block: BlockIndex) -> RegionKind {
+        match self.tracker.content(block) {
+            Content::Dead => RegionKind::Dead,
+            Content::Unknown => RegionKind::Unknown,
+            Content::Data | Content::Mixed => RegionKind::Live,
+        }
+    }
+
     /// What each part of the file is used for: sorted, without gaps, from 0 to the file's length.
     pub fn regions(&self) -> Vec<Region> {
         let geometry = self.geometry();
@@ -200,33 +243,35 @@ impl Disk {
                 },
             ];
         }
-        // Entries of a damaged table may lie behind the end: those take nothing of the file.
-        let mut used: Vec<Region> = (self.image.map().present())
+        // Slots start at multiples of a sector: the kind fits in beside. Entries of a damaged table may lie
+        // behind the end: those take nothing of the file.
+        let mut slots: Vec<u64> = (self.image.map().present())
             .filter(|(_, slot)| *slot < end)
-            .map(|(block, slot)| Region {
-                range: geometry.slot_range(slot),
-                kind: match self.tracker.content(block) {
-                    Content::Dead => RegionKind::Dead,
-                    Content::Unknown => RegionKind::Unknown,
-                    Content::Data | Content::Mixed => RegionKind::Live,
-                },
-            })
+            .map(|(block, slot)| slot.get() | self.kind_of(block).code())
             .collect();
-        let kept = self.image.kept_for();
-        used.extend(kept.into_iter().map(|(slot, _)| Region {
-            range: geometry.slot_range(slot),
-            kind: RegionKind::Dead,
-        }));
+        slots.sort_unstable();
+        let slots = slots.into_iter().map(|code| Region {
+            range: geometry.slot_range(FileOffset::new(code & !RegionKind::CODES)),
+            kind: RegionKind::from_code(code & RegionKind::CODES),
+        });
+        let kept = self.image.kept_for().into_iter();
+        let mut others: Vec<Region> = kept
+            .map(|(slot, _)| Region {
+                range: geometry.slot_range(slot),
+                kind: RegionKind::Dead,
+            })
+            .filter(|region| region.range.start < end)
+            .collect();
         let holes = self.image.free_runs();
-        used.extend(holes.into_iter().map(|range| Region {
+        others.extend(holes.into_iter().map(|range| Region {
             range,
             kind: RegionKind::Hole,
         }));
-        used.retain(|region| region.range.start < end);
-        for region in &mut used {
-            region.range = FileRange::between(region.range.start, region.range.end().min(end));
-        }
-        used.sort_unstable_by_key(|region| region.range);
+        others.sort_unstable_by_key(|region| region.range);
+        let used = merged(slots, others.into_iter()).map(|region| Region {
+            range: FileRange::between(region.range.start, region.range.end().min(end)),
+            ..region
+        });
         let mut regions: Vec<Region> = Vec::new();
         let mut push = |region: Region| match regions.last_mut() {
             _ if region.range.is_empty() => {}

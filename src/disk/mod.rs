@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::compact::{CompactOptions, Operation};
+use crate::compact::{CompactError, CompactOptions, Operation};
 use crate::error::{DiskError, OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 pub use crate::format::{DiskType, Format};
@@ -346,6 +346,15 @@ impl Disk {
     /// One compaction runs at a time; a second one waits for the first.
     pub fn compact(self: &Arc<Self>, options: &CompactOptions) -> Operation {
         Operation::start(Arc::clone(self), *options)
+    }
+
+    /// Looks at every block that nobody has looked at yet, so that [`Self::regions`] can tell which hold
+    /// data.
+    ///
+    /// # Errors
+    /// [`CompactError::Fixed`], or the disk's failure.
+    pub fn scan(self: &Arc<Self>) -> Result<(), CompactError> {
+        crate::compact::look(self)
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {

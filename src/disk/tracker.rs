@@ -187,6 +187,11 @@ impl Tracker {
         });
     }
 
+    /// All of `block`, of which nothing was known, reads as zeros and takes no host space. Nobody writes.
+    pub(crate) fn set_dead(&self, block: BlockIndex) {
+        self.store(block, Content::Dead);
+    }
+
     /// `block` lost its slot, or its content is in doubt.
     pub(crate) fn forget(&self, block: BlockIndex) {
         self.shard(block).lock().remove(&block);

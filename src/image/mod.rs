@@ -41,7 +41,7 @@ use crate::units::{BlockIndex, FileOffset, FileRange};
 pub(crate) use durability::Durability;
 pub use identify::{Identified, identify};
 pub(crate) use open::{Fits, LayoutError, open_if, read_array};
-pub use open::{ImageOptions, Opened, Probe, detect, open, probe};
+pub use open::{ImageOptions, Opened, Probe, detect, glance, open, probe};
 pub use report::CheckReport;
 pub(crate) use space::Space;
 

@@ -52,6 +52,7 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -125,7 +126,7 @@ impl Default for LibraryOptions {
 }
 
 /// What a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeKind {
     /// A directory.
     Directory,
@@ -181,18 +182,48 @@ pub struct Entry {
     pub kind: NodeKind,
 }
 
-/// A directory as it was when it was read.
+/// A directory of a library, held.
 #[derive(Debug)]
 pub struct Directory {
     host: Pin,
     path: PathBuf,
-    entries: Vec<Entry>,
 }
 
 impl Directory {
-    /// What is in it, in the host's order.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    /// Reads it: calls `visit` with what is shown of it, one entry after the other in the host's
+    /// order, until that breaks off. Nothing is kept, so that a large directory takes no memory.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn read(
+        &self,
+        visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<(), LibraryError> {
+        let read = (self.host).each_name(|name, kind| match self.entry(name, kind) {
+            Some(entry) => visit(entry),
+            None => ControlFlow::Continue(()),
+        });
+        read.map_err(|source| LibraryError::io(&self.path, "read the directory", source))
+    }
+
+    /// What is shown for `name`, if anything is.
+    fn entry(&self, name: &OsStr, kind: Kind) -> Option<Entry> {
+        // Its name is taken where a disk is shown under it.
+        let is_hidden = || {
+            let file = names::backing(name).map(|file| self.host.stat_child(file));
+            file.is_some_and(|found| found.is_ok_and(|stat| stat.kind == Kind::File))
+        };
+        match kind {
+            Kind::Directory if !is_hidden() => Some(Entry {
+                name: name.to_owned(),
+                kind: NodeKind::Directory,
+            }),
+            Kind::File if names::is_disk(name) => Some(Entry {
+                name: names::shown(name),
+                kind: NodeKind::Disk,
+            }),
+            Kind::Directory | Kind::File | Kind::Link | Kind::Other(_) => None,
+        }
     }
 }
 
@@ -292,7 +323,7 @@ impl Library {
         self.core.lookup_in(&directory, &node.path, name)
     }
 
-    /// [`Library::lookup`] in a directory that was read before.
+    /// [`Library::lookup`] in a directory that is held.
     ///
     /// # Errors
     /// As there: an entry may be gone by now.
@@ -317,19 +348,16 @@ impl Library {
         self.core.attributes(node)
     }
 
-    /// Reads a directory.
+    /// The directory of a node, held, to be read or looked into.
     ///
     /// # Errors
     /// [`LibraryError::NotADirectory`], [`LibraryError::Stale`], and what the host answers.
-    pub fn read_directory(&self, node: NodeId) -> Result<Directory, LibraryError> {
+    pub fn directory(&self, node: NodeId) -> Result<Directory, LibraryError> {
         let node = self.core.directory_node(node)?;
         let host = self.core.open_directory(&node)?;
-        let found = (host.names())
-            .map_err(|source| LibraryError::io(&node.path, "read the directory", source))?;
         Ok(Directory {
             host,
             path: node.path,
-            entries: shown_entries(found),
         })
     }
 
@@ -392,6 +420,12 @@ impl Library {
         self.core.status(&*self.core.disks.get(&identity)?)
     }
 
+    /// Closes every disk that nobody has open, which leaves clean files, and opens none any more but those that
+    /// somebody has open.
+    pub fn retire(&self) {
+        self.core.disks.retire(&self.core.probes);
+    }
+
     /// Stops background work within one step, then flushes and closes every disk, which leaves
     /// clean files. No disk can be opened any more. One with handles is flushed and cut like the
     /// others, but it is closed only when its last handle goes; drop them before to be sure of a
@@ -425,30 +459,6 @@ fn start(
         .name(name.to_owned())
         .spawn(work);
     thread.map_err(|source| LibraryError::io(root, "start a thread", source))
-}
-
-/// What of a host directory's content is shown.
-fn shown_entries(found: Vec<(OsString, Kind)>) -> Vec<Entry> {
-    let hidden_by_a_disk = |name: &OsStr| {
-        names::backing(name).is_some_and(|file| {
-            found
-                .iter()
-                .any(|(name, kind)| *kind == Kind::File && names::is_same(name, file))
-        })
-    };
-    let entries = found.iter().filter_map(|(name, kind)| match kind {
-        Kind::Directory if hidden_by_a_disk(name) => None,
-        Kind::Directory => Some(Entry {
-            name: name.clone(),
-            kind: NodeKind::Directory,
-        }),
-        Kind::File if names::is_disk(name) => Some(Entry {
-            name: names::shown(name),
-            kind: NodeKind::Disk,
-        }),
-        Kind::File | Kind::Link | Kind::Other(_) => None,
-    });
-    entries.collect()
 }
 
 impl Core {

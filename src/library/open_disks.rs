@@ -75,6 +75,8 @@ enum Slot {
 struct Slots {
     by_identity: LruCache<Identity, Slot>,
     closed: bool,
+    /// Only what is open may be opened.
+    retired: bool,
 }
 
 /// All open disks of a library.
@@ -101,6 +103,7 @@ impl OpenDisks {
             slots: Mutex::new(Slots {
                 by_identity: LruCache::unbounded(),
                 closed: false,
+                retired: false,
             }),
             settled: Condvar::new(),
             max_open,
@@ -182,6 +185,7 @@ impl OpenDisks {
             if slots.closed {
                 return Err(Refused::Closed);
             }
+            let is_retired = slots.retired;
             match slots.by_identity.get(&identity) {
                 Some(_) if purpose == Purpose::Visit => return Err(Refused::Busy),
                 Some(Slot::Busy) => self.settled.wait(&mut slots),
@@ -201,6 +205,7 @@ impl OpenDisks {
                     let disk = owner.disk().ok_or(Refused::Closed)?;
                     return self.lend(&owner, disk, purpose).map(Some);
                 }
+                None if is_retired => return Err(Refused::Closed),
                 None => {
                     slots.by_identity.put(identity, Slot::Busy);
                     return Ok(None);
@@ -306,6 +311,10 @@ impl OpenDisks {
             match &opened {
                 Err(error) if attempts < ATTEMPTS => match error.parent_in_use() {
                     Some(parent) if self.release(probes, found, parent) => {}
+                    // What lingers for the next user gives way to one that is there.
+                    None if attempts == 1 && error.is_out_of_memory() => {
+                        self.close_lingering(probes)
+                    }
                     _ => return opened,
                 },
                 _ => return opened,
@@ -390,6 +399,19 @@ impl OpenDisks {
         };
         self.close_busy(probes, &owner);
         owner.pinned.stat().ok()
+    }
+
+    /// Closes the disks without handles, and opens no others from now on.
+    pub(super) fn retire(&self, probes: &Probes) {
+        self.slots.lock().retired = true;
+        self.close_lingering(probes);
+    }
+
+    /// Closes the disks without handles.
+    fn close_lingering(&self, probes: &Probes) {
+        for disk in self.all() {
+            self.close_unused(probes, &disk.identity);
+        }
     }
 
     /// Closes every disk, or, where it has handles, leaves that to the last of them; none can be

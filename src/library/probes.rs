@@ -214,7 +214,7 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pin>) -> Result<KnownDisk
         )
     })?;
     let file = open(&pinned)?;
-    let probe = image::probe(&file, path).map_err(|problem| OpenError::new(path, problem))?;
+    let probe = image::glance(&file, path).map_err(|problem| OpenError::new(path, problem))?;
     Ok(KnownDisk {
         size: probe.virtual_size,
         frozen: probe.not_writable.is_some(),

@@ -2,6 +2,10 @@
 
 mod block_map;
 mod free_space;
+mod memory;
+mod occupied;
 
 pub use block_map::{BlockMap, BlockState};
 pub use free_space::{FreeSpace, SlotShape};
+pub(crate) use memory::Charge;
+pub(crate) use occupied::Occupied;

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use vhdfs::compact::CompactOptions;
 use vhdfs::disk::{BeyondEnd, Disk, DiskType, OpenOptions, Region, RegionKind};
 
 use super::{about, name};
@@ -40,12 +39,7 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
     let disk = Disk::open_with(file, &options, &arguments.parents.of(file))?;
     let info = disk.info().map_err(|error| about(file, &error))?;
     if !arguments.no_scan && info.disk_type != DiskType::Fixed {
-        let look = CompactOptions {
-            dry_run: true,
-            ..CompactOptions::default()
-        };
-        let looked = disk.compact(&look).wait();
-        if let Err(error) = looked {
+        if let Err(error) = disk.scan() {
             // The picture is all the same worth something; `check` says what is wrong.
             say(&format!(
                 "not all blocks looked at: {}",

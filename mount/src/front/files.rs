@@ -124,7 +124,6 @@ impl Brake {
     }
 
     /// Lets no disk be opened any more if none is open; how many are, otherwise.
-    #[cfg(windows)]
     pub(crate) fn stop_if_unused(&self) -> Result<(), usize> {
         self.files.close_if_empty()
     }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -14,8 +15,8 @@ use fuser::{
 use vhdfs::library::{NodeId, NodeKind};
 
 use super::attributes::{self, file_attr};
-use super::directories::OpenDirectory;
 use super::{Opening, VhdFs, errno, session, user_of, xattrs};
+use crate::front::{FIRST_PLACE, Reader};
 
 /// How long the kernel may believe attributes that it did not just look up. An open file's size is
 /// fixed, so only times, modes and stored bytes can be out of date.
@@ -226,15 +227,15 @@ impl Filesystem for VhdFs {
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.library.read_directory(node(inode)) {
-            Ok(listing) => {
-                let opened = OpenDirectory::new(node(inode), listing);
-                let opened = self.directories.insert(opened);
-                match opened {
-                    Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
-                    None => reply.error(Errno::ENOTCONN),
-                }
-            }
+        let node = node(inode);
+        // Whether it can be read is told now.
+        let open = (self.library.directory(node))
+            .and_then(|directory| directory.read(&mut |_| ControlFlow::Break(())));
+        match open {
+            Ok(()) => match self.directories.insert(Reader::new(node)) {
+                Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
+                None => reply.error(Errno::ENOTCONN),
+            },
             Err(error) => reply.error(errno::of_library(&error)),
         }
     }
@@ -247,22 +248,24 @@ impl Filesystem for VhdFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let Some(open) = self.directories.get(number.0) else {
+        let Some(reader) = self.directories.get(number.0) else {
             return reply.error(Errno::EBADF);
         };
-        let listing = match open.listing(&self.library, offset) {
-            Ok(listing) => listing,
+        let from = (offset >= FIRST_PLACE).then_some(&offset);
+        let page = match (self.listings).page(&self.library, &reader, from, offset == 0) {
+            Ok(page) => page,
             Err(error) => return reply.error(errno::of_library(&error)),
         };
-        let dots = [(INodeNo(open.node().get()), "."), (UNKNOWN_INODE, "..")]
-            .map(|(inode, name)| (inode, NodeKind::Directory, OsStr::new(name)));
-        let entries = listing
-            .entries()
-            .iter()
-            .map(|entry| (UNKNOWN_INODE, entry.kind, entry.name.as_os_str()));
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         // An entry's offset is where to go on behind it.
-        for (next, (inode, kind, name)) in (1..).zip(dots.into_iter().chain(entries)).skip(skip) {
+        let dots = [
+            (1, INodeNo(reader.node.get()), "."),
+            (2, UNKNOWN_INODE, ".."),
+        ]
+        .map(|(next, inode, name)| (next, inode, NodeKind::Directory, OsStr::new(name)));
+        let dots = dots.into_iter().filter(|(next, ..)| *next > offset);
+        let entries = (page.behind(from).iter())
+            .map(|entry| (*entry.place(), UNKNOWN_INODE, entry.kind, &*entry.name));
+        for (next, inode, kind, name) in dots.chain(entries) {
             if reply.add(inode, next, attributes::file_type(kind), name) {
                 break;
             }

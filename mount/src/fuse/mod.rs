@@ -15,7 +15,7 @@
 
 mod adapter;
 mod attributes;
-mod directories;
+mod device;
 mod errno;
 mod openers;
 mod session;
@@ -28,8 +28,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use vhdfs::disk::ExtentKind;
 use vhdfs::library::{Library, LibraryError, NodeId, User};
 
-use crate::front::{Brake, Handles, OpenFile};
-use directories::OpenDirectory;
+use crate::front::{Brake, Handles, Listings, OpenFile, Reader};
 use openers::Openers;
 
 pub(crate) use session::{Settings, mount};
@@ -39,7 +38,8 @@ pub(crate) use xattrs::PID_ATTRIBUTE;
 pub(crate) struct VhdFs {
     library: Arc<Library>,
     files: Arc<Handles<OpenFile>>,
-    directories: Handles<OpenDirectory>,
+    directories: Handles<Reader>,
+    listings: Listings,
     openers: Openers,
     /// What the kernel is to do for handles that bypass its cache.
     direct: FopenFlags,
@@ -51,6 +51,7 @@ impl VhdFs {
             library,
             files: Arc::new(Handles::new()),
             directories: Handles::new(),
+            listings: Listings::new(),
             openers: Openers::default(),
             direct: FopenFlags::empty(),
         }

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use fuser::{Config, FopenFlags, InitFlags, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
-use super::VhdFs;
+use super::{VhdFs, device};
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
 
 /// The largest request. More saves nothing measurable and costs memory for each thread.
@@ -34,18 +34,13 @@ pub(crate) fn mount(
     mount_point: &Path,
     settings: &Settings,
 ) -> io::Result<Session<VhdFs>> {
+    let options = device::Options {
+        source: shown_source(source),
+        subtype: subtype(),
+        read_only: settings.read_only,
+        allow_other: settings.allow_other,
+    };
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(shown_source(source)),
-        // `MountOption::Subtype` reaches only fusermount3, not mount(2).
-        MountOption::CUSTOM(format!("subtype={}", subtype())),
-        MountOption::DefaultPermissions,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-    ];
-    if settings.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
     config.acl = if settings.allow_other {
         SessionACL::All
     } else {
@@ -58,7 +53,10 @@ pub(crate) fn mount(
         .write(true)
         .open("/dev/fuse")
         .is_ok();
-    let session = Session::new(file_system, mount_point, &config)?;
+    let device = device::mount(mount_point, &options)?;
+    let acl = config.acl;
+    let session = Session::from_fd(file_system, device, acl, config)
+        .inspect_err(|_| drop(mounts::unmount(mount_point, true)))?;
     raise_read_ahead(mount_point);
     Ok(session)
 }

@@ -19,7 +19,7 @@ use winfsp::filesystem::{
 use winfsp::{FspError, Result, U16CStr};
 
 use super::{Opened, VhdFs, attributes, directory, names, raw, status};
-use crate::front::OpenFile;
+use crate::front::{OpenFile, Reader};
 
 /// `FILE_DIRECTORY_FILE`, `FILE_NON_DIRECTORY_FILE` and `FILE_DELETE_ON_CLOSE` of NtCreateFile.
 const WANTS_DIRECTORY: u32 = 0x1;
@@ -150,7 +150,7 @@ impl FileSystemContext for VhdFs {
             reference,
             kind: found.kind,
             file,
-            listing: directory::Listing::default(),
+            reader: Reader::new(found.node),
         };
         // Its size is known for certain only now.
         if let Err(error) = self.tell(&opened, info.as_mut()) {
@@ -332,12 +332,8 @@ impl FileSystemContext for VhdFs {
         marker: DirMarker<'_>,
         buffer: &mut [u8],
     ) -> Result<u32> {
-        let node = opened.reference.node;
-        let listing = opened.listing.get(&self.library, node, marker.is_none());
-        listing
-            .and_then(|listing| {
-                directory::fill(&self.library, node, &listing, marker.inner(), buffer)
-            })
+        let (library, reader) = (&self.library, &opened.reader);
+        directory::fill(library, &self.listings, reader, marker.inner(), buffer)
             .map_err(|error| library_failed(&error))
     }
 

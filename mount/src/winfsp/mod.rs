@@ -29,6 +29,7 @@ mod service;
 mod status;
 
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::os::windows::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -38,8 +39,7 @@ use windows_sys::Win32::Foundation::{
 };
 use winfsp::FspError;
 
-use crate::front::{Brake, Handles, OpenFile};
-use directory::Listing;
+use crate::front::{Brake, Handles, Listings, OpenFile, Reader};
 
 pub(crate) use control::unmount;
 pub(crate) use service::mount;
@@ -48,6 +48,7 @@ pub(crate) use service::mount;
 pub(crate) struct VhdFs {
     library: Arc<Library>,
     files: Arc<Handles<OpenFile>>,
+    listings: Listings,
     /// What the volume is called.
     label: String,
     read_only: bool,
@@ -74,7 +75,7 @@ pub(crate) struct Opened {
     kind: NodeKind,
     /// The number of the open disk, where the handle is for its content.
     file: Option<u64>,
-    listing: Listing,
+    reader: Reader,
 }
 
 impl VhdFs {
@@ -82,6 +83,7 @@ impl VhdFs {
         Self {
             library,
             files: Arc::new(Handles::new()),
+            listings: Listings::new(),
             label,
             read_only,
         }
@@ -132,12 +134,19 @@ impl VhdFs {
         let mut spelled = Vec::new();
         let mut reference = self.hold(NodeId::ROOT);
         for name in path {
-            let listing = self.library.read_directory(reference.node).ok()?;
-            let same = |other: &OsString| names::same(name, other);
-            let entry = listing.entries().iter().find(|entry| same(&entry.name))?;
+            let directory = self.library.directory(reference.node).ok()?;
+            let mut same = None;
+            let read = directory.read(&mut |entry| match names::same(name, &entry.name) {
+                true => {
+                    same = Some(entry.name);
+                    ControlFlow::Break(())
+                }
+                false => ControlFlow::Continue(()),
+            });
+            let name = read.ok().and(same)?;
             spelled.push(names::SEPARATOR);
-            spelled.extend(entry.name.encode_wide());
-            let found = self.library.lookup_in(&listing, &entry.name).ok()?;
+            spelled.extend(name.encode_wide());
+            let found = self.library.lookup_in(&directory, &name).ok()?;
             reference = self.hold(found.node);
         }
         Some(spelled)

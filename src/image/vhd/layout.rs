@@ -15,7 +15,7 @@ use crate::format::vhd::{
 use crate::format::xen::BatmapHeader;
 use crate::format::{DiskType, Format};
 use crate::image::{LayoutError, foreign, read_array};
-use crate::map::{BlockMap, BlockState, SlotShape};
+use crate::map::{BlockMap, BlockState, Charge, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, round_up, u64_from_u32, usize_from,
@@ -81,7 +81,15 @@ pub(crate) struct DynamicLayout {
     pub(crate) start: FileOffset,
     /// The end of the last thing in use, the footer excepted.
     pub(crate) end: FileOffset,
+    /// The memory for all this.
+    pub(crate) memory: Charge,
 }
+
+/// Bytes of memory for each block of an open disk: a word here, a byte of what is known of it.
+pub(super) const BYTES_PER_BLOCK: u64 = 9;
+
+/// The same while it is opened: a list of all in order.
+const BYTES_TO_READ: u64 = BYTES_PER_BLOCK + 16;
 
 impl Layout {
     /// Reads the metadata of the file in `storage`.
@@ -110,12 +118,7 @@ impl Layout {
             not_writable: None,
             is_doubtful: false,
         };
-        if footer.has_saved_state() {
-            layout.not_writable = Some(FormatError::incompatible(
-                "a saved machine state that belongs to this disk",
-                "resume or discard the saved state first",
-            ));
-        }
+        layout.not_writable = saved_state(&footer);
         if matches!(layout.tail.footer, Err(FooterFault::InUseByTapdisk)) {
             layout.not_writable = Some(FooterFault::InUseByTapdisk.into_error("at the end"));
         }
@@ -209,6 +212,16 @@ pub(super) fn named(storage: &dyn Storage, error: FormatError) -> FormatError {
     }
 }
 
+/// Why the disk of a machine that was saved is not to be written.
+pub(super) fn saved_state(footer: &Footer) -> Option<FormatError> {
+    footer.has_saved_state().then(|| {
+        FormatError::incompatible(
+            "a saved machine state that belongs to this disk",
+            "resume or discard the saved state first",
+        )
+    })
+}
+
 /// Whether the file ends with a footer that is valid.
 pub(crate) fn ends_with_footer(storage: &dyn Storage) -> io::Result<bool> {
     let file_len = storage.len()?;
@@ -278,6 +291,7 @@ fn read_dynamic(
         _ => None,
     };
     let blocks = blocks_needed(layout, &header)?;
+    let memory = Charge::take(u64_from_u32(blocks).saturating_mul(BYTES_TO_READ))?;
     let limit = match layout.tail.footer {
         Ok(_) => layout.tail.at,
         Err(_) => FileOffset::new(layout.file_len),
@@ -327,7 +341,7 @@ fn read_dynamic(
         align: 4096,
         strict: layout.footer.creator().starts_with(b"tap"),
     };
-    let map = BlockMap::new(blocks);
+    let map = BlockMap::new(blocks, SECTOR_SIZE);
     read_table(storage, &header, &map, slot, &mut metadata)?;
     metadata.sort();
 
@@ -357,6 +371,7 @@ fn read_dynamic(
             metadata,
             start,
             end,
+            memory,
         },
         problem,
     ))

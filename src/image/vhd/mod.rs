@@ -47,7 +47,7 @@ use crate::format::parent::{Identity, ParentLink};
 use crate::format::sector_bitmap::{BitOrder, SectorBitmap};
 use crate::format::vhd::{BAT_ENTRY_LEN, FOOTER_LEN, Footer, bat_entry_at, encode_bat_entry};
 use crate::format::xen::BatmapHeader;
-use crate::map::{BlockMap, BlockState, FreeSpace, SlotShape};
+use crate::map::{BlockMap, BlockState, Charge, FreeSpace, SlotShape};
 use crate::storage::Storage;
 use crate::units::{
     BlockIndex, FileOffset, FileRange, SECTOR_SIZE, u64_from, u64_from_u32, usize_from,
@@ -55,7 +55,7 @@ use crate::units::{
 
 pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
-pub(crate) use parent::identify;
+pub(crate) use parent::{identify, probe_large};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
@@ -78,6 +78,8 @@ pub(crate) struct Vhd {
     /// Xen's batmap until it was emptied. Held across that write.
     batmap_lock: Mutex<Option<BatmapHeader>>,
     bitmaps: Mutex<LruCache<BlockIndex, Arc<SectorBitmap>>>,
+    /// What all this takes.
+    _memory: Option<Charge>,
 }
 
 /// Opens the VHD in `storage`. For writing, what an interrupted change left is put right first: a
@@ -119,28 +121,31 @@ impl Vhd {
             strict: true,
         };
         let is_flat = layout.dynamic.is_none();
-        let (block_size, slot, table, map, metadata, start, batmap, parent) = match layout.dynamic {
-            None => (
-                disk_len,
-                fixed_slot,
-                FileOffset::default(),
-                BlockMap::new(0),
-                Vec::new(),
-                layout.tail.at,
-                None,
-                None,
-            ),
-            Some(dynamic) => (
-                u64_from_u32(dynamic.header.block_size()),
-                dynamic.slot,
-                dynamic.header.table_offset(),
-                dynamic.map,
-                dynamic.metadata,
-                dynamic.start,
-                dynamic.batmap,
-                dynamic.parent,
-            ),
-        };
+        let (block_size, slot, table, map, metadata, start, batmap, parent, memory) =
+            match layout.dynamic {
+                None => (
+                    disk_len,
+                    fixed_slot,
+                    FileOffset::default(),
+                    BlockMap::new(0, SECTOR_SIZE),
+                    Vec::new(),
+                    layout.tail.at,
+                    None,
+                    None,
+                    None,
+                ),
+                Some(dynamic) => (
+                    u64_from_u32(dynamic.header.block_size()),
+                    dynamic.slot,
+                    dynamic.header.table_offset(),
+                    dynamic.map,
+                    dynamic.metadata,
+                    dynamic.start,
+                    dynamic.batmap,
+                    dynamic.parent,
+                    Some(dynamic.memory),
+                ),
+            };
         let pinned: Vec<FileRange> = metadata
             .into_iter()
             .map(|(range, _)| range)
@@ -153,6 +158,7 @@ impl Vhd {
         used.extend(pinned.iter().copied());
         used.sort_unstable();
         let free = FreeSpace::new(slot, start, layout.tail.at, used);
+        let blocks = map.len();
         let space = Space::new(
             Arc::clone(&storage),
             slot,
@@ -188,6 +194,10 @@ impl Vhd {
             durability: Durability::new(),
             batmap_lock: Mutex::new(batmap.map(|(header, _)| header)),
             bitmaps: Mutex::new(LruCache::new(cached)),
+            _memory: memory.map(|mut memory| {
+                memory.shrink(u64_from_u32(blocks).saturating_mul(layout::BYTES_PER_BLOCK));
+                memory
+            }),
             storage,
         }
     }

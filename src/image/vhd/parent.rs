@@ -1,13 +1,16 @@
 //! What a differencing VHD says of its parent.
 
-use super::layout::{choose_footer, named, read_tail};
+use super::layout::{choose_footer, named, read_tail, saved_state};
 use crate::error::{FormatError, OpenProblem};
 use crate::format::parent::{Identity, ParentLink, ParentPath, PathKind};
-use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_LOCATOR_LEN};
+use crate::format::vhd::{
+    DynamicHeader, FOOTER_LEN, Footer, HEADER_LEN, Locator, MAX_BLOCKS, MAX_LOCATOR_LEN,
+};
 use crate::format::{DiskType, Format};
-use crate::image::{Identified, LayoutError, read_array};
+use crate::image::open::GLANCED_BLOCKS;
+use crate::image::{Identified, LayoutError, Probe, read_array};
 use crate::storage::Storage;
-use crate::units::{FileOffset, SECTOR_SIZE, usize_from};
+use crate::units::{FileOffset, SECTOR_SIZE, u64_from_u32, usize_from};
 
 /// Reads the parent's identity and the paths to it out of `header` and its parent locators: relative
 /// paths, then absolute ones, then the parent's name.
@@ -60,22 +63,11 @@ pub(crate) fn identify(storage: &dyn Storage) -> Result<Identified, OpenProblem>
 
 fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
     let file_len = storage.len()?;
-    if file_len < FOOTER_LEN {
-        return Err(named(storage, FormatError::NotVhd).into());
-    }
-    let copy = Footer::parse(&read_array(storage, FileOffset::new(0))?);
-    let footer = choose_footer(&read_tail(storage, file_len)?, &copy)
-        .map_err(|error| named(storage, error))?;
+    let footer = read_footer(storage, file_len)?;
     let parent = match footer.disk_type() {
         DiskType::Fixed | DiskType::Dynamic => None,
         DiskType::Differencing => {
-            let at = FileOffset::new(footer.data_offset());
-            if at.plus(HEADER_LEN).get() > file_len {
-                let found = format!("a dynamic header at file offset {at}");
-                let expected = format!("one inside the file of {file_len} bytes");
-                return Err(FormatError::corrupt("footer", found, expected).into());
-            }
-            let header = DynamicHeader::parse(&read_array(storage, at)?, at)?;
+            let header = read_header(storage, &footer, file_len)?;
             Some(read_parent_link(storage, &header, file_len)?)
         }
     };
@@ -85,6 +77,63 @@ fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
         sector_size: SECTOR_SIZE,
         parent,
     })
+}
+
+/// What the headers tell of a VHD with over [`GLANCED_BLOCKS`]; `None` of all others.
+///
+/// # Errors
+/// As [`identify`].
+pub(crate) fn probe_large(storage: &dyn Storage) -> Result<Option<Probe>, OpenProblem> {
+    Ok(read_large(storage)?)
+}
+
+fn read_large(storage: &dyn Storage) -> Result<Option<Probe>, LayoutError> {
+    let file_len = storage.len()?;
+    let footer = read_footer(storage, file_len)?;
+    if footer.disk_type() == DiskType::Fixed {
+        return Ok(None);
+    }
+    let header = read_header(storage, &footer, file_len)?;
+    let blocks = (footer.disk_len()).div_ceil(u64_from_u32(header.block_size()).max(1));
+    // One that has more than any is refused by who reads all of it.
+    if !(GLANCED_BLOCKS + 1..=MAX_BLOCKS).contains(&blocks) {
+        return Ok(None);
+    }
+    let parent = match footer.disk_type() {
+        DiskType::Differencing => Some(read_parent_link(storage, &header, file_len)?),
+        _ => None,
+    };
+    Ok(Some(Probe {
+        format: Format::Vhd,
+        virtual_size: footer.disk_len(),
+        disk_type: footer.disk_type(),
+        identity: Identity::Vhd(footer.unique_id()),
+        parent,
+        not_writable: saved_state(&footer),
+    }))
+}
+
+fn read_footer(storage: &dyn Storage, file_len: u64) -> Result<Footer, LayoutError> {
+    if file_len < FOOTER_LEN {
+        return Err(named(storage, FormatError::NotVhd).into());
+    }
+    let copy = Footer::parse(&read_array(storage, FileOffset::new(0))?);
+    let footer = choose_footer(&read_tail(storage, file_len)?, &copy);
+    Ok(footer.map_err(|error| named(storage, error))?)
+}
+
+fn read_header(
+    storage: &dyn Storage,
+    footer: &Footer,
+    file_len: u64,
+) -> Result<DynamicHeader, LayoutError> {
+    let at = FileOffset::new(footer.data_offset());
+    if at.plus(HEADER_LEN).get() > file_len {
+        let found = format!("a dynamic header at file offset {at}");
+        let expected = format!("one inside the file of {file_len} bytes");
+        return Err(FormatError::corrupt("footer", found, expected).into());
+    }
+    Ok(DynamicHeader::parse(&read_array(storage, at)?, at)?)
 }
 
 fn read_locator(

@@ -27,7 +27,7 @@ pub(crate) fn identify(storage: &dyn Storage) -> Result<Identified, OpenProblem>
     })
 }
 
-fn read_parameters(storage: &dyn Storage) -> Result<Parameters, LayoutError> {
+pub(super) fn read_parameters(storage: &dyn Storage) -> Result<Parameters, LayoutError> {
     let mut bytes = vec![0; usize_from(REGION_TABLE_LEN)];
     let mut read = |at: FileOffset| -> io::Result<Result<RegionTable, FormatError>> {
         storage.read_exact_at(&mut bytes, at)?;

@@ -1,15 +1,16 @@
 //! Reads and verifies all metadata of a VHDX but its headers and its log, changing nothing.
 //!
 //! The storage given here already shows the file as it is after the log's replay. Bounds: memory is
-//! proportional to the blocks that the disk's size needs, at most 2^26; whatever else a file claims
-//! is limited before it is read.
+//! proportional to the blocks that the disk's size needs, at most 2^26, with four bytes for each, and a
+//! bit for each MiB of a file that is to be written; that is charged to what all disks may take
+//! ([`crate::map`]). Whatever else a file claims is limited before it is read.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::faults::{Faults, Severity};
 use super::parameters::{Parameters, RegionCopies, cut, read_creator, read_items, read_regions};
-use super::table::{Table, TablePlace};
+use super::table::{MOST_KEPT, Table, TablePlace};
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::parent::ParentLink;
@@ -20,9 +21,9 @@ use crate::format::vhdx::{
 };
 use crate::image::LayoutError;
 use crate::image::claims::{Overlap, merged, overlaps};
-use crate::map::BlockMap;
+use crate::map::{BlockMap, Charge, Occupied};
 use crate::storage::Storage;
-use crate::units::{BlockIndex, FileOffset, FileRange};
+use crate::units::{BlockIndex, FileOffset, FileRange, round_up, u64_from, u64_from_u32};
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -54,8 +55,8 @@ pub(crate) struct Layout {
     pub(crate) sector_size: u64,
     /// Bytes in a physical sector.
     pub(crate) physical_sector_size: u64,
-    /// Whether the file keeps room for all blocks.
-    pub(crate) leave_blocks_allocated: bool,
+    /// See [`Self::disk_type`].
+    disk_type: DiskType,
     /// What a differencing disk says of its parent.
     pub(crate) parent: Option<ParentLink>,
     /// Where the payload blocks lie.
@@ -73,7 +74,21 @@ pub(crate) struct Layout {
     pub(crate) end: FileOffset,
     /// The faults of the block table that do not forbid reading.
     pub(super) faults: Faults,
+    /// Whether more blocks keep places for themselves than are listed.
+    pub(super) anchors_cut_off: bool,
+    /// Whether two things in the file share their bytes.
+    pub(super) has_overlaps: bool,
+    /// What is in use; `None` of a file that is too long to be looked after.
+    pub(super) occupied: Option<Occupied>,
+    /// The memory for all this.
+    pub(super) memory: Charge,
 }
+
+/// Bytes of memory for each block of an open disk: a word here, a byte of what is known of it.
+const BYTES_PER_BLOCK: u64 = 5;
+
+/// The same for each free range of the file.
+const BYTES_PER_GAP: u64 = 128;
 
 /// A layout that may be unreadable in parts.
 #[derive(Debug)]
@@ -123,6 +138,8 @@ impl Layout {
             file_len,
         };
         check_table_fits(&place)?;
+        let of_blocks = u64_from_u32(place.geometry.blocks()).saturating_mul(BYTES_PER_BLOCK);
+        let memory = Charge::take(of_blocks)?;
         let table = place.read(storage)?;
         let unreadable = table.faults.first(Severity::Unreadable);
         let not_writable = table
@@ -133,6 +150,7 @@ impl Layout {
             map,
             bitmap_blocks,
             anchors,
+            anchors_cut_off,
             faults,
         } = table;
         let pinned = pinned(log, &regions);
@@ -149,7 +167,7 @@ impl Layout {
             block_size: place.geometry.block_size,
             sector_size: parameters.sector_size,
             physical_sector_size: parameters.physical_sector_size,
-            leave_blocks_allocated: parameters.file.leave_blocks_allocated,
+            disk_type: parameters.disk_type(),
             parent: parameters.parent,
             map,
             bitmap_blocks,
@@ -158,26 +176,28 @@ impl Layout {
             not_writable,
             end: FileOffset::new(MIB),
             faults,
+            anchors_cut_off,
+            has_overlaps: false,
+            occupied: None,
+            memory,
         };
-        let (end, overlap) = layout.survey();
-        layout.end = end;
+        layout.end = layout.find_end();
+        let overlap = layout.occupy();
         if layout.not_writable.is_none() {
             layout.not_writable = (overlap)
                 .or_else(|| layout.missing_log())
-                .or_else(|| layout.far_behind());
+                .or_else(|| layout.far_behind())
+                .or_else(|| layout.out_of_bounds());
         }
+        let gaps = (layout.occupied.as_ref()).map_or(0, |occupied| occupied.runs().count());
+        let of_gaps = u64_from(gaps).saturating_mul(BYTES_PER_GAP);
+        layout.memory.grow(of_gaps)?;
         Ok(Examined { layout, unreadable })
     }
 
     /// How the image stores its disk.
     pub(crate) fn disk_type(&self) -> DiskType {
-        if self.parent.is_some() {
-            DiskType::Differencing
-        } else if self.leave_blocks_allocated {
-            DiskType::Fixed
-        } else {
-            DiskType::Dynamic
-        }
+        self.disk_type
     }
 
     /// The file's length, or where its last block ends if QEMU cut that at the disk's end. What lies
@@ -219,14 +239,55 @@ impl Layout {
         Some(FormatError::corrupt(far.1.clone(), found, expected))
     }
 
-    /// The end of the last thing in use, and the first overlap.
-    fn survey(&self) -> (FileOffset, Option<FormatError>) {
-        let claims = self.claims();
-        let end = (claims.iter())
-            .map(|(range, _)| range.end())
-            .fold(FileOffset::new(MIB), FileOffset::max);
-        let overlap = claims.overlaps().next().map(FormatError::from);
-        (end, overlap)
+    /// What takes more memory or time to look after than any disk is worth.
+    pub(super) fn out_of_bounds(&self) -> Option<FormatError> {
+        let advice = "open it read-only and copy the data out";
+        if self.occupied.is_none() {
+            let found = format!("a file of {} bytes", self.file_len);
+            return Some(FormatError::incompatible(found, advice));
+        }
+        self.anchors_cut_off.then(|| {
+            let found = format!("over {MOST_KEPT} blocks without content that keep their places");
+            FormatError::incompatible(found, advice)
+        })
+    }
+
+    /// The end of the last thing in use.
+    fn find_end(&self) -> FileOffset {
+        let blocks = (self.map.present()).map(|(_, slot)| slot.plus(self.block_size));
+        (self.others().map(|(range, _)| range.end()).chain(blocks))
+            .fold(FileOffset::new(MIB), FileOffset::max)
+    }
+
+    /// Notes what is in use inside the file; what lies behind its end is damage anyway, but for a last
+    /// block that was cut there. The first overlap, if there is one.
+    fn occupy(&mut self) -> Option<FormatError> {
+        let len = round_up(self.file_len, MIB).saturating_add(self.block_size);
+        let mut occupied = Occupied::new(len, MIB)?;
+        let mut first: Option<FileOffset> = None;
+        for (range, _) in self.unsorted() {
+            if let Some(at) = occupied.take(range) {
+                first = Some(first.map_or(at, |first| first.min(at)));
+            }
+        }
+        self.occupied = Some(occupied);
+        self.has_overlaps = first.is_some();
+        first.and_then(|at| self.overlap_at(at))
+    }
+
+    /// The first two things that lie at `at`, where nothing overlaps in front of it.
+    fn overlap_at(&self, at: FileOffset) -> Option<FormatError> {
+        let mut found: Vec<(FileRange, Owner<'_>)> = Vec::new();
+        for claim in self.unsorted() {
+            if claim.0.start <= at && at < claim.0.end() {
+                found.push(claim);
+                // Stable, and the blocks come last, in order: as in a list of all.
+                found.sort_by_key(|(range, _)| range.start);
+                found.truncate(2);
+            }
+        }
+        let (other, one) = (*found.first()?, *found.get(1)?);
+        Some(Overlap { one, other }.into())
     }
 
     /// All that lies in the file.
@@ -235,6 +296,26 @@ impl Layout {
             .map(|(block, slot)| (slot, block))
             .collect();
         blocks.sort_unstable();
+        let mut others: Vec<_> = self.others().collect();
+        others.sort_by_key(|(range, _)| *range);
+        Claims {
+            blocks,
+            block_size: self.block_size,
+            others,
+        }
+    }
+
+    /// The same in no order.
+    fn unsorted(&self) -> impl Iterator<Item = (FileRange, Owner<'_>)> {
+        let blocks = self.map.present().map(|(block, slot)| {
+            let range = FileRange::new(slot, self.block_size);
+            (range, Owner::Block(block))
+        });
+        self.others().chain(blocks)
+    }
+
+    /// All but the payload blocks.
+    fn others(&self) -> impl Iterator<Item = (FileRange, Owner<'_>)> {
         let pinned = (self.pinned.iter()).map(|(range, name)| (*range, Owner::Pinned(name)));
         let bitmaps = self.bitmap_blocks.iter().map(|(chunk, at)| {
             let range = FileRange::new(*at, BITMAP_BLOCK_LEN);
@@ -244,13 +325,7 @@ impl Layout {
             let range = FileRange::new(*at, self.block_size);
             (range, Owner::Anchor(*block))
         });
-        let mut others: Vec<_> = pinned.chain(bitmaps).chain(anchors).collect();
-        others.sort_by_key(|(range, _)| *range);
-        Claims {
-            blocks,
-            block_size: self.block_size,
-            others,
-        }
+        pinned.chain(bitmaps).chain(anchors)
     }
 }
 

@@ -58,13 +58,13 @@ use crate::format::Format;
 use crate::format::parent::{Identity, ParentLink};
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::format::vhdx::{BatGeometry, MIB};
-use crate::map::{BlockMap, FreeSpace, SlotShape};
+use crate::map::{BlockMap, Charge, FreeSpace, SlotShape};
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 
 pub(crate) use create::{NewDisk, create};
 pub(crate) use identify::identify;
-pub(crate) use open::{open, probe};
+pub(crate) use open::{open, probe, probe_large};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
@@ -89,6 +89,8 @@ pub(crate) struct Vhdx {
     anchors: Mutex<BTreeMap<BlockIndex, FileOffset>>,
     pinned: Vec<FileRange>,
     bitmaps: Mutex<LruCache<BlockIndex, Arc<SectorBitmap>>>,
+    /// What all this takes.
+    _memory: Charge,
 }
 
 impl Vhdx {
@@ -108,10 +110,12 @@ impl Vhdx {
             strict: true,
         };
         let file_len = layout.padded_len();
-        let claims = layout.claims();
-        let used = claims.iter().map(|(range, _)| range);
-        let free = FreeSpace::new(slot, start, FileOffset::new(file_len), used);
-        drop(claims);
+        let end = FileOffset::new(file_len);
+        let free = match &layout.occupied {
+            Some(occupied) => FreeSpace::new(slot, start, end, occupied.runs()),
+            // Nobody writes to such a file.
+            None => FreeSpace::new(slot, start, start, []),
+        };
         let geometry = Geometry {
             format: Format::Vhdx,
             disk_type: layout.disk_type(),
@@ -152,6 +156,7 @@ impl Vhdx {
             anchors: Mutex::new(layout.anchors),
             pinned,
             bitmaps: Mutex::new(LruCache::new(cached.unwrap_or(NonZeroUsize::MIN))),
+            _memory: layout.memory,
         }
     }
 }

@@ -16,15 +16,17 @@ use uuid::Uuid;
 use super::Vhdx;
 use super::commit::Draft;
 use super::headers::not_updatable;
+use super::identify::read_parameters;
 use super::layout::Layout;
 use super::replay::{padded_view, replay, replayed_look, replayed_view, update_both};
 use crate::error::OpenProblem;
 use crate::format::parent::Identity;
 use crate::format::vhdx::{MIB, REGION_TABLE_1, REGION_TABLE_2};
 use crate::format::{DiskType, Format};
+use crate::image::open::GLANCED_BLOCKS;
 use crate::image::{Fits, ImageOptions, Opened, Probe};
 use crate::storage::Storage;
-use crate::units::round_up;
+use crate::units::{round_up, u64_from_u32};
 
 /// Opens the VHDX in `storage`. For writing, what an interrupted change left is put right first.
 ///
@@ -160,4 +162,22 @@ pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
         parent: layout.parent,
         not_writable: (layout.not_writable).or_else(|| not_updatable(&layout.header)),
     })
+}
+
+/// What the headers tell of a VHDX with over [`GLANCED_BLOCKS`]; `None` of all others.
+///
+/// # Errors
+/// Where they are damaged, or the host fails.
+pub(crate) fn probe_large(storage: &dyn Storage) -> Result<Option<Probe>, OpenProblem> {
+    let (view, header) = replayed_look(storage)?;
+    let told = read_parameters(&view)?;
+    let is_large = u64_from_u32(told.bat_geometry().blocks()) > GLANCED_BLOCKS;
+    Ok(is_large.then(|| Probe {
+        format: Format::Vhdx,
+        virtual_size: told.disk_len,
+        disk_type: told.disk_type(),
+        identity: Identity::Vhdx(header.header.data_write_guid),
+        parent: told.parent,
+        not_writable: not_updatable(&header),
+    }))
 }

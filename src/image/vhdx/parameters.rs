@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::error::FormatError;
+use crate::format::DiskType;
 use crate::format::parent::ParentLink;
 use crate::format::vhdx::metadata::{
     DISK_ID, DISK_SIZE, FILE_PARAMETERS, FileParameters, LOGICAL_SECTOR_SIZE, METADATA_TABLE_LEN,
@@ -150,6 +151,17 @@ impl Parameters {
             physical_sector_size,
             parent,
         })
+    }
+
+    /// How the image stores its disk.
+    pub(super) fn disk_type(&self) -> DiskType {
+        if self.parent.is_some() {
+            DiskType::Differencing
+        } else if self.file.leave_blocks_allocated {
+            DiskType::Fixed
+        } else {
+            DiskType::Dynamic
+        }
     }
 
     pub(super) fn bat_geometry(&self) -> BatGeometry {

@@ -6,7 +6,8 @@ use std::io;
 use super::faults::{Fault, FaultKind, Faults};
 use crate::error::FormatError;
 use crate::format::vhdx::{
-    BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatEntry, BatGeometry, BatSlot, PAGE, PayloadState,
+    BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatEntry, BatGeometry, BatSlot, MAX_DISK_LEN, MIB, PAGE,
+    PayloadState,
 };
 use crate::map::{BlockMap, BlockState};
 use crate::storage::Storage;
@@ -17,6 +18,9 @@ use crate::units::{
 /// Bytes of the table that are read at once.
 const PIECE: u64 = 512 << 10;
 
+/// How many blocks may keep places for themselves in a disk that is written.
+pub(super) const MOST_KEPT: usize = 1 << 22;
+
 /// What the block table says.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -24,8 +28,10 @@ pub(super) struct Table {
     pub(super) map: BlockMap,
     /// Where the sector-bitmap blocks lie, by chunk.
     pub(super) bitmap_blocks: BTreeMap<u32, FileOffset>,
-    /// Places that blocks which are not present keep for themselves.
+    /// Places that blocks which are not present keep for themselves, at most [`MOST_KEPT`].
     pub(super) anchors: BTreeMap<BlockIndex, FileOffset>,
+    /// Whether there are more.
+    pub(super) anchors_cut_off: bool,
     /// What is wrong.
     pub(super) faults: Faults,
 }
@@ -76,9 +82,10 @@ impl TablePlace {
     /// Reads the table.
     pub(super) fn read(&self, storage: &dyn Storage) -> io::Result<Table> {
         let mut table = Table {
-            map: BlockMap::new(self.geometry.blocks()),
+            map: self.empty_map(),
             bitmap_blocks: BTreeMap::new(),
             anchors: BTreeMap::new(),
+            anchors_cut_off: false,
             faults: Faults::default(),
         };
         self.pieces(storage, |first, _, bytes| {
@@ -95,6 +102,14 @@ impl TablePlace {
             self.check_partial(&mut table);
         }
         Ok(table)
+    }
+
+    /// No file ever gets as long as what four bytes can tell, unless it is now.
+    fn empty_map(&self) -> BlockMap {
+        let blocks = self.geometry.blocks();
+        let end = FileOffset::new(self.file_len);
+        BlockMap::narrow(blocks, MIB, end.plus(MAX_DISK_LEN))
+            .unwrap_or_else(|| BlockMap::new(blocks, MIB))
     }
 
     /// Makes every repair of [`FaultKind::repaired`]. Each is inside a sector and legal without the
@@ -155,13 +170,18 @@ impl TablePlace {
                 }
             }
             BatSlot::Payload(block) => {
-                table.map.set(block, self.state_of(entry, place));
+                // A place so far beyond the end is beyond the end in any case.
+                let told = place.map(|at| at.min(table.map.last_place().unwrap_or(at)));
+                table.map.set(block, self.state_of(entry, told));
                 if let Some(PayloadState::Undefined | PayloadState::Unmapped) =
                     entry.payload_state()
                     && let Some(at) = place
                     && !faults.contains(&Some(FaultKind::KeptBeyondEnd))
                 {
-                    table.anchors.insert(block, at);
+                    match table.anchors.len() < MOST_KEPT {
+                        true => drop(table.anchors.insert(block, at)),
+                        false => table.anchors_cut_off = true,
+                    }
                 }
             }
         }

@@ -135,12 +135,19 @@ fn log_finding(log: &LogState) -> Option<Finding> {
 
 /// Overlaps, and blocks beyond the end. Says whether there were any.
 fn check_places(layout: &Layout, report: &mut CheckReport) -> bool {
-    let claims = layout.claims();
-    let overlaps = claims.overlaps().map(FormatError::from);
+    // The list of all takes memory: only for who needs it.
+    let claims = layout.has_overlaps.then(|| layout.claims());
+    let overlaps = claims.iter().flat_map(|claims| claims.overlaps());
+    let overlaps = overlaps.map(FormatError::from);
     let place = layout.table_place();
     let beyond = place.beyond_end(&layout.map, &layout.bitmap_blocks);
     let overlapping = list(overlaps, report);
-    let reaching = list(beyond.chain(layout.far_behind()), report);
+    let reaching = list(
+        beyond
+            .chain(layout.far_behind())
+            .chain(layout.out_of_bounds()),
+        report,
+    );
     overlapping || reaching
 }
 

@@ -14,6 +14,9 @@ pub(crate) use unix::Pin;
 #[cfg(windows)]
 pub(crate) use windows::Pin;
 
+use std::ffi::OsString;
+use std::io;
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 /// Tells one file of the host from others.
@@ -76,6 +79,18 @@ impl Kind {
             Self::Link => Some("a symbolic link"),
             Self::Other(what) => Some(what),
         }
+    }
+}
+
+impl Pin {
+    /// All names in this directory and what they are, as [`Self::each_name`] has them.
+    pub(crate) fn names(&self) -> io::Result<Vec<(OsString, Kind)>> {
+        let mut names = Vec::new();
+        self.each_name(|name, kind| {
+            names.push((name.to_owned(), kind));
+            ControlFlow::Continue(())
+        })?;
+        Ok(names)
     }
 }
 

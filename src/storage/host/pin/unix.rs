@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -142,11 +143,14 @@ impl Pin {
         stat_with(self.0.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The names in this directory and what they are; `.` and `..` left out.
-    pub(crate) fn names(&self) -> io::Result<Vec<(OsString, Kind)>> {
+    /// Calls `visit` with each name in this directory and what it is, until that breaks off; `.` and
+    /// `..` left out.
+    pub(crate) fn each_name(
+        &self,
+        mut visit: impl FnMut(&OsStr, Kind) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(&self.0, ".", flags, Mode::empty())?;
-        let mut names = Vec::new();
         for entry in Dir::new(readable)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
@@ -167,9 +171,11 @@ impl Pin {
                 }
                 known => kind(known),
             };
-            names.push((OsString::from_vec(name.to_owned()), kind));
+            if visit(OsStr::from_bytes(name), kind).is_break() {
+                break;
+            }
         }
-        Ok(names)
+        Ok(())
     }
 
     /// Where this link leads.

@@ -166,9 +166,12 @@ impl Pin {
         self.child(name)?.stat()
     }
 
-    /// The names in this directory and what they are; `.` and `..` left out, and names that
-    /// [`Self::child`] does not take.
-    pub(crate) fn names(&self) -> io::Result<Vec<(OsString, Kind)>> {
+    /// Calls `visit` with each name in this directory and what it is, until that breaks off; `.` and
+    /// `..` left out, and names that [`Self::child`] does not take.
+    pub(crate) fn each_name(
+        &self,
+        mut visit: impl FnMut(&OsStr, Kind) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let directory = self.reopen(FILE_LIST_DIRECTORY, SHARE_ALL)?;
         let mut names = Vec::new();
         let mut buffer = vec![0_u64; 8 << 10];
@@ -177,8 +180,13 @@ impl Pin {
                 sys::information_in(directory.as_handle(), FileFullDirectoryInfo, &mut buffer);
             match more {
                 Ok(()) => entries(buffer.as_bytes(), &mut names),
-                Err(error) if is(&error, ERROR_NO_MORE_FILES) => return Ok(names),
+                Err(error) if is(&error, ERROR_NO_MORE_FILES) => return Ok(()),
                 Err(error) => return Err(error),
+            }
+            for (name, kind) in names.drain(..) {
+                if visit(&name, kind).is_break() {
+                    return Ok(());
+                }
             }
         }
     }
