@@ -18,12 +18,12 @@
 //! [`Evidence::still_holds`] right before.
 //!
 //! # Who says on the disk that a filesystem is mounted
-//! A machine that was suspended, its state saved elsewhere, goes on with what it knows: data that it has
-//! written may lie where the disk calls all free. So nobody may be asked to believe a filesystem without
-//! knowing of no such machine, unless a mark is on the disk *before the first data of a mount*. The
-//! filesystems whose drivers set one are [`Rest::Unmounted`] where it is not there; all others are
-//! [`Rest::Unmarked`], since which driver it was that wrote to a disk last cannot be seen on it. That data
-//! is all on the disk (frozen, or flushed and marked as clean again) is as good as unmounted.
+//! A machine that was suspended, its state saved elsewhere, will go on with what it knows: data that it has
+//! written may lie where the disk calls all free. So a filesystem may be believed without asking somebody
+//! who knows of all such machines only if its driver puts a mark on the disk *before the first data of a
+//! mount*. Such a filesystem without the mark is [`Rest::Unmounted`]. All others are [`Rest::Unmarked`],
+//! whichever driver wrote to the disk last: that cannot be seen on it. A driver that takes the mark away
+//! while it has the filesystem mounted (frozen, or all is flushed) does no harm: nothing is missing then.
 //!
 //! | filesystem | driver | mark before the first data | source |
 //! |---|---|---|---|
@@ -39,7 +39,7 @@
 //! | FAT | Linux | dirty in the boot sector at mount; older ones: **none** | `fs/fat/inode.c`: `fat_set_state` |
 //! | FAT | Windows NT | dirty with the first change, clean again when all is flushed | fastfat's `cachesup.c`: `FatSetDirtyBcb` |
 //! | FAT | macOS, FreeBSD | dirty in the table; FAT12: **none** | `msdosfs_fat.c`: `markvoldirty` |
-//! | FAT | DOS, firmware, mtools, FatFs in devices | **none** | FatFs's `ff.c`: `BS_NTres` is never written |
+//! | FAT | DOS, FatFs in devices | **none** | fatgen103: drivers "may use" the bits; FatFs's `ff.c`: `BS_NTres` is never written |
 //! | exFAT | Linux | dirty with the first cluster that is given out, clean again after `sync` | `fs/exfat/super.c`: `exfat_set_vol_flags`, `exfat_sync_fs` |
 //! | exFAT | exfat-fuse | dirty at mount | `libexfat/mount.c`: `exfat_soil_super_block`; tested |
 //! | exFAT | Windows, macOS | not known: the specification says "should" | exFAT 3.1.13.2 |
