@@ -61,7 +61,8 @@
 //!   by headers where a disk has over a million blocks, in less than 2 MiB. An open disk takes 5 bytes a block
 //!   (VHD: 9), so that the largest has 330 MiB, and 128 for each free range of its file; the tables of all
 //!   open disks take no more than half of the host's memory, or 2 GiB if that is more: then opening
-//!   another fails ([`map`]). A compaction takes another 40 bytes a block while it runs, `check` 24. A file that is longer than
+//!   another fails ([`map`]). A compaction takes another 40 bytes a block while it runs, and so does `check` where
+//!   blocks overlap. A file that is longer than
 //!   256 TiB is not written (`tests/memory.rs`);
 //! - be written in a way that loses what could be read: what is doubtful is refused ([`error::OpenProblem`]),
 //!   repairs only what is safe ([`check`]);

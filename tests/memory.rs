@@ -135,7 +135,9 @@ fn a_table_takes_memory_by_its_blocks_and_no_more() {
         drop(disk);
 
         let (report, bytes) = peak(|| check(path, &CheckOptions::default()).unwrap());
-        assert!(bytes < BLOCKS * 24 + FIXED, "check: {bytes}");
+        // Where something overlaps, a list of all.
+        let most = if *path == overlapping { 40 } else { 6 };
+        assert!(bytes < BLOCKS * most + FIXED, "check: {bytes}");
         assert_eq!(report.is_clean(), *path == sound, "{report:?}");
     }
 

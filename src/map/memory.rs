@@ -33,7 +33,7 @@ impl Budget {
 
     fn take(&self, bytes: u64, most: u64) -> io::Result<()> {
         let add = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= most);
-        let taken = (self.taken).try_update(Ordering::AcqRel, Ordering::Acquire, add);
+        let taken = (self.taken).fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
         taken.map(drop).map_err(|taken| {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
             let text = format!(

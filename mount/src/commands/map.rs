@@ -38,14 +38,15 @@ pub(crate) fn run(arguments: &MapArguments) -> Result<Outcome, Failure> {
     };
     let disk = Disk::open_with(file, &options, &arguments.parents.of(file))?;
     let info = disk.info().map_err(|error| about(file, &error))?;
-    if !arguments.no_scan && info.disk_type != DiskType::Fixed {
-        if let Err(error) = disk.scan() {
-            // The picture is all the same worth something; `check` says what is wrong.
-            say(&format!(
-                "not all blocks looked at: {}",
-                about(file, &error)
-            ));
-        }
+    if !arguments.no_scan
+        && info.disk_type != DiskType::Fixed
+        && let Err(error) = disk.scan()
+    {
+        // The picture is all the same worth something; `check` says what is wrong.
+        say(&format!(
+            "not all blocks looked at: {}",
+            about(file, &error)
+        ));
     }
     let (regions, beyond) = (disk.regions(), disk.beyond_end());
     if arguments.json {

@@ -239,7 +239,7 @@ mod tests {
             // A buffer holds a few entries only.
             for entry in entries.iter().take(3) {
                 *seen.entry(entry.name.clone()).or_default() += 1;
-                from = Some(entry.place().clone());
+                from = Some(entry.place().to_owned());
             }
             if page.is_last && entries.len() <= 3 {
                 break;
@@ -269,7 +269,7 @@ mod tests {
         let mut from = None;
         loop {
             let page = page(&readers[0], from.as_ref(), false);
-            from = page.entries.last().map(|entry| entry.place().clone());
+            from = page.entries.last().map(|entry| entry.place().to_owned());
             if page.is_last {
                 break;
             }
