@@ -50,6 +50,13 @@ pub enum FormatError {
     /// Neither footer is there.
     #[error("not a VHD: no `conectix` footer at the end of the file nor at its start")]
     NotVhd,
+    /// The same, of a file that has the name of a VHD.
+    #[error(
+        "not a VHD: no `conectix` footer at the end of the file nor at its start; it may be a fixed VHD \
+         that lost its footer, or has something behind it, or raw data: `vhdfs check --repair \
+         --dry-run` says whether a footer can be written"
+    )]
+    NoFooter,
     /// The file type identifier is not there.
     #[error("not a VHDX: no `vhdxfile` at the start of the file")]
     NotVhdx,
@@ -94,7 +101,7 @@ pub enum FormatError {
     /// A block reaches beyond the end of the file.
     #[error(
         "block {block} lies at {at}, beyond the end of the file at {end:#x}: the file was cut; \
-         `vhdfs check --repair` cannot bring its data back"
+         what is left can be read, and `vhdfs check` says more"
     )]
     BeyondEnd {
         /// The block.
@@ -129,7 +136,9 @@ impl FormatError {
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotVhd | Self::NotVhdx | Self::Foreign { .. } => ErrorKind::NotADisk,
+            Self::NotVhd | Self::NoFooter | Self::NotVhdx | Self::Foreign { .. } => {
+                ErrorKind::NotADisk
+            }
             Self::Incompatible { .. } => ErrorKind::Incompatible,
             Self::Corrupt { .. } | Self::Overlap { .. } | Self::BeyondEnd { .. } => {
                 ErrorKind::Corrupt
@@ -390,8 +399,11 @@ impl DiskError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompactError {
-    /// A fixed disk has no block table, so nothing can be taken out of the file.
-    #[error("a fixed disk cannot be compacted: its file always has the disk's full length")]
+    /// The file of a fixed disk has a place for all of it, and this one has nothing beyond.
+    #[error(
+        "a fixed disk cannot be compacted: its file always has the disk's full length; `vhdfs compact \
+         --punch-holes=on` gives the host back what it need not store of it"
+    )]
     Fixed,
     /// Cancelled by the caller.
     #[error("cancelled; what was done so far stays, and a further run goes on from there")]

@@ -94,6 +94,8 @@ pub(crate) enum Command {
     /// says so. Interrupting it is safe: what was done stays, the exit code is 1, and a further run
     /// goes on from there.
     ///
+    /// A fixed disk keeps its length: see --punch-holes. Only what its file has beyond the disk goes.
+    ///
     /// Not for the disk of a machine that was suspended or saved: what it knows of its filesystems
     /// is not all on the disk. Use --no-fs-aware there.
     Compact(CompactArguments),
@@ -279,7 +281,7 @@ pub(crate) struct CompactArguments {
     pub(crate) no_fs_aware: bool,
     /// No other disk has FILE as its parent: give up what the guest's filesystems call free of a VHD, too,
     /// and where not all disks beside it can be read. Without that word it stays in a VHD, for a child that
-    /// is elsewhere could not tell that its parent has changed
+    /// is elsewhere could not tell that its parent has changed; a fixed VHD gets a new identity instead
     #[arg(long, conflicts_with = "no_fs_aware")]
     pub(crate) no_children: bool,
     /// Count Linux swap space as free
@@ -290,7 +292,8 @@ pub(crate) struct CompactArguments {
     #[arg(long, conflicts_with = "no_fs_aware")]
     pub(crate) replay_journal: bool,
     /// Give unused parts of the blocks that stay back to the host. That makes the file sparse, and
-    /// Windows does not attach a copy that is still sparse
+    /// Windows does not attach a copy that is still sparse. `on` is for fixed disks, too, which keep their
+    /// length: what is zero or free becomes holes
     #[arg(long, value_name = "auto|on|off", default_value = "auto")]
     pub(crate) punch_holes: PunchHoles,
     /// In the end fill the holes of the file, so that it is no longer sparse and Windows attaches it and copies
@@ -356,8 +359,15 @@ pub(crate) struct CheckArguments {
     #[arg(short, long)]
     pub(crate) recursive: bool,
     /// Repair what can be repaired without losing data
+    ///
+    /// A file that has the name of a VHD and no footer counts as a fixed VHD that lost it, and gets one:
+    /// what is in front of it stays as it is, also if it is raw data and never was a VHD.
     #[arg(long)]
     pub(crate) repair: bool,
+    /// With --repair: where the end of a file was cut off, have what was lost read as zeros, so that the
+    /// disk can be written to again. Without this it can only be read, and what was lost is an error
+    #[arg(long, requires = "repair")]
+    pub(crate) zero_lost: bool,
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     pub(crate) dry_run: bool,

@@ -303,6 +303,59 @@ fn check_finds_and_repairs() {
     assert!(text.ends_with("clean\n"), "{text}");
 }
 
+/// A raw file under the name of a VHD gets a footer; a file that was cut gets its length, with zeros, where
+/// that is asked for; and each of them can be had back.
+#[test]
+fn check_brings_back_what_can_be() {
+    let root = tempfile::tempdir().unwrap();
+    let repair = |path: &Path, more: &[&str]| {
+        let file = path.to_str().unwrap();
+        run([&["check", "--repair"], more, &[file]].concat())
+    };
+    let restored = |path: &Path, before: &[u8]| {
+        let backup = path.with_extension(format!("{}.backup", path.extension().unwrap().display()));
+        let undone = run([Path::new("check"), Path::new("--restore"), &backup, path]);
+        assert_eq!(exit_code(&undone), 0, "{}", stderr(&undone));
+        assert!(fs::read(path).unwrap() == before, "not what it was");
+    };
+    let raw = root.path().join("raw.vhd");
+    let bytes = vec![7; 1 << 20];
+    fs::write(&raw, &bytes).unwrap();
+    let info = run([Path::new("info"), &raw]);
+    let text = stderr(&info);
+    assert!(
+        text.contains("raw data") && text.contains("check --repair"),
+        "{text}"
+    );
+    assert_eq!(exit_code(&repair(&raw, &["--dry-run"])), 0);
+    assert!(fs::read(&raw).unwrap() == bytes, "a dry run wrote");
+    assert_eq!(exit_code(&repair(&raw, &["--backup"])), 0);
+    assert_eq!(fs::metadata(&raw).unwrap().len(), (1 << 20) + 512);
+    common::assert_clean(&raw);
+    restored(&raw, &bytes);
+
+    for name in ["cut.vhd", "cut.vhdx"] {
+        let path = root.path().join(name);
+        half_dead(&path, 4);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - (3 << 20))
+            .unwrap();
+        let before = fs::read(&path).unwrap();
+        let refused = repair(&path, &["--backup"]);
+        assert_eq!(exit_code(&refused), 1, "{name}");
+        let text = String::from_utf8(refused.stdout).unwrap();
+        assert!(
+            text.contains("read-only") && text.contains("--zero-lost"),
+            "{text}"
+        );
+        assert!(fs::read(&path).unwrap() == before, "{name}: changed");
+        let done = repair(&path, &["--backup", "--zero-lost"]);
+        assert_eq!(exit_code(&done), 0, "{}", stderr(&done));
+        common::assert_clean(&path);
+        restored(&path, &before);
+    }
+}
+
 /// A disk whose footer has no copy, and its bytes.
 fn to_repair(root: &Path) -> (std::path::PathBuf, Vec<u8>) {
     let path = root.join("a.vhd");

@@ -7,6 +7,7 @@
 //! steps. [`restore`] puts it back.
 
 mod backup;
+mod footer;
 mod rehearsal;
 mod restore;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{OpenError, OpenProblem, RestoreError};
 use crate::format::Format;
 pub use crate::image::CheckReport;
-use crate::image::{detect, vhd, vhdx};
+use crate::image::{Repair, detect, vhd, vhdx};
 use crate::storage::Storage;
 use crate::storage::host::{HostFile, HostOptions, paths, sync_directory_of};
 use crate::units::FileRange;
@@ -29,10 +30,15 @@ use restore::Refusal;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions {
     /// Put right what is safe. For VHD: a missing or outdated footer or copy of it, a batmap that does
-    /// not fit, blocks behind the end of the file that were never flushed; for VHDX: a log to replay, a
-    /// damaged header or region table beside a good one, block table entries that say what they must
-    /// not where nothing can be lost; for both: unused space at the end.
+    /// not fit, blocks behind the end of the file that were never flushed; the footer of a fixed disk that
+    /// was cut off, is damaged, or has something behind it (a raw file under the name `.vhd` gets one);
+    /// for VHDX: a log to replay, a damaged header or region table beside a good one, two damaged ones that
+    /// agree where no log is to be replayed and all else is whole, block table entries that say what they
+    /// must not where nothing can be lost; for both: unused space at the end.
     pub repair: bool,
+    /// With `repair`: have what was cut off a dynamic disk's file, or a VHDX's, read as zeros. Without,
+    /// reading it stays an error, and the disk read-only.
+    pub zero_lost: bool,
     /// With `repair`: only tell what would be done.
     pub dry_run: bool,
     /// With `repair`: save what is changed in a new file beside the image first; see
@@ -58,7 +64,7 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<CheckReport, OpenErr
     if !write || !options.backup {
         return check_as(&file, path, options).map_err(fail("check the file"));
     }
-    let (mut report, script) = rehearse(&file, path).map_err(fail("check the file"))?;
+    let (mut report, script) = rehearse(&file, path, options).map_err(fail("check the file"))?;
     if !script.is_empty() {
         let saved = save(&file, path, &script).map_err(fail("save what is to be repaired"))?;
         (script.perform(&file)).map_err(|error| {
@@ -83,21 +89,40 @@ pub fn check_storage(storage: &dyn Storage, options: &CheckOptions) -> io::Resul
 
 fn check_as(storage: &dyn Storage, name: &Path, options: &CheckOptions) -> io::Result<CheckReport> {
     if options.repair && options.dry_run {
-        return Ok(rehearse(storage, name)?.0);
+        return Ok(rehearse(storage, name, options)?.0);
     }
-    verify(storage, name, options.repair)
+    verify(storage, name, options)
+}
+
+impl CheckOptions {
+    /// What is to be put right.
+    fn wanted(&self) -> Repair {
+        match (self.repair, self.zero_lost) {
+            (false, _) => Repair::Nothing,
+            (true, false) => Repair::Safe,
+            (true, true) => Repair::ZeroLost,
+        }
+    }
 }
 
 /// What a repair would find and do.
-fn rehearse(storage: &dyn Storage, name: &Path) -> io::Result<(CheckReport, Script)> {
+fn rehearse(
+    storage: &dyn Storage,
+    name: &Path,
+    options: &CheckOptions,
+) -> io::Result<(CheckReport, Script)> {
     let rehearsal = Rehearsal::new(storage)?;
-    let report = verify(&rehearsal, name, true)?;
+    let report = verify(&rehearsal, name, options)?;
     Ok((report, rehearsal.into_script()))
 }
 
-fn verify(storage: &dyn Storage, name: &Path, repair: bool) -> io::Result<CheckReport> {
+fn verify(storage: &dyn Storage, name: &Path, options: &CheckOptions) -> io::Result<CheckReport> {
+    let repair = options.wanted();
     match detect(storage, name) {
-        Ok(Format::Vhd) => vhd::verify::verify(storage, repair),
+        Ok(Format::Vhd) => match footer::verify(storage, name, options.repair, options.backup)? {
+            Some(report) => Ok(report),
+            None => vhd::verify::verify(storage, repair),
+        },
         Ok(Format::Vhdx) => vhdx::verify::verify(storage, repair),
         Err(OpenProblem::Io { source, .. }) => Err(source),
         Err(problem) => Ok(CheckReport {

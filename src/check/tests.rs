@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+mod rescue;
+
 use super::*;
 use crate::disk::{Disk, OpenOptions};
 use crate::format::DiskType;
@@ -25,6 +27,7 @@ const DATA: u64 = 4 * MIB;
 
 const REPAIR: CheckOptions = CheckOptions {
     repair: true,
+    zero_lost: false,
     dry_run: false,
     backup: false,
 };
@@ -205,6 +208,16 @@ const DAMAGES: &[Damage] = &[
     ("the second region table is damaged", Format::Vhdx, |sim| {
         sim.write_all_at(b"x", at((256 << 10) + 30_000)).unwrap();
     }),
+    ("both headers are damaged", Format::Vhdx, |sim| {
+        for place in [64 << 10, 128 << 10] {
+            sim.write_all_at(&[1; 4016], at(place + 80)).unwrap();
+        }
+    }),
+    ("both region tables are", Format::Vhdx, |sim| {
+        for place in [192 << 10, 256 << 10] {
+            sim.write_all_at(&[1; 512], at(place + 10_000)).unwrap();
+        }
+    }),
     ("places that nobody reads", Format::Vhdx, |sim| {
         set_entry(sim, 3, 2, DATA);
         set_entry(sim, 5, 3, DATA + 100 * MIB);
@@ -236,7 +249,7 @@ fn damaged() -> impl Iterator<Item = (&'static str, SimStorage)> {
 
 /// The script of a repair of `sim`, and its backup.
 fn saved(sim: &SimStorage) -> (CheckReport, Script, SimStorage) {
-    let (report, script) = rehearse(sim, Path::new("")).unwrap();
+    let (report, script) = rehearse(sim, Path::new(""), &REPAIR).unwrap();
     let backup = SimStorage::new();
     let guards = guards(sim, Path::new("")).unwrap();
     backup::save(sim, &script, &guards, &backup).unwrap();

@@ -86,6 +86,23 @@ impl Compactor {
         if disk.geometry().disk_type == DiskType::Fixed {
             return Err(CompactError::Fixed);
         }
+        Self::begin(disk, options)
+    }
+
+    /// One that only moves the blocks of a fixed disk together, and cuts the file.
+    ///
+    /// # Errors
+    /// Where the disk takes no changes.
+    pub(super) fn of_fixed(disk: Arc<Disk>) -> Result<Self, CompactError> {
+        let options = CompactOptions {
+            scan: false,
+            drop_identical: false,
+            ..CompactOptions::default()
+        };
+        Self::begin(disk, options)
+    }
+
+    fn begin(disk: Arc<Disk>, options: CompactOptions) -> Result<Self, CompactError> {
         if !options.dry_run {
             disk.image.check_writable()?;
         }

@@ -16,6 +16,7 @@
 //!    |
 //!   punch         holes for zeros inside live blocks, if that is on
 //! ```
+//! Fixed disks go another way: no block of theirs is dropped [fixed.rs].
 //!
 //! All of it runs in bounded steps beside guest I/O, and may stop after each. [`Operation`] runs the
 //! steps on a thread until they are done; [`IdleWork`] runs them while a disk is idle.
@@ -33,6 +34,7 @@
 //! target that the host does not already store, and the file is cut before the next batch.
 
 mod execute;
+mod fixed;
 mod freed;
 mod idle;
 mod plan;
@@ -51,6 +53,7 @@ pub use plan::{Move, Plan, plan};
 pub use report::{CompactReport, Kept, PartReport};
 
 use crate::disk::Disk;
+use crate::format::DiskType;
 use execute::{Compactor, Step};
 
 /// What a compaction does.
@@ -84,6 +87,9 @@ pub struct CompactOptions {
     /// With `fs_aware`: also believe a filesystem that was not unmounted cleanly, if it tells what is
     /// free once its journal is replayed, which is done in memory. For a machine that has crashed.
     pub replay_journal: bool,
+    /// With `fs_aware`: no other disk is over a fixed VHD, so that it keeps its identity though what is free
+    /// goes. Otherwise it gets a new one before, as a VHDX does in any case.
+    pub no_children: bool,
 }
 
 impl Default for CompactOptions {
@@ -98,6 +104,7 @@ impl Default for CompactOptions {
             punch_free: false,
             free_swap: false,
             replay_journal: false,
+            no_children: false,
         }
     }
 }
@@ -140,6 +147,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     fn publish(&self, progress: Progress) {
         let phase = match progress.phase {
             Phase::Survey => 0,
@@ -221,7 +232,8 @@ impl Operation {
     /// Waits until it ends. Everything it did is durable then.
     ///
     /// # Errors
-    /// [`CompactError::Fixed`], [`CompactError::Cancelled`], [`CompactError::NoRoom`], or the disk's failure. The disk is
+    /// [`CompactError::Fixed`] of a fixed disk with nothing to gain but holes where those are not asked for,
+    /// [`CompactError::Cancelled`], [`CompactError::NoRoom`], or the disk's failure. The disk is
     /// sound after each.
     pub fn wait(self) -> Result<CompactReport, CompactError> {
         match self.thread.join() {
@@ -258,7 +270,10 @@ pub(crate) fn run(
 ) -> Result<CompactReport, CompactError> {
     let shared = &*control.shared;
     let _only = disk.compacting.lock();
-    let go_on = || !shared.cancelled.load(Ordering::Relaxed);
+    if disk.geometry().disk_type == DiskType::Fixed {
+        return fixed::run(disk, options, shared);
+    }
+    let go_on = || !shared.is_cancelled();
     let mut compactor = Compactor::new(Arc::clone(disk), options)?;
     loop {
         shared.publish(compactor.progress());

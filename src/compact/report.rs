@@ -7,8 +7,11 @@ use super::freed::Freed;
 use crate::disk::Disk;
 use crate::error::DiskError;
 use crate::guest::{Outcome, Rest, Survey};
-use crate::image::Frame;
+use crate::image::{Frame, Geometry};
 use crate::units::{BlockIndex, FileRange, u64_from};
+
+/// Blocks of that size, or smaller, are not what keeps a file long.
+const SMALL_BLOCK: u64 = 2 << 20;
 
 /// Bytes of the file that stay, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +107,9 @@ pub struct CompactReport {
     pub kept: Vec<Kept>,
     /// The partitions and volumes of the disk, if the guest's filesystems were asked.
     pub parts: Vec<PartReport>,
+    /// Whether a disk that is over a fixed disk is refused from now on, because what its filesystems call
+    /// free went.
+    pub new_identity: bool,
     /// Why what they call free was not touched, or no longer, though that was asked for.
     pub not_surveyed: Option<String>,
 }
@@ -144,10 +150,10 @@ impl CompactReport {
         }
         let data = all_data - free - in_skipped.iter().sum::<u64>();
         let kept = [
-            ("blocks that hold data", data),
-            ("free space of the guest in such blocks", free),
+            ("blocks that hold data".to_owned(), data),
+            (free_in_blocks(geometry, free > data), free),
         ];
-        let kept = (kept.into_iter()).map(|(reason, bytes)| (reason.to_owned(), bytes));
+        let kept = kept.into_iter();
         let skipped = (self.parts.iter().zip(in_skipped))
             .map(|(part, bytes)| (format!("blocks of {}, which was skipped", part.name), bytes));
         let others = [
@@ -160,6 +166,20 @@ impl CompactReport {
             .map(|(reason, bytes)| Kept { reason, bytes })
             .collect();
     }
+}
+
+/// Why free space stays; `is_most`: of what is in the blocks.
+fn free_in_blocks(geometry: &Geometry, is_most: bool) -> String {
+    let reason = "free space of the guest in such blocks";
+    let block_size = geometry.block_size;
+    if !is_most || block_size <= SMALL_BLOCK {
+        return reason.to_owned();
+    }
+    let size = block_size >> 20;
+    format!(
+        "{reason}: one of {size} MiB stays while any of it is in use, so that the same disk in smaller \
+         blocks (`vhdfs create --block-size`) would be shorter"
+    )
 }
 
 /// Bytes that the host stores for what is free in the file, or would be without the `dead` blocks, and

@@ -61,9 +61,17 @@ impl Disk {
         self.image.check_writable()?;
         self.note_change();
         if self.geometry().is_flat {
-            return self.write_file(buf, FileOffset::new(offset));
+            return self.change_flat(|| self.write_file(buf, FileOffset::new(offset)));
         }
         self.with_room(|| self.write_pieces(buf, range))
+    }
+
+    /// Changes a disk without a block table. It has one gate, for compaction to watch.
+    fn change_flat(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
+        let all = BlockIndex::new(0);
+        let _gate = self.gates.shared(all);
+        self.begin_change(all)?;
+        change()
     }
 
     /// Does `change`; on a full host again, once what was discarded so far has made room.
@@ -98,9 +106,12 @@ impl Disk {
         self.image.check_writable()?;
         self.note_change();
         if self.geometry().is_flat {
-            self.zero_file(FileRange::new(FileOffset::new(offset), len))?;
-            self.image.note_payload();
-            return Ok(());
+            let range = FileRange::new(FileOffset::new(offset), len);
+            return self.change_flat(|| {
+                self.zero_file(range)?;
+                self.image.note_payload();
+                Ok(())
+            });
         }
         self.with_room(|| {
             self.pieces(range)

@@ -184,7 +184,7 @@ impl Disk {
         Ok(Arc::new(Self {
             image,
             parent,
-            gates: Gates::new(blocks),
+            gates: Gates::new(blocks.max(1)),
             tracker: Tracker::new(blocks, geometry.block_size),
             writers: Writers::default(),
             gave_up_free: AtomicBool::new(false),
@@ -212,7 +212,8 @@ impl Disk {
     }
 
     /// Whether it is another disk for its children than when it was opened: those that were made over it
-    /// before are refused from now on. Never of a VHD, which keeps its identity whatever changes.
+    /// before are refused from now on. Never of a dynamic or differencing VHD, which keeps its identity
+    /// whatever changes.
     pub fn has_new_identity(&self) -> bool {
         self.identity() != self.identity_at_open
     }
@@ -225,7 +226,10 @@ impl Disk {
             return None;
         }
         let unnoticed = || {
-            matches!(self.identity(), Identity::Vhd(_)).then(|| {
+            // VirtualBox knows its disks by their identity.
+            let may_change = self.geometry().is_flat && !self.image.creator().starts_with("vbox");
+            let is_kept = matches!(self.identity(), Identity::Vhd(_)) && !may_change;
+            is_kept.then(|| {
                 "a disk over this one may be elsewhere, and could not tell: a VHD keeps its identity \
                  when its content changes"
                     .to_owned()

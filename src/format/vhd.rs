@@ -95,6 +95,14 @@ struct RawFooter {
     reserved: [u8; 426],
 }
 
+impl RawFooter {
+    /// Enters the checksum.
+    fn seal(&mut self) {
+        self.checksum = U32::new(0);
+        self.checksum = U32::new(checksum(self.as_bytes()));
+    }
+}
+
 /// The dynamic header as it lies in the file. [VHD 1.0, "Dynamic Disk Header Format"]
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
@@ -258,6 +266,16 @@ impl Footer {
         }
     }
 
+    /// A footer of which nothing is wrong but its checksum.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn resealed(bytes: &[u8; 512]) -> Result<Self, FooterFault> {
+        let mut raw: RawFooter = zerocopy::transmute!(*bytes);
+        raw.seal();
+        Self::parse(&zerocopy::transmute!(raw))
+    }
+
     /// A footer for a new disk of `disk_len` bytes, with a fresh identity.
     ///
     /// The creator is ours where every reader then sees `disk_len`; otherwise `win `, for which
@@ -270,9 +288,6 @@ impl Footer {
         } else {
             (*b"win ", 0x000a_0000)
         };
-        let since_2000 = now
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs().saturating_sub(EPOCH));
         let data_offset = if disk_type == DiskType::Fixed {
             NO_OFFSET
         } else {
@@ -283,7 +298,7 @@ impl Footer {
             features: U32::new(2),
             file_format_version: U32::new(VERSION_1),
             data_offset: U64::new(data_offset),
-            time_stamp: U32::new(low_u32(since_2000)),
+            time_stamp: U32::new(since_2000(now)),
             creator_application: creator,
             creator_version: U32::new(version),
             creator_host_os: *b"Wi2k",
@@ -303,13 +318,22 @@ impl Footer {
             hidden: 0,
             reserved: [0; 426],
         };
-        raw.checksum = U32::new(checksum(raw.as_bytes()));
+        raw.seal();
         Self { raw }
     }
 
     /// The bytes, as read or as made.
     pub fn to_bytes(&self) -> [u8; 512] {
         zerocopy::transmute!(self.raw)
+    }
+
+    /// The same disk, but for an identity of its own: children of the old one do not accept it.
+    pub fn with_new_identity(&self, now: std::time::SystemTime) -> Self {
+        let mut raw = self.raw;
+        raw.unique_id = *uuid::Uuid::new_v4().as_bytes();
+        raw.time_stamp = U32::new(since_2000(now));
+        raw.seal();
+        Self { raw }
     }
 
     /// How the image stores its disk.
@@ -382,6 +406,12 @@ impl Footer {
     pub fn unique_id(&self) -> [u8; 16] {
         self.raw.unique_id
     }
+}
+
+/// A time as the format counts it.
+fn since_2000(now: std::time::SystemTime) -> u32 {
+    let now = now.duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| low_u32(time.as_secs().saturating_sub(EPOCH)))
 }
 
 /// A dynamic header whose checksum and fields are good.

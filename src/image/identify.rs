@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::open::as_named;
 use super::{detect, vhd, vhdx};
 use crate::error::OpenProblem;
 use crate::format::Format;
@@ -29,7 +30,7 @@ pub struct Identified {
 /// Where it is no image, its headers are damaged, or the host fails.
 pub fn identify(storage: &dyn Storage, name: &Path) -> Result<Identified, OpenProblem> {
     match detect(storage, name)? {
-        Format::Vhd => vhd::identify(storage),
+        Format::Vhd => vhd::identify(storage).map_err(|error| as_named(error, name)),
         Format::Vhdx => vhdx::identify(storage),
     }
 }

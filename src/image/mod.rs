@@ -21,6 +21,7 @@ mod claims;
 mod durability;
 mod foreign;
 mod identify;
+mod lost;
 mod open;
 mod report;
 mod space;
@@ -40,9 +41,11 @@ use crate::units::{BlockIndex, FileOffset, FileRange};
 
 pub(crate) use durability::Durability;
 pub use identify::{Identified, identify};
-pub(crate) use open::{Fits, LayoutError, open_if, read_array};
+pub(crate) use lost::Lost;
+pub(crate) use open::{Fits, LayoutError, is_named_vhd, open_if, read_array};
 pub use open::{ImageOptions, Opened, Probe, detect, glance, open, probe};
 pub use report::CheckReport;
+pub(crate) use report::Repair;
 pub(crate) use space::Space;
 
 /// Sizes that do not change while an image is open.
@@ -233,6 +236,14 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Self::check_writable`]; where the host refuses, nothing has changed.
     fn begin_change(&self) -> Result<(), DiskError>;
+
+    /// Has every child of the disk, as it was until now, refuse it from here on, durably: a VHDX by a new
+    /// `DataWriteGuid`, a fixed VHD by a new `UniqueID`, which is in the one sector of its footer. Another
+    /// VHD has its identity in two places, and keeps it.
+    ///
+    /// # Errors
+    /// As [`Self::begin_change`].
+    fn disown(&self) -> Result<(), DiskError>;
 
     /// Notes that guest data was written, so that the next sync has something to do. Called after
     /// the write and before it is acknowledged.

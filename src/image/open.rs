@@ -111,6 +111,21 @@ pub fn detect(storage: &dyn Storage, name: &Path) -> Result<Format, OpenProblem>
     }
 }
 
+/// Whether `name` has the extension of a VHD.
+pub(crate) fn is_named_vhd(name: &Path) -> bool {
+    named_format(name) == Some(Format::Vhd)
+}
+
+/// Under the name of a VHD, what has no footer may have lost it.
+pub(super) fn as_named(problem: OpenProblem, name: &Path) -> OpenProblem {
+    match problem {
+        OpenProblem::Format(FormatError::NotVhd) if is_named_vhd(name) => {
+            FormatError::NoFooter.into()
+        }
+        other => other,
+    }
+}
+
 /// The format that the extension of `name` stands for.
 fn named_format(name: &Path) -> Option<Format> {
     let extension = name.extension()?.to_ascii_lowercase();
@@ -146,7 +161,7 @@ pub(crate) fn open_if(
     fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
     match detect(&*storage, name)? {
-        Format::Vhd => vhd::open(storage, options, fits),
+        Format::Vhd => vhd::open(storage, options, fits).map_err(|error| as_named(error, name)),
         Format::Vhdx => vhdx::open(storage, options, fits),
     }
 }
@@ -179,7 +194,7 @@ pub struct Probe {
 /// What [`open`] would fail with.
 pub fn probe(storage: &dyn Storage, name: &Path) -> Result<Probe, OpenProblem> {
     match detect(storage, name)? {
-        Format::Vhd => vhd::probe(storage),
+        Format::Vhd => vhd::probe(storage).map_err(|error| as_named(error, name)),
         Format::Vhdx => vhdx::probe(storage),
     }
 }

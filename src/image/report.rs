@@ -2,6 +2,17 @@
 
 use std::path::PathBuf;
 
+/// What a check puts right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repair {
+    /// Nothing.
+    Nothing,
+    /// What is safe.
+    Safe,
+    /// That, and what was cut off of a file becomes zeros ([`super::Lost`]).
+    ZeroLost,
+}
+
 /// What a check found. Messages are for people, one finding each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {

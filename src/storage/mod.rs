@@ -42,6 +42,16 @@ pub(crate) fn check_copy(from: FileRange, to: FileOffset, len: u64) -> io::Resul
     Ok(())
 }
 
+/// Makes `range` read as zeros, writing only where the host stores something: a hole is zero already.
+pub(crate) fn zero_stored(storage: &dyn Storage, range: FileRange) -> io::Result<()> {
+    let mut at = range.start;
+    while let Some(data) = storage.next_data(at, range.end())? {
+        storage.write_zeroes(data)?;
+        at = data.end();
+    }
+    Ok(())
+}
+
 /// The host file that holds an image. Shared by all threads; every call is positional.
 ///
 /// Reads and writes may overlap in time; where two overlapping ones do, each byte comes from one of

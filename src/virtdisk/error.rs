@@ -170,9 +170,9 @@ fn has_no_directory(path: &Path) -> bool {
 impl From<&FormatError> for Win32Error {
     fn from(error: &FormatError) -> Self {
         match error {
-            FormatError::NotVhd | FormatError::Foreign { wanted: "VHD", .. } => {
-                ERROR_VHD_DRIVE_FOOTER_MISSING
-            }
+            FormatError::NotVhd
+            | FormatError::NoFooter
+            | FormatError::Foreign { wanted: "VHD", .. } => ERROR_VHD_DRIVE_FOOTER_MISSING,
             FormatError::NotVhdx | FormatError::Foreign { .. } | FormatError::Corrupt { .. } => {
                 ERROR_FILE_CORRUPT
             }

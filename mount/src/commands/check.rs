@@ -34,6 +34,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
     }
     let options = CheckOptions {
         repair: arguments.repair,
+        zero_lost: arguments.zero_lost,
         dry_run: arguments.dry_run,
         backup: arguments.backup,
     };

@@ -42,6 +42,8 @@ struct Compacted {
     /// Bytes of holes that were filled in the end, if that was wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     holes_filled: Option<u64>,
+    /// Whether a disk over this one, a fixed one, is refused from now on.
+    new_identity: bool,
     #[serde(skip)]
     dry_run: bool,
 }
@@ -246,6 +248,7 @@ fn compact_disk(
             && !cfg!(windows),
         free_swap: arguments.free_swap,
         replay_journal: arguments.replay_journal,
+        no_children: arguments.no_children,
         ..CompactOptions::default()
     };
     if let Some(wanted) = arguments.min_reclaim {
@@ -341,6 +344,7 @@ fn describe(file: &Path, report: CompactReport, dry_run: bool) -> Compacted {
         not_fs_aware: None,
         children: Vec::new(),
         holes_filled: None,
+        new_identity: report.new_identity,
         dry_run,
     }
 }
@@ -423,6 +427,13 @@ impl Report for Compacted {
         }
         if let Some(reason) = &self.not_fs_aware {
             writeln!(out, "  what filesystems call free stays: {reason}")?;
+        }
+        if self.new_identity {
+            writeln!(
+                out,
+                "  {would}given a new identity, so that no disk over it is misled (--no-children keeps \
+                 the old one of a VHD)"
+            )?;
         }
         for kept in &self.kept {
             writeln!(out, "  kept {}: {}", Bytes(kept.bytes), kept.reason)?;

@@ -310,3 +310,60 @@ fn holes_in_a_sparse_file() {
     );
     tool("qemu-img", &["compare", image.to_str().unwrap()], &copy);
 }
+
+/// A fixed disk keeps its length; the host gets back what the file system does not need.
+#[test]
+fn a_fixed_disk_gives_back_what_is_free_as_holes() {
+    let Some(sample) = Sample::new() else {
+        return;
+    };
+    let raw = fs::read(sample.path("raw")).unwrap();
+    for name in ["fixed.vhd", "fixed.vhdx"] {
+        let path = sample.path(name);
+        let file = path.to_str().unwrap();
+        let made = run(["create", "--size", "100M", "--type", "fixed", file]);
+        assert_eq!(exit_code(&made), 0, "{}", stderr(&made));
+        {
+            use vhdfs::disk::{Disk, OpenOptions};
+            let options = OpenOptions {
+                punch_holes: false,
+                ..OpenOptions::default()
+            };
+            let disk = Disk::open(&path, &options).unwrap();
+            disk.write_at(&raw, 0).unwrap();
+            disk.close().unwrap();
+        }
+        let length = fs::metadata(&path).unwrap().len();
+        let words = ["compact", "--json", "--punch-holes=on"];
+        let told = json(&run([&words[..], &["--dry-run", file]].concat()));
+        let report = json(&run([&words[..], &[file]].concat()));
+        assert_eq!(report["length_after"], length);
+        assert_eq!(told["partitions"], report["partitions"]);
+        assert_eq!(told["new_identity"], true);
+        let bytes = |report: &Value, name: &str| report[name].as_u64().unwrap();
+        let given = bytes(&report, "allocated_before") - bytes(&report, "allocated_after");
+        // Zeros, what was deleted, and what is behind the partitions.
+        assert!(given > 25 * MIB, "{report}");
+        assert!(
+            bytes(&report["partitions"][0], "reclaimed") > 18 * MIB,
+            "{report}"
+        );
+        let (after, part, kept) = (
+            sample.path("after"),
+            sample.path("part"),
+            sample.path("kept"),
+        );
+        tool("qemu-img", &["convert", "-O", "raw", file], &after);
+        let after = fs::read(&after).unwrap();
+        let ext4 = usize::try_from(EXT4.0).unwrap()..usize::try_from(EXT4.0 + EXT4.1).unwrap();
+        fs::write(&part, &after[ext4]).unwrap();
+        tool(
+            "debugfs",
+            &["-R", &format!("dump stays {}", kept.display())],
+            &part,
+        );
+        assert!(fs::read(&kept).unwrap() == noise(8));
+        tool("e2fsck", &["-fn"], &part);
+        super::common::assert_clean(&path);
+    }
+}

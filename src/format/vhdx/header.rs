@@ -95,9 +95,7 @@ impl Header {
     /// [`FormatError::Corrupt`] for a wrong signature or checksum.
     pub fn parse(bytes: &[u8; 4096]) -> Result<Self, FormatError> {
         let raw: RawHeader = zerocopy::transmute!(*bytes);
-        if raw.signature != SIGNATURE {
-            return Err(FormatError::corrupt("header", "no `head` signature", "one"));
-        }
+        let header = Self::decode(raw)?;
         let computed = checksum_without(bytes, CHECKSUM_AT);
         if raw.checksum.get() != computed {
             return Err(FormatError::corrupt(
@@ -105,6 +103,14 @@ impl Header {
                 format!("checksum {:#010x}", raw.checksum.get()),
                 format!("{computed:#010x}, the CRC-32C of its bytes"),
             ));
+        }
+        Ok(header)
+    }
+
+    /// What the fields say, whatever the checksum is.
+    fn decode(raw: RawHeader) -> Result<Self, FormatError> {
+        if raw.signature != SIGNATURE {
+            return Err(FormatError::corrupt("header", "no `head` signature", "one"));
         }
         Ok(Self {
             sequence_number: raw.sequence_number.get(),
@@ -192,6 +198,8 @@ pub struct CurrentHeader {
     pub slot: usize,
     /// The other one.
     pub other: Result<Header, FormatError>,
+    /// What is wrong with both, where the header is only what they agree in: see [`agreed_header`].
+    pub doubt: Option<FormatError>,
 }
 
 impl CurrentHeader {
@@ -219,6 +227,7 @@ pub fn choose_header(
             header,
             slot: 0,
             other,
+            doubt: None,
         },
         (Ok(first), Ok(second)) if first.sequence_number == second.sequence_number => {
             if first != second {
@@ -232,19 +241,17 @@ pub fn choose_header(
                 header: first,
                 slot: 0,
                 other: Ok(second),
+                doubt: None,
             }
         }
         (other, Ok(header)) => CurrentHeader {
             header,
             slot: 1,
             other,
+            doubt: None,
         },
         (Err(first), Err(second)) => {
-            return Err(FormatError::corrupt(
-                format!("headers at file offsets {HEADER_1} and {HEADER_2}"),
-                format!("{} and {}", what(first), what(second)),
-                "at least one good header",
-            ));
+            return Err(both_bad(&first, &second, "at least one good header"));
         }
         (Ok(_), Err(_)) => unreachable!("a header is newer than none"),
     };
@@ -255,14 +262,76 @@ pub fn choose_header(
     }
 }
 
+/// The header to go by where neither is valid, but both are whole except for their checksums: some
+/// program computed those over other bytes, or overwrote what is reserved.
+///
+/// Only where both say the same of the log, and that it is not to be replayed: what a header that is lost
+/// may have said of that is not to be guessed. Their GUIDs may differ, as in any file (QEMU's do). The reserved bytes, which are in doubt, become zeros.
+///
+/// # Errors
+/// Where they do not, or what they say is not possible or not supported.
+pub fn agreed_header(bytes: &[[u8; 4096]; 2]) -> Result<CurrentHeader, FormatError> {
+    let fault = |slot: usize| match Header::parse(&bytes[slot]) {
+        Err(fault) => fault,
+        Ok(_) => FormatError::corrupt("header", "a good one", "a damaged one"),
+    };
+    let (first_fault, second_fault) = (fault(0), fault(1));
+    let refused = |why: &str| {
+        both_bad(
+            &first_fault,
+            &second_fault,
+            &format!("at least one good header: {why}"),
+        )
+    };
+    let decode = |slot: usize| Header::decode(zerocopy::transmute!(bytes[slot]));
+    let (Ok(mut first), Ok(mut second)) = (decode(0), decode(1)) else {
+        return Err(refused("what the lost one said of a log is not known"));
+    };
+    if !(first.log_guid.is_nil() && second.log_guid.is_nil()) {
+        return Err(refused(
+            "they name a log, and whether it has to be replayed cannot be told",
+        ));
+    }
+    let says = |header: &Header| (header.version, header.log_version, header.log_range());
+    let guids = |header: &Header| (header.file_write_guid, header.data_write_guid);
+    let is_older = first.sequence_number < second.sequence_number;
+    let is_same = first.sequence_number == second.sequence_number;
+    if says(&first) != says(&second) || is_same && guids(&first) != guids(&second) {
+        return Err(refused("the two contradict each other"));
+    }
+    for header in [&mut first, &mut second] {
+        *header.reserved = [0; 4016];
+    }
+    let doubt = refused(
+        "both say that no log is to be replayed, so that the disk can be read; `vhdfs check --repair` \
+         writes them anew",
+    );
+    let chosen = CurrentHeader {
+        header: if is_older { second } else { first },
+        slot: usize::from(is_older),
+        other: Err(if is_older { first_fault } else { second_fault }),
+        doubt: Some(doubt),
+    };
+    let place = format!("at file offset {}", CurrentHeader::offset_of(chosen.slot));
+    chosen.header.problem(&place).map_or(Ok(chosen), Err)
+}
+
+fn both_bad(first: &FormatError, second: &FormatError, expected: &str) -> FormatError {
+    FormatError::corrupt(
+        format!("headers at file offsets {HEADER_1} and {HEADER_2}"),
+        format!("{} and {}", what(first), what(second)),
+        expected,
+    )
+}
+
 fn is_newer(header: &Header, other: Option<&Header>) -> bool {
     other.is_none_or(|other| header.sequence_number > other.sequence_number)
 }
 
 /// What a fault found, without the sentence around it.
-fn what(fault: FormatError) -> String {
+fn what(fault: &FormatError) -> String {
     match fault {
-        FormatError::Corrupt { found, .. } => found,
+        FormatError::Corrupt { found, .. } => found.clone(),
         other => other.to_string(),
     }
 }

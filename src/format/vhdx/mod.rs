@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::units::FileOffset;
 
 pub use bat::{BAT_ENTRY_LEN, BatEntry, BatGeometry, BatSlot, PayloadState};
-pub use header::{CurrentHeader, HEADER_LEN, Header, LOG_VERSION, choose_header};
+pub use header::{CurrentHeader, HEADER_LEN, Header, LOG_VERSION, agreed_header, choose_header};
 pub use locator::ParentLocator;
 pub use region::{BAT_REGION, METADATA_REGION, REGION_TABLE_LEN, Region, RegionTable};
 

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{MIB, checksum_without, guid_from_bytes, guid_to_bytes};
 use crate::error::FormatError;
-use crate::units::{FileOffset, FileRange, low_u32, u64_from, u64_from_u32};
+use crate::units::{FileOffset, FileRange, low_u32, u64_from, u64_from_u32, usize_from};
 
 /// Bytes in a copy of the region table.
 pub const REGION_TABLE_LEN: u64 = 64 << 10;
@@ -100,6 +100,30 @@ impl RegionTable {
         if count > MAX_ENTRIES {
             return Err(corrupt(format!("{count} entries"), "at most 2047"));
         }
+        Ok(Self::decode(bytes, count))
+    }
+
+    /// What two copies agree in that are whole but for their checksums; what lies behind their entries,
+    /// where nothing is, becomes zeros.
+    pub fn agreed(first: &[u8], second: &[u8]) -> Option<Self> {
+        let count = u32::from_le_bytes(*first.get(8..)?.first_chunk()?);
+        if count > MAX_ENTRIES || u64_from(first.len()) != REGION_TABLE_LEN {
+            return None;
+        }
+        let end = u64_from_u32(count).saturating_mul(u64_from(ENTRY_LEN));
+        let end = usize_from(end).saturating_add(HEADER_LEN);
+        let (entries, other) = (first.get(8..end)?, second.get(8..end)?);
+        let is_signed = first.starts_with(&SIGNATURE) && second.starts_with(&SIGNATURE);
+        if !is_signed || entries != other {
+            return None;
+        }
+        let mut bytes = vec![0; first.len()];
+        bytes.get_mut(..end)?.copy_from_slice(first.get(..end)?);
+        seal(&mut bytes);
+        Some(Self::decode(&bytes, count))
+    }
+
+    fn decode(bytes: &[u8], count: u32) -> Self {
         let (entries, _) = bytes
             .get(HEADER_LEN..)
             .unwrap_or_default()
@@ -118,10 +142,10 @@ impl RegionTable {
                 }
             })
             .collect();
-        Ok(Self {
+        Self {
             bytes: bytes.into(),
             regions,
-        })
+        }
     }
 
     /// A table of `regions`, at most 2047, each shorter than 4 GiB.
@@ -140,10 +164,7 @@ impl RegionTable {
             bytes.extend(raw.as_bytes());
         }
         bytes.resize(64 << 10, 0);
-        let checksum = checksum_without(&bytes, CHECKSUM_AT).to_le_bytes();
-        if let Some(field) = bytes.get_mut(CHECKSUM_AT..8) {
-            field.copy_from_slice(&checksum);
-        }
+        seal(&mut bytes);
         Self {
             bytes: bytes.into(),
             regions,
@@ -214,6 +235,14 @@ impl RegionTable {
             find(BAT_REGION, "the block table", MAX_BAT_LEN)?,
             find(METADATA_REGION, "the metadata region", MAX_METADATA_LEN)?,
         ))
+    }
+}
+
+/// Enters the checksum of a copy.
+fn seal(bytes: &mut [u8]) {
+    let checksum = checksum_without(bytes, CHECKSUM_AT).to_le_bytes();
+    if let Some(field) = bytes.get_mut(CHECKSUM_AT..8) {
+        field.copy_from_slice(&checksum);
     }
 }
 

@@ -77,6 +77,16 @@ pub(crate) fn create_differencing(
     write_dynamic(storage, &footer, &header, absolute_space.end())
 }
 
+/// The footer of a new fixed disk of `disk_len` bytes.
+pub(super) fn fixed_footer(disk_len: u64) -> Footer {
+    Footer::new(DiskType::Fixed, disk_len, SystemTime::now())
+}
+
+/// `footer` with the identity of a new disk.
+pub(super) fn renewed(footer: &Footer) -> Footer {
+    footer.with_new_identity(SystemTime::now())
+}
+
 fn blocks(disk_len: u64, block_size: u32) -> u32 {
     low_u32(disk_len.div_ceil(u64_from_u32(block_size)))
 }

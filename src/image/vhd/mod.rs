@@ -25,6 +25,7 @@ mod layout;
 mod parent;
 mod recover;
 mod space;
+pub(crate) mod stray;
 #[cfg(test)]
 mod tests;
 mod unflushed;
@@ -65,7 +66,7 @@ const BITMAP_CACHE_BYTES: usize = 1 << 20;
 pub(crate) struct Vhd {
     storage: Arc<dyn Storage>,
     geometry: Geometry,
-    footer: Footer,
+    footer: Mutex<Footer>,
     parent: Option<ParentLink>,
     read_only: bool,
     /// Where the block table lies.
@@ -183,7 +184,7 @@ impl Vhd {
                 block_size,
                 slot,
             },
-            footer,
+            footer: Mutex::new(footer),
             parent,
             read_only: options.read_only,
             table,
@@ -249,11 +250,11 @@ impl Image for Vhd {
     }
 
     fn creator(&self) -> String {
-        self.footer.creator_text()
+        self.footer.lock().creator_text()
     }
 
     fn identity(&self) -> Identity {
-        Identity::Vhd(self.footer.unique_id())
+        Identity::Vhd(self.footer.lock().unique_id())
     }
 
     fn parent(&self) -> Option<&ParentLink> {
@@ -370,6 +371,20 @@ impl Image for Vhd {
 
     fn begin_change(&self) -> Result<(), DiskError> {
         self.check_writable()
+    }
+
+    fn disown(&self) -> Result<(), DiskError> {
+        self.check_writable()?;
+        if self.geometry.is_flat {
+            let new = create::renewed(&self.footer.lock());
+            (self.storage)
+                .write_all_at(&new.to_bytes(), FileOffset::new(self.geometry.disk_len))
+                .map_err(|error| self.durability.poison("write the footer", error))?;
+            *self.footer.lock() = new;
+            self.durability.note_write();
+            self.sync()?;
+        }
+        Ok(())
     }
 
     fn note_payload(&self) {

@@ -57,7 +57,7 @@ impl Vhd {
 
         // The footer itself makes the file longer: where hosts let no length get ahead of the bytes that
         // a write put there, no power cut shows an end without one.
-        let footer = self.footer.to_bytes();
+        let footer = self.footer.lock().to_bytes();
         if let Err(error) = (self.storage).write_all_at(&footer, FileOffset::new(end)) {
             // The old footer is untouched: cut back to it.
             return Err(match self.storage.set_len(old_len) {
@@ -144,7 +144,9 @@ impl Vhd {
     }
 
     fn write_footer(&self, at: FileOffset) -> Result<(), DiskError> {
-        let written = self.storage.write_all_at(&self.footer.to_bytes(), at);
+        let written = self
+            .storage
+            .write_all_at(&self.footer.lock().to_bytes(), at);
         self.durability.note_write();
         written.map_err(|error| DiskError::io("write the footer", error))
     }

@@ -273,7 +273,7 @@ fn what_headers_name_beyond_the_end_makes_the_file_no_longer() {
     set_entry(&sim, 16, u32::MAX - 1);
     let error = not_writable(&sim).to_string();
     assert!(error.contains("block 16, which lies beyond"), "{error}");
-    let report = verify::verify(&sim, false).unwrap();
+    let report = verify::verify(&sim, crate::image::Repair::Nothing).unwrap();
     assert_eq!(report.errors.len(), 1, "{report:?}");
 }
 
@@ -431,7 +431,7 @@ fn a_fixed_disk_without_its_footer_is_not_what_its_guest_wrote() {
         assert!(open(&sim, OPTIONS).is_err());
         let storage = Arc::new(sim);
         assert!(super::open(Arc::<SimStorage>::clone(&storage), OPTIONS, &|_| Ok(())).is_err());
-        let report = verify::verify(&*storage, true).unwrap();
+        let report = verify::verify(&*storage, crate::image::Repair::Safe).unwrap();
         assert!(
             !report.is_clean() && report.repaired.is_empty(),
             "{report:?}"

@@ -2,24 +2,25 @@
 
 use std::io;
 
+use super::create::renewed;
 use super::layout::{DynamicLayout, Layout, problems, sorted_slots};
 use super::recover::{recover, repairs};
 use super::unflushed;
 use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhd::{DynamicHeader, FOOTER_LEN, Footer, FooterFault, HEADER_LEN};
-use crate::image::{CheckReport, LayoutError, read_array};
+use crate::image::{CheckReport, LayoutError, Lost, Repair, read_array};
 use crate::storage::Storage;
-use crate::units::{FileOffset, FileRange, u64_from};
+use crate::units::{FileOffset, FileRange, u64_from, u64_from_u32};
 
 /// Messages of one kind that are listed; the rest is counted.
 const LISTED: usize = 20;
 
-/// Checks the VHD in `storage` and, with `repair`, puts right what is safe.
+/// Checks the VHD in `storage` and puts right what `repair` says.
 ///
 /// # Errors
 /// Where the host fails.
-pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckReport> {
+pub(crate) fn verify(storage: &dyn Storage, repair: Repair) -> io::Result<CheckReport> {
     let mut report = CheckReport::default();
     let mut layout = match Layout::read(storage) {
         Ok(layout) => layout,
@@ -35,6 +36,7 @@ pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckRep
         Some(dynamic) => check_blocks(dynamic, &layout, &mut report),
         None => false,
     };
+    let lost = lost(&layout);
     let has_unflushed = !layout.unflushed.is_empty();
     if layout.is_doubtful {
         report
@@ -50,7 +52,18 @@ pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckRep
         report.warnings.push(error.to_string());
     }
     check_geometry(&layout, &mut report);
-    if repair && !is_unsafe {
+    if let Some((lost, obstacle)) = lost {
+        if repair == Repair::ZeroLost && obstacle.is_none() {
+            zero_lost(storage, &mut layout)?;
+            // Those were all: see the obstacles.
+            report.errors.clear();
+            report.repaired.push(lost.repaired());
+            is_unsafe = false;
+        } else {
+            report.errors.push(lost.problem(obstacle));
+        }
+    }
+    if repair != Repair::Nothing && !is_unsafe {
         if has_unflushed {
             layout = match take_out(storage, layout, &mut report)? {
                 Some(layout) => layout,
@@ -126,13 +139,72 @@ fn report_unflushed(layout: &Layout, report: &mut CheckReport) {
     }
 }
 
+/// What was cut off with the end of the file, if any block was, and why it cannot become zeros, if it
+/// cannot.
+fn lost(layout: &Layout) -> Option<(Lost, Option<&'static str>)> {
+    let dynamic = layout.dynamic.as_ref()?;
+    if !layout.unflushed.is_empty() {
+        return None;
+    }
+    let limit = limit(layout);
+    let slots = sorted_slots(&dynamic.map);
+    let is_beyond = |slot: &FileOffset| slot.plus(dynamic.slot.len) > limit;
+    let mut blocks: Vec<_> = (slots.iter())
+        .filter(|(slot, _)| is_beyond(slot))
+        .map(|(_, block)| *block)
+        .collect();
+    if blocks.is_empty() {
+        return None;
+    }
+    blocks.sort_unstable();
+    let others = problems(&slots, &dynamic.metadata, dynamic.slot, limit)
+        .any(|error| !matches!(error, FormatError::BeyondEnd { .. }));
+    let all = u64_from_u32(dynamic.map.len()).saturating_mul(dynamic.slot.len);
+    let longest = dynamic.start.get().saturating_add(all.saturating_mul(2));
+    let obstacle = if others || layout.is_doubtful {
+        Some("more is wrong with it")
+    } else if layout.footer.disk_type() == DiskType::Differencing {
+        Some("a VHD has no way to say of what is lost that it is not the parent's")
+    } else if layout.footer.has_saved_state() {
+        Some("a saved machine state belongs to it")
+    } else if layout.tail.footer.is_ok() {
+        Some("it ends with a footer all the same, which no cut leaves")
+    } else if matches!(layout.tail.footer, Err(FooterFault::InUseByTapdisk)) {
+        Some("a tapdisk may have it open")
+    } else if dynamic.end.get() > longest {
+        Some("blocks lie further off than this disk's file ever was")
+    } else {
+        None
+    };
+    let block_size = u64_from_u32(dynamic.header.block_size());
+    let lost = Lost::new(blocks.into_iter(), block_size, layout.footer.disk_len());
+    Some((lost, obstacle))
+}
+
+/// Where blocks have to end.
+fn limit(layout: &Layout) -> FileOffset {
+    match layout.tail.footer {
+        Ok(_) => layout.tail.at,
+        Err(_) => FileOffset::new(layout.file_len),
+    }
+}
+
+/// Gives a file of which the end was cut off a new identity, durably: what its children read changes. It
+/// gets its old length with the footer behind its last block, which every repair writes.
+fn zero_lost(storage: &dyn Storage, layout: &mut Layout) -> io::Result<()> {
+    storage.sync()?;
+    layout.footer = renewed(&layout.footer);
+    storage.write_all_at(&layout.footer.to_bytes(), FileOffset::new(0))?;
+    if let Some(dynamic) = &mut layout.dynamic {
+        dynamic.copy = Ok(layout.footer);
+    }
+    storage.sync()
+}
+
 /// Overlaps, blocks beyond the end, entries that no block can have. Says whether there were any.
 fn check_blocks(dynamic: &DynamicLayout, layout: &Layout, report: &mut CheckReport) -> bool {
     let slots = sorted_slots(&dynamic.map);
-    let limit = match layout.tail.footer {
-        Ok(_) => layout.tail.at,
-        Err(_) => FileOffset::new(layout.file_len),
-    };
+    let limit = limit(layout);
     // Those that were never flushed are told of elsewhere.
     let is_other = |error: &FormatError| {
         !matches!(error, FormatError::BeyondEnd { .. }) || layout.unflushed.is_empty()

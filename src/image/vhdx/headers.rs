@@ -5,7 +5,7 @@ use std::io;
 
 use crate::error::FormatError;
 use crate::format::Format;
-use crate::format::vhdx::{CurrentHeader, Header, IDENTIFIER, MIB, choose_header};
+use crate::format::vhdx::{CurrentHeader, Header, IDENTIFIER, MIB, agreed_header, choose_header};
 use crate::image::{LayoutError, foreign, read_array};
 use crate::storage::Storage;
 use crate::units::u64_from;
@@ -13,7 +13,8 @@ use crate::units::u64_from;
 /// Updates of a header that one file is good for in our hands: numbers never run out.
 const SEQUENCE_RESERVE: u64 = 1 << 40;
 
-/// Reads both headers and chooses the current one.
+/// Reads both headers and chooses the current one. Where both checksums are wrong, it may be what the two
+/// agree in ([`CurrentHeader::doubt`]): such a file is read, and written by `check --repair` alone.
 ///
 /// # Errors
 /// Where there is none, or the host cannot read.
@@ -28,12 +29,13 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<CurrentHeader, Layout
         )
         .into());
     }
-    let read = |slot| -> io::Result<Result<Header, FormatError>> {
-        let mut bytes = [0; 4096];
-        storage.read_exact_at(&mut bytes, CurrentHeader::offset_of(slot))?;
-        Ok(Header::parse(&bytes))
-    };
-    Ok(choose_header(read(0)?, read(1)?)?)
+    let read = |slot| read_array(storage, CurrentHeader::offset_of(slot));
+    let bytes = [read(0)?, read(1)?];
+    let [first, second] = [0, 1].map(|slot: usize| Header::parse(&bytes[slot]));
+    Ok(match (first, second) {
+        (Err(_), Err(_)) => agreed_header(&bytes)?,
+        (first, second) => choose_header(first, second)?,
+    })
 }
 
 /// That the file, of this length, begins as a VHDX does. What does not is something else, however short
@@ -79,5 +81,6 @@ pub(super) fn write_next(
     let old = std::mem::replace(&mut current.header, next);
     current.other = Ok(old);
     current.slot = slot;
+    current.doubt = None;
     Ok(())
 }

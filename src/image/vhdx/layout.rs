@@ -19,9 +19,9 @@ use crate::format::vhdx::{
     BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, BatGeometry, CurrentHeader, IDENTIFIER, MIB, REGION_TABLE_2,
     REGION_TABLE_LEN,
 };
-use crate::image::LayoutError;
 use crate::image::claims::{Overlap, merged, overlaps};
-use crate::map::{BlockMap, Charge, Occupied};
+use crate::image::{LayoutError, Lost};
+use crate::map::{BlockMap, BlockState, Charge, Occupied};
 use crate::storage::Storage;
 use crate::units::{BlockIndex, FileOffset, FileRange, round_up, u64_from, u64_from_u32};
 
@@ -69,6 +69,11 @@ pub(crate) struct Layout {
     pub(crate) pinned: Vec<(FileRange, String)>,
     /// Why the disk may be read but not written.
     pub(crate) not_writable: Option<FormatError>,
+    /// What is not known for sure, where both headers or both region tables are damaged. Such a file is
+    /// used only where all else of it is whole.
+    pub(super) doubt: Option<FormatError>,
+    /// Whether a block or a sector bitmap reaches beyond the end of the file.
+    is_cut: bool,
     /// The end of the last thing in use. May lie behind the end of the file: a file that is to be
     /// written is first made that long.
     pub(crate) end: FileOffset,
@@ -141,11 +146,11 @@ impl Layout {
         let of_blocks = u64_from_u32(place.geometry.blocks()).saturating_mul(BYTES_PER_BLOCK);
         let memory = Charge::take(of_blocks)?;
         let table = place.read(storage)?;
-        let unreadable = table.faults.first(Severity::Unreadable);
-        let not_writable = table
-            .faults
-            .first(Severity::NotWritable)
-            .or_else(|| place.beyond_end(&table.map, &table.bitmap_blocks).next());
+        let mut unreadable = table.faults.first(Severity::Unreadable);
+        let doubt = (header.doubt.clone()).or_else(|| regions.doubt());
+        let beyond = place.beyond_end(&table.map, &table.bitmap_blocks).next();
+        let is_cut = beyond.is_some();
+        let not_writable = table.faults.first(Severity::NotWritable).or(beyond);
         let Table {
             map,
             bitmap_blocks,
@@ -174,6 +179,8 @@ impl Layout {
             anchors,
             pinned,
             not_writable,
+            doubt,
+            is_cut,
             end: FileOffset::new(MIB),
             faults,
             anchors_cut_off,
@@ -189,6 +196,11 @@ impl Layout {
                 .or_else(|| layout.far_behind())
                 .or_else(|| layout.out_of_bounds());
         }
+        if let Some(doubt) = &layout.doubt {
+            let other = unreadable.take().or_else(|| layout.not_writable.take());
+            unreadable = other.map(|other| hopeless(doubt, &other));
+            layout.not_writable = Some(doubt.clone());
+        }
         let gaps = (layout.occupied.as_ref()).map_or(0, |occupied| occupied.runs().count());
         let of_gaps = u64_from(gaps).saturating_mul(BYTES_PER_GAP);
         layout.memory.grow(of_gaps)?;
@@ -201,10 +213,11 @@ impl Layout {
     }
 
     /// The file's length, or where its last block ends if QEMU cut that at the disk's end. What lies
-    /// further behind the end is damage, and no reason to believe in a longer file.
+    /// further behind the end is damage, and no reason to believe in a longer file; and what was cut off
+    /// must not read as zeros.
     pub(super) fn padded_len(&self) -> u64 {
         let beyond = self.end.get().saturating_sub(self.file_len);
-        if beyond < self.block_size {
+        if beyond < self.block_size && !self.is_cut {
             self.file_len.saturating_add(beyond)
         } else {
             self.file_len
@@ -218,6 +231,42 @@ impl Layout {
             geometry: self.bat_geometry,
             file_len: self.file_len,
         }
+    }
+
+    /// What was cut off with the end of the file, if any block was.
+    pub(super) fn lost(&self) -> Option<Lost> {
+        let end = FileOffset::new(self.file_len);
+        let has_bits = |block| {
+            let bitmap = self.bitmap_blocks.get(&self.bat_geometry.chunk_of(block));
+            bitmap.is_none_or(|at| at.plus(BITMAP_BLOCK_LEN) <= end)
+        };
+        let beyond = self.table_place().blocks_beyond_end(&self.map);
+        let mut lost: Vec<_> = beyond.map(|(block, _)| block).collect();
+        lost.extend(self.map.blocks().filter(|block| {
+            let state = self.map.get(*block);
+            matches!(state, BlockState::Present { whole: false, .. }) && !has_bits(*block)
+        }));
+        lost.sort_unstable();
+        lost.dedup();
+        (!lost.is_empty()).then(|| Lost::new(lost.into_iter(), self.block_size, self.disk_len))
+    }
+
+    /// Why it would not do to make the file as long as it was, so that what was cut off reads as zeros.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        let end = FileOffset::new(self.file_len);
+        let bitmap = |at: &FileOffset| at.plus(BITMAP_BLOCK_LEN) > end;
+        if self.bitmap_blocks.values().any(bitmap) {
+            return Some("which sectors are its own, and which its parent's, was lost too");
+        }
+        if self.pinned.iter().any(|(range, _)| range.end() > end) {
+            return Some("metadata was lost too");
+        }
+        let all = u64_from_u32(self.map.len()).saturating_mul(self.block_size);
+        let pinned: u64 = self.pinned.iter().map(|(range, _)| range.len).sum();
+        // QEMU's fixed disks have room for all blocks, and then the blocks.
+        let longest = all.saturating_add(pinned).saturating_mul(2);
+        (self.end.get() > longest)
+            .then_some("blocks lie further off than this disk's file ever was")
     }
 
     fn missing_log(&self) -> Option<FormatError> {
@@ -327,6 +376,20 @@ impl Layout {
         });
         pinned.chain(bitmaps).chain(anchors)
     }
+}
+
+/// What is in doubt, of a file of which more is wrong.
+fn hopeless(doubt: &FormatError, other: &FormatError) -> FormatError {
+    let (structure, found) = match doubt {
+        FormatError::Corrupt {
+            structure, found, ..
+        } => (structure.clone(), found.clone()),
+        other => ("file".to_owned(), other.to_string()),
+    };
+    let expected = format!(
+        "good ones, for the rest is not whole either, so that nothing is to be relied on: {other}"
+    );
+    FormatError::corrupt(structure, found, expected)
 }
 
 /// What something in the file is.

@@ -228,6 +228,10 @@ impl Image for Vhdx {
         self.file.announce()
     }
 
+    fn disown(&self) -> Result<(), DiskError> {
+        self.begin_change()
+    }
+
     fn note_payload(&self) {
         self.file.durability.note_write();
     }

@@ -18,7 +18,7 @@ use super::commit::Draft;
 use super::headers::not_updatable;
 use super::identify::read_parameters;
 use super::layout::Layout;
-use super::replay::{padded_view, replay, replayed_look, replayed_view, update_both};
+use super::replay::{cut_by_log, padded_view, replay, replayed_look, replayed_view, update_both};
 use crate::error::OpenProblem;
 use crate::format::parent::Identity;
 use crate::format::vhdx::{MIB, REGION_TABLE_1, REGION_TABLE_2};
@@ -152,6 +152,7 @@ fn fit_end(
 /// # Errors
 /// As [`open`], for reading.
 pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
+    let cut = cut_by_log(storage)?;
     let (view, header) = replayed_look(storage)?;
     let layout = Layout::read(&view, header)?;
     Ok(Probe {
@@ -160,7 +161,7 @@ pub(crate) fn probe(storage: &dyn Storage) -> Result<Probe, OpenProblem> {
         disk_type: layout.disk_type(),
         identity: Identity::Vhdx(layout.header.header.data_write_guid),
         parent: layout.parent,
-        not_writable: (layout.not_writable).or_else(|| not_updatable(&layout.header)),
+        not_writable: (layout.not_writable.or(cut)).or_else(|| not_updatable(&layout.header)),
     })
 }
 

@@ -21,7 +21,7 @@ use crate::units::{FileRange, u64_from_u32, usize_from};
 /// The two copies of the region table.
 #[derive(Debug)]
 pub(crate) struct RegionCopies {
-    /// The one to go by: the first that is good.
+    /// The one to go by: the first that is good, or what two bad ones agree in.
     pub(crate) table: RegionTable,
     /// What is wrong with each.
     pub(crate) faults: [Option<FormatError>; 2],
@@ -55,13 +55,33 @@ pub(super) fn read_creator(storage: &dyn Storage) -> Result<String, LayoutError>
     Ok(text.trim().chars().map(printable).collect())
 }
 
+impl RegionCopies {
+    /// What is wrong, where both are damaged and the table is what they agree in.
+    pub(super) fn doubt(&self) -> Option<FormatError> {
+        let [Some(first), Some(_)] = &self.faults else {
+            return None;
+        };
+        Some(FormatError::corrupt(
+            format!("region tables at file offsets {REGION_TABLE_1} and {REGION_TABLE_2}"),
+            format!("neither of them fits its checksum ({first})"),
+            "at least one good table: both have the same entries, so that the disk can be read; `vhdfs \
+             check --repair` writes them anew",
+        ))
+    }
+}
+
 pub(super) fn read_regions(storage: &dyn Storage) -> Result<RegionCopies, LayoutError> {
-    let mut bytes = vec![0; usize_from(REGION_TABLE_LEN)];
-    let mut read = |at| -> io::Result<Result<RegionTable, FormatError>> {
+    let read = |at| -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize_from(REGION_TABLE_LEN)];
         storage.read_exact_at(&mut bytes, at)?;
-        Ok(RegionTable::parse(&bytes, at))
+        Ok(bytes)
     };
-    Ok(match (read(REGION_TABLE_1)?, read(REGION_TABLE_2)?) {
+    let (first, second) = (read(REGION_TABLE_1)?, read(REGION_TABLE_2)?);
+    let parsed = (
+        RegionTable::parse(&first, REGION_TABLE_1),
+        RegionTable::parse(&second, REGION_TABLE_2),
+    );
+    Ok(match parsed {
         (Ok(table), Ok(second)) => RegionCopies {
             differ: table != second,
             table,
@@ -77,7 +97,14 @@ pub(super) fn read_regions(storage: &dyn Storage) -> Result<RegionCopies, Layout
             faults: [Some(fault), None],
             differ: false,
         },
-        (Err(fault), Err(_)) => return Err(fault.into()),
+        (Err(fault), Err(other)) => match RegionTable::agreed(&first, &second) {
+            Some(table) => RegionCopies {
+                table,
+                faults: [Some(fault), Some(other)],
+                differ: false,
+            },
+            None => return Err(fault.into()),
+        },
     })
 }
 

@@ -3,16 +3,23 @@
 //! | found | done |
 //! |---|---|
 //! | a log to replay | replayed |
+//! | both headers without a right checksum, alike and without a log, all else whole | both written anew |
+//! | both region tables without a right checksum and with the same entries, all else whole | both written anew |
 //! | a header that is damaged, numbered like the other, or names a log that is done with | both headers written anew |
 //! | a copy of the region table that is damaged or differs from the first | written from the good one |
 //! | a place in an entry that must have none, or in one that nobody reads | the place taken out |
 //! | unused space at the end | cut off |
+//! | blocks beyond the end of the file, on request | the file made as long as it was |
 //!
 //! First the log is replayed, if there is one; from then on there is none. What is changed after
 //! that, in this order and with a sync behind each, is legal in every mixture of old and new sectors:
 //! a copy of the region table beside a good one, and single entries of the block table, each inside
 //! one sector. So it is written in its place without the log. No guest reads anything else than
 //! before: `DataWriteGuid` stays.
+//!
+//! What was cut off a file reads as an error. Where somebody wants it to read as zeros
+//! ([`crate::check::CheckOptions::zero_lost`]), the headers get a new `DataWriteGuid` first, and then the
+//! file its old length.
 
 use std::io;
 
@@ -20,7 +27,7 @@ use uuid::Uuid;
 
 use super::faults::{FaultKind, Severity};
 use super::layout::Layout;
-use super::replay::{replay, update_both};
+use super::replay::{replay_with, update_both};
 use crate::error::OpenProblem;
 use crate::format::DiskType;
 use crate::format::vhdx::{CurrentHeader, MIB, REGION_TABLE_1, REGION_TABLE_2};
@@ -53,6 +60,10 @@ impl Finding {
 pub(super) fn header_findings(current: &CurrentHeader) -> Option<Finding> {
     let place = CurrentHeader::offset_of(usize::from(current.slot == 0));
     let header = &current.header;
+    if let Some(doubt) = &current.doubt {
+        let repair = "both headers written anew, with what they agree in";
+        return Some(Finding::new(true, doubt.to_string(), repair));
+    }
     let problem = match &current.other {
         Err(fault) => format!("the other header, at file offset {place}: {fault}"),
         Ok(other) if other.sequence_number == header.sequence_number => {
@@ -72,6 +83,10 @@ pub(super) fn header_findings(current: &CurrentHeader) -> Option<Finding> {
 /// What is to be said of the region tables.
 pub(super) fn region_findings(layout: &Layout) -> Option<Finding> {
     let regions = &layout.regions;
+    if let Some(doubt) = regions.doubt() {
+        let repair = "both region tables written anew, with what they agree in";
+        return Some(Finding::new(true, doubt.to_string(), repair));
+    }
     Some(match &regions.faults {
         // QEMU reads only the first.
         [Some(fault), _] => Finding::new(
@@ -145,13 +160,14 @@ fn shortest(layout: &Layout) -> u64 {
 }
 
 /// Puts everything right that can be, durably. The caller has made sure that no two things in the
-/// file share their bytes.
+/// file share their bytes. With `zero_lost`, what was cut off becomes zeros.
 ///
 /// # Errors
 /// Where the host fails, or the file turns out not to be writable. Each step leaves the file no worse
 /// than it was.
-pub(super) fn repair(storage: &dyn Storage) -> Result<(), LayoutError> {
-    let current = match replay(storage) {
+pub(super) fn repair(storage: &dyn Storage, zero_lost: bool) -> Result<(), LayoutError> {
+    let data_write_guid = zero_lost.then(Uuid::new_v4);
+    let current = match replay_with(storage, data_write_guid) {
         Ok((current, _)) => current,
         Err(OpenProblem::Format(error) | OpenProblem::NotWritable(error)) => {
             return Err(error.into());
@@ -160,6 +176,16 @@ pub(super) fn repair(storage: &dyn Storage) -> Result<(), LayoutError> {
         Err(other) => return Err(io::Error::other(other.to_string()).into()),
     };
     let mut layout = Layout::examine(storage, current)?.layout;
+    let new = Uuid::new_v4();
+    if let (Some(data_write_guid), Some(_)) = (data_write_guid, layout.lost()) {
+        update_both(storage, &mut layout.header, &|header| {
+            header.file_write_guid = new;
+            header.data_write_guid = data_write_guid;
+        })?;
+        storage.set_len(shortest(&layout))?;
+        storage.sync()?;
+        layout = Layout::examine(storage, layout.header)?.layout;
+    }
     let findings = [header_findings(&layout.header), region_findings(&layout)];
     let has_more = findings.iter().any(Option::is_some)
         || entry_findings(&layout).any(|finding| finding.repair.is_some())
@@ -167,7 +193,6 @@ pub(super) fn repair(storage: &dyn Storage) -> Result<(), LayoutError> {
     if !has_more {
         return Ok(());
     }
-    let new = Uuid::new_v4();
     update_both(storage, &mut layout.header, &|header| {
         header.file_write_guid = new;
     })?;
@@ -177,12 +202,12 @@ pub(super) fn repair(storage: &dyn Storage) -> Result<(), LayoutError> {
 
 fn repair_rest(storage: &dyn Storage, layout: &Layout) -> io::Result<()> {
     let regions = &layout.regions;
-    let bad = match regions.faults {
-        [Some(_), _] => Some(REGION_TABLE_1),
-        [None, Some(_)] => Some(REGION_TABLE_2),
-        [None, None] => regions.differ.then_some(REGION_TABLE_2),
-    };
-    if let Some(at) = bad {
+    let second = regions.differ || regions.faults[1].is_some();
+    let bad = [
+        regions.faults[0].as_ref().map(|_| REGION_TABLE_1),
+        second.then_some(REGION_TABLE_2),
+    ];
+    for at in bad.into_iter().flatten() {
         storage.write_all_at(regions.table.bytes(), at)?;
         storage.sync()?;
     }

@@ -23,7 +23,7 @@ use crate::error::{FormatError, OpenProblem};
 use crate::format::vhdx::log::{Descriptor, Sequence, active_sequence, read_entry};
 use crate::format::vhdx::{CurrentHeader, Header, PAGE, REGION_TABLE_1};
 use crate::image::LayoutError;
-use crate::storage::Storage;
+use crate::storage::{Storage, zero_stored};
 use crate::units::{FileOffset, FileRange};
 
 pub(crate) use super::headers::read_header;
@@ -54,15 +54,8 @@ pub(crate) fn read_log(storage: &dyn Storage, header: &Header) -> Result<LogStat
     }
     let log = header.log_range();
     let file_len = storage.len()?;
-    let cut = |needed: u64, by: &str| {
-        FormatError::corrupt(
-            "file",
-            format!("{file_len} bytes"),
-            format!("at least {needed}, {by}: the file was cut"),
-        )
-    };
     if log.end().get() > file_len {
-        return Err(cut(log.end().get(), "for its log").into());
+        return Err(too_short(file_len, log.end().get(), "for its log").into());
     }
     let found = active_sequence(&mut FileLog::new(storage, log), header.log_guid)?;
     let Some(sequence) = found else {
@@ -73,9 +66,6 @@ pub(crate) fn read_log(storage: &dyn Storage, header: &Header) -> Result<LogStat
         )
         .into());
     };
-    if sequence.flushed_file_offset > file_len {
-        return Err(cut(sequence.flushed_file_offset, "as its log says").into());
-    }
     if sequence.last_file_offset > MAX_FILE_LEN {
         return Err(FormatError::corrupt(
             format!("log at {log}"),
@@ -89,6 +79,35 @@ pub(crate) fn read_log(storage: &dyn Storage, header: &Header) -> Result<LogStat
     } else {
         LogState::Dirty(sequence)
     })
+}
+
+fn too_short(file_len: u64, needed: u64, by: &str) -> FormatError {
+    FormatError::corrupt(
+        "file",
+        format!("{file_len} bytes"),
+        format!("at least {needed}, {by}: the file was cut"),
+    )
+}
+
+impl LogState {
+    /// Why the log must not be replayed in a file of `file_len` bytes, if so: the file was cut. What is
+    /// left of it is read as the log has it, but does not become as long as that says.
+    pub(crate) fn cut(&self, file_len: u64) -> Option<FormatError> {
+        let (Self::EmptyOnly(sequence) | Self::Dirty(sequence)) = self else {
+            return None;
+        };
+        let flushed = sequence.flushed_file_offset;
+        (flushed > file_len).then(|| too_short(file_len, flushed, "as its log says"))
+    }
+}
+
+/// Why the log of the file in `storage` must not be replayed, if so: see [`LogState::cut`].
+///
+/// # Errors
+/// As [`read_header`] and [`read_log`].
+pub(super) fn cut_by_log(storage: &dyn Storage) -> Result<Option<FormatError>, LayoutError> {
+    let current = read_header(storage)?;
+    Ok(read_log(storage, &current.header)?.cut(storage.len()?))
 }
 
 /// Reads what the entries of `sequence` change.
@@ -155,10 +174,17 @@ fn add(changes: &mut Changes, descriptor: Descriptor, log: FileRange) -> Result<
 /// The current header of the file in `storage`, and what is to be replayed.
 fn pending(storage: &dyn Storage) -> Result<(CurrentHeader, Option<Changes>), LayoutError> {
     let current = read_header(storage)?;
-    let changes = match read_log(storage, &current.header)? {
+    let state = read_log(storage, &current.header)?;
+    let is_cut = state.cut(storage.len()?).is_some();
+    let changes = match &state {
         LogState::Clean => None,
         LogState::EmptyOnly(sequence) | LogState::Dirty(sequence) => {
-            Some(read_changes(storage, &current.header, &sequence)?)
+            let mut changes = read_changes(storage, &current.header, sequence)?;
+            if is_cut {
+                // What was cut off is not to read as zeros.
+                changes.len = 0;
+            }
+            Some(changes)
         }
     };
     Ok((current, changes))
@@ -214,6 +240,18 @@ pub(super) fn padded_view(storage: Arc<dyn Storage>, len: u64) -> io::Result<Arc
 pub(crate) fn replay(
     storage: &dyn Storage,
 ) -> Result<(CurrentHeader, Option<String>), OpenProblem> {
+    replay_with(storage, None)
+}
+
+/// As [`replay`]. With `zero_lost`, a new `DataWriteGuid`, also where the file was cut: what was cut off
+/// becomes zeros as far as the log says how long the file was.
+///
+/// # Errors
+/// As [`replay`].
+pub(super) fn replay_with(
+    storage: &dyn Storage,
+    zero_lost: Option<Uuid>,
+) -> Result<(CurrentHeader, Option<String>), OpenProblem> {
     let failed = |source| OpenProblem::Io {
         action: "replay the log",
         source,
@@ -223,7 +261,12 @@ pub(crate) fn replay(
     if let Some(error) = not_updatable(&current) {
         return Err(OpenProblem::NotWritable(error));
     }
-    let (sequence, done) = match read_log(storage, &current.header)? {
+    let state = read_log(storage, &current.header)?;
+    let cut = state.cut(storage.len().map_err(failed)?);
+    if let (Some(error), None) = (cut, zero_lost) {
+        return Err(OpenProblem::NotWritable(error));
+    }
+    let (sequence, done) = match state {
         LogState::Clean => return Ok((current, None)),
         LogState::EmptyOnly(sequence) => (sequence, "the mark of an open file removed".to_owned()),
         LogState::Dirty(sequence) => {
@@ -238,7 +281,8 @@ pub(crate) fn replay(
     let mut work = || {
         let new = Uuid::new_v4();
         update_both(storage, &mut current, &|header| {
-            header.file_write_guid = new
+            header.file_write_guid = new;
+            header.data_write_guid = zero_lost.unwrap_or(header.data_write_guid);
         })?;
         apply(storage, current.header.log_range(), &changes)?;
         storage.sync()?;
@@ -272,11 +316,7 @@ fn apply(storage: &dyn Storage, log: FileRange, changes: &Changes) -> io::Result
     // What the host does not store is zero already: a damaged log is no reason to fill the host.
     let file = FileRange::new(FileOffset::new(0), file_len);
     for zeros in changes.zeros_in(file) {
-        let mut at = zeros.start;
-        while let Some(data) = storage.next_data(at, zeros.end())? {
-            storage.write_zeroes(data)?;
-            at = data.end();
-        }
+        zero_stored(storage, zeros)?;
     }
     for (at, page) in &changes.pages {
         storage.write_all_at(&read_page(storage, log, page)?, *at)?;

@@ -86,10 +86,14 @@ impl Vhdx {
     /// Cuts the free space at the end of the file off.
     pub(super) fn cut_tail(&self) -> Result<(), DiskError> {
         self.check_writable()?;
-        if self.geometry.disk_type == DiskType::Fixed {
+        let blocks = u64::from(self.map.len());
+        let is_fixed = self.geometry.disk_type == DiskType::Fixed;
+        if is_fixed && self.map.present_count() < blocks {
             // It keeps room for blocks that have no place yet.
             return Ok(());
         }
+        // Nobody minds what a fixed disk has beyond, as long as no block fits in.
+        let least = if is_fixed { self.geometry.slot.len } else { 1 };
         let space = &self.file.space;
         let _length = space.lock_length();
         self.sync()?;
@@ -100,7 +104,7 @@ impl Vhdx {
                 FileRange::between(FileOffset::new(round_up(tail.start.get(), MIB)), old_end)
             });
             match tail {
-                Some(tail) if !tail.is_empty() && free.take(tail) => tail,
+                Some(tail) if tail.len >= least && free.take(tail) => tail,
                 _ => return Ok(()),
             }
         };

@@ -272,29 +272,38 @@ impl TablePlace {
         }
     }
 
-    /// The blocks of `map` and the sector bitmaps that reach beyond the end of the file. Of the last
-    /// block, only what the disk has counts: QEMU cuts the file there.
-    pub(super) fn beyond_end<'a>(
+    /// The blocks of `map` that reach beyond the end of the file. Of the last block, only what the disk
+    /// has counts: QEMU cuts the file there.
+    pub(super) fn blocks_beyond_end<'a>(
         &self,
         map: &'a BlockMap,
-        bitmap_blocks: &'a BTreeMap<u32, FileOffset>,
-    ) -> impl Iterator<Item = FormatError> + use<'a> {
+    ) -> impl Iterator<Item = (BlockIndex, FileRange)> + use<'a> {
         let block_size = self.geometry.block_size;
         let end = FileOffset::new(self.file_len);
         let last = self.geometry.blocks().saturating_sub(1);
         let before = u64_from_u32(last).saturating_mul(block_size);
         let of_last = self.geometry.disk_len.saturating_sub(before);
-        let blocks = map.present().filter_map(move |(block, slot)| {
+        map.present().filter_map(move |(block, slot)| {
             let len = if block.get() == last {
                 of_last
             } else {
                 block_size
             };
-            (slot.plus(len) > end).then_some(FormatError::BeyondEnd {
-                block,
-                at: FileRange::new(slot, len),
-                end: end.get(),
-            })
+            (slot.plus(len) > end).then_some((block, FileRange::new(slot, len)))
+        })
+    }
+
+    /// Those, and the sector bitmaps that do.
+    pub(super) fn beyond_end<'a>(
+        &self,
+        map: &'a BlockMap,
+        bitmap_blocks: &'a BTreeMap<u32, FileOffset>,
+    ) -> impl Iterator<Item = FormatError> + use<'a> {
+        let end = FileOffset::new(self.file_len);
+        let blocks = (self.blocks_beyond_end(map)).map(move |(block, at)| FormatError::BeyondEnd {
+            block,
+            at,
+            end: end.get(),
         });
         let cut = bitmap_blocks
             .iter()

@@ -12,7 +12,7 @@ use crate::error::FormatError;
 use crate::format::DiskType;
 use crate::format::vhdx::metadata::PARENT_LOCATOR;
 use crate::format::vhdx::{REGION_TABLE_1, REGION_TABLE_2, REGION_TABLE_LEN, RegionTable};
-use crate::image::{CheckReport, LayoutError};
+use crate::image::{CheckReport, LayoutError, Lost, Repair};
 use crate::storage::Storage;
 use crate::units::{u64_from, u64_from_u32, usize_from};
 
@@ -22,11 +22,11 @@ mod tests;
 /// Messages of one kind that are listed; the rest is counted.
 const LISTED: usize = 20;
 
-/// Checks the VHDX in `storage` and, with `repair`, puts right what is safe.
+/// Checks the VHDX in `storage` and puts right what `repair` says.
 ///
 /// # Errors
 /// Where the host fails.
-pub(crate) fn verify(storage: &dyn Storage, repair: bool) -> io::Result<CheckReport> {
+pub(crate) fn verify(storage: &dyn Storage, repair: Repair) -> io::Result<CheckReport> {
     let mut report = CheckReport::default();
     match examine(storage, &mut report) {
         Ok(findings) => finish(storage, repair, findings, &mut report)?,
@@ -45,21 +45,29 @@ struct Findings {
     /// Whether the file must not be changed: two things in it share their bytes, or something is
     /// beyond its end.
     is_unsafe: bool,
+    /// What was cut off, and why that cannot become zeros, if it cannot.
+    lost: Option<(Lost, Option<&'static str>)>,
 }
 
 fn examine(storage: &dyn Storage, report: &mut CheckReport) -> Result<Findings, LayoutError> {
     let current = read_header(storage)?;
-    let mut list = Vec::new();
-    list.extend(log_finding(&read_log(storage, &current.header)?));
-    list.extend(header_findings(&current));
+    let log = read_log(storage, &current.header)?;
+    let mut list = Vec::from_iter(log_finding(&log));
     let (view, current) = replayed_look(storage)?;
     let not_updatable = not_updatable(&current);
     let Examined {
         mut layout,
         unreadable,
     } = Layout::examine(&view, current)?;
-    let is_unsafe = check_places(&layout, report);
-    list.extend(region_findings(&layout));
+    let is_hopeless = layout.doubt.is_some() && unreadable.is_some();
+    let overlaps = check_overlaps(&layout, report) || is_hopeless;
+    let lost = (layout.lost()).or_else(|| log.cut(layout.file_len).map(|_| Lost::default()));
+    let is_cut = check_ends(&layout, report) || lost.is_some();
+    let is_unsafe = overlaps || is_cut;
+    if !is_hopeless {
+        list.extend(header_findings(&layout.header));
+        list.extend(region_findings(&layout));
+    }
     list.extend(entry_findings(&layout));
     list.extend(tail_finding(&layout));
     // What makes the layout unreadable or unwritable is among the findings, but for a few.
@@ -70,26 +78,37 @@ fn examine(storage: &dyn Storage, report: &mut CheckReport) -> Result<Findings, 
         report.warnings.push(error.to_string());
     }
     check_oddities(&layout, report);
+    if is_hopeless {
+        report
+            .errors
+            .extend(unreadable.map(|error| error.to_string()));
+    }
     if let Some(error) = &not_updatable {
         report.errors.push(error.to_string());
     }
     Ok(Findings {
         list,
         is_unsafe: is_unsafe || not_updatable.is_some(),
+        lost: lost.map(|lost| {
+            let others = overlaps || not_updatable.is_some() || layout.out_of_bounds().is_some();
+            let obstacle = others.then_some("more is wrong with it");
+            (lost, obstacle.or_else(|| layout.obstacle()))
+        }),
     })
 }
 
 /// Puts right what is to be, and reports the rest.
 fn finish(
     storage: &dyn Storage,
-    repair: bool,
+    repair: Repair,
     findings: Findings,
     report: &mut CheckReport,
 ) -> io::Result<()> {
-    let may_repair = repair && !findings.is_unsafe;
-    let any = findings.list.iter().any(|finding| finding.repair.is_some());
+    let zero_lost = repair == Repair::ZeroLost && matches!(findings.lost, Some((_, None)));
+    let may_repair = zero_lost || repair != Repair::Nothing && !findings.is_unsafe;
+    let any = zero_lost || findings.list.iter().any(|finding| finding.repair.is_some());
     if may_repair && any {
-        match repair::repair(storage) {
+        match repair::repair(storage, zero_lost) {
             Ok(()) => {}
             Err(LayoutError::Io(error)) => return Err(error),
             Err(LayoutError::Format(error)) => {
@@ -97,6 +116,15 @@ fn finish(
                 return Ok(());
             }
         }
+    }
+    match findings.lost {
+        Some((lost, _)) if zero_lost => {
+            // Those were all: see the obstacles.
+            report.errors.clear();
+            report.repaired.push(lost.repaired());
+        }
+        Some((lost, obstacle)) => report.errors.push(lost.problem(obstacle)),
+        None => {}
     }
     for finding in findings.list {
         match finding.repair {
@@ -133,22 +161,23 @@ fn log_finding(log: &LogState) -> Option<Finding> {
     })
 }
 
-/// Overlaps, and blocks beyond the end. Says whether there were any.
-fn check_places(layout: &Layout, report: &mut CheckReport) -> bool {
+/// Reports overlaps. Says whether there were any.
+fn check_overlaps(layout: &Layout, report: &mut CheckReport) -> bool {
     // The list of all takes memory: only for who needs it.
     let claims = layout.has_overlaps.then(|| layout.claims());
     let overlaps = claims.iter().flat_map(|claims| claims.overlaps());
-    let overlaps = overlaps.map(FormatError::from);
+    list(overlaps.map(FormatError::from), report)
+}
+
+/// Reports what reaches beyond the end. Says whether there was any.
+fn check_ends(layout: &Layout, report: &mut CheckReport) -> bool {
     let place = layout.table_place();
     let beyond = place.beyond_end(&layout.map, &layout.bitmap_blocks);
-    let overlapping = list(overlaps, report);
-    let reaching = list(
-        beyond
-            .chain(layout.far_behind())
-            .chain(layout.out_of_bounds()),
-        report,
-    );
-    overlapping || reaching
+    let others = layout
+        .far_behind()
+        .into_iter()
+        .chain(layout.out_of_bounds());
+    list(beyond.chain(others), report)
 }
 
 /// Reports the first of `found` and how many more there are. Says whether there was any.
@@ -188,7 +217,7 @@ fn check_oddities(layout: &Layout, report: &mut CheckReport) {
         let missing = blocks.saturating_sub(placed);
         if missing > 0 {
             report.warnings.push(format!(
-                "the file of this fixed disk has no room for {missing} of its {blocks} blocks"
+                "{missing} of the {blocks} blocks of this fixed disk have no place in its file"
             ));
         }
     }

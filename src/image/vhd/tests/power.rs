@@ -148,10 +148,10 @@ fn blocks_that_were_never_flushed_go_last_one_first() {
     for changes in 0.. {
         let sim = start.fork();
         sim.cut_after(changes);
-        let repaired = verify::verify(&sim, true);
+        let repaired = verify::verify(&sim, crate::image::Repair::Safe);
         for mut choice in sim.choices(8, 50, changes) {
             let left = sim.crash(&mut choice);
-            let report = verify::verify(&left, true).unwrap();
+            let report = verify::verify(&left, crate::image::Repair::Safe).unwrap();
             assert!(report.is_clean(), "{changes}, {choice:?}: {report:?}");
         }
         if repaired.is_ok() && !sim.is_cut() {
