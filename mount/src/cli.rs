@@ -107,6 +107,12 @@ pub(crate) enum Command {
     Map(MapArguments),
     /// Make a new, empty disk file
     Create(CreateArguments),
+    /// Write into differencing disks where their parent is now
+    ///
+    /// For a parent that was renamed or moved. It has to be the disk that CHILD was made over, by its
+    /// identity, unchanged since. In CHILD nothing else changes; places that other programs noted are
+    /// replaced. Interrupting it is safe: CHILD names the old place then or the new one.
+    Relink(RelinkArguments),
 }
 
 /// `on` or `off`.
@@ -312,11 +318,22 @@ pub(crate) struct CompactArguments {
 
 /// Where else than below the directory of a disk file its parents may be.
 #[derive(Debug, Args)]
-pub(crate) struct ParentArguments {
+pub(crate) struct ParentDirectories {
     /// Also look here for parents of differencing disks; may be given several times. Without it
     /// they are looked for in the directory of FILE and below
     #[arg(long = "parent-dir", value_name = "DIR")]
     pub(crate) directories: Vec<PathBuf>,
+}
+
+/// The same, and which files they are.
+#[derive(Debug, Args)]
+pub(crate) struct ParentArguments {
+    #[command(flatten)]
+    in_directories: ParentDirectories,
+    /// A parent that was renamed or moved, wherever it is; may be given several times, for the parents of
+    /// parents. Each is taken for the disk that names its identity (see also: vhdfs relink)
+    #[arg(long = "parent", value_name = "FILE")]
+    parent_files: Vec<PathBuf>,
 }
 
 impl ParentArguments {
@@ -327,9 +344,9 @@ impl ParentArguments {
 
     /// As [`Self::of`], of a file that was found in or below `directory`, which was named.
     pub(crate) fn of_found(&self, file: &Path, directory: Option<&Path>) -> HostParents {
-        let mut more = self.directories.clone();
+        let mut more = self.in_directories.directories.clone();
         more.extend(directory.map(Path::to_owned));
-        HostParents::beside(file, &more)
+        HostParents::beside(file, &more).with_files(&self.parent_files)
     }
 }
 
@@ -450,8 +467,26 @@ pub(crate) struct CreateArguments {
     /// Bytes in a sector of a VHDX, 512 or 4096 [default: the parent's, or 512]
     #[arg(long, value_name = "BYTES", value_parser = options::sector_size)]
     pub(crate) sector_size: Option<u32>,
+    /// With --parent: where the parent has no identity of its own (Bochs writes VHDs without, and QEMU
+    /// where it was built without libuuid), give it one first. Refused where disks are over it already
+    #[arg(long, requires = "parent")]
+    pub(crate) give_identity: bool,
     #[command(flatten)]
-    pub(crate) parents: ParentArguments,
+    pub(crate) parents: ParentDirectories,
+}
+
+/// `vhdfs relink`.
+#[derive(Debug, Args)]
+pub(crate) struct RelinkArguments {
+    /// Differencing disk files; nobody else may have them open
+    #[arg(value_name = "CHILD", required = true)]
+    pub(crate) children: Vec<PathBuf>,
+    /// Their parent, where it is now; nobody may have it open for writing
+    #[arg(long, value_name = "FILE")]
+    pub(crate) parent: PathBuf,
+    /// Print JSON: one object for one CHILD, an array for several
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What these arguments ask for. Ends the program where they make no sense (exit code 2), and
