@@ -38,7 +38,7 @@ use crate::units::{
 const HOME: FileRange = FileRange::new(FileOffset::new(FOOTER_LEN), HEADER_LEN);
 
 /// Writes where `parent` lies into the differencing VHD in `storage`, durably; what was put right before,
-/// for people. See [`crate::image::relink`].
+/// for people. See [`crate::image::relink()`].
 ///
 /// # Errors
 /// As opening it for writing, and what the host answers.

@@ -27,7 +27,7 @@ const OPTIONS: ImageOptions = ImageOptions {
 };
 
 /// Writes where `parent` lies into the differencing VHDX in `storage`, durably; what was put right before,
-/// for people. See [`crate::image::relink`].
+/// for people. See [`crate::image::relink()`].
 ///
 /// # Errors
 /// As opening it for writing; where its metadata has no room; and what the host answers.
