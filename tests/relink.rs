@@ -20,7 +20,7 @@ use vhdfs::format::{DiskType, Format};
 use vhdfs::image::{identify, relink, renew_identity};
 use vhdfs::storage::Storage;
 use vhdfs::storage::sim::SimStorage;
-use vhdfs::units::FileOffset;
+use vhdfs::units::{FileOffset, usize_from};
 
 const MIB: u64 = 1 << 20;
 const FORMATS: [Format; 2] = [Format::Vhd, Format::Vhdx];
@@ -117,9 +117,11 @@ fn relinked(child: &Arc<SimStorage>, parent: &NewParent) -> Result<Vec<String>, 
     relink(storage, Path::new("x"), parent, Path::new("new place"))
 }
 
-/// Cuts the power at every moment of `work` on `start`, and has what is left looked at.
+/// Cuts the power at every moment of `work` on `start`, and has what is left looked at; about `states` of
+/// what may be left at each.
 fn cut_everywhere(
     start: &SimStorage,
+    states: u64,
     work: impl Fn(&Arc<SimStorage>) -> Result<(), OpenProblem>,
     look: impl Fn(&SimStorage),
 ) {
@@ -128,8 +130,15 @@ fn cut_everywhere(
         let sim = Arc::new(start.fork());
         sim.cut_after(changes);
         let done = work(&sim);
-        for mut choice in sim.choices(2, 4 * soak(), changes) {
-            look(&sim.crash(&mut choice));
+        let choices = sim.choices(4, 8 * soak(), changes);
+        let step = choices.len().div_ceil(usize_from(states * soak())).max(1);
+        // Others at each moment, all kinds of them by and by.
+        for choice in choices
+            .iter()
+            .skip(usize_from(changes) % step)
+            .step_by(step)
+        {
+            look(&sim.crash(&mut { *choice }));
         }
         look(&sim.kill());
         if done.is_ok() && !sim.is_cut() {
@@ -179,6 +188,7 @@ fn a_cut_leaves_the_old_place_or_the_new_one() {
             let new = to(&base, &new);
             cut_everywhere(
                 &child,
+                6,
                 |sim| relinked(sim, &new).map(|_| ()),
                 |left| check_left(left, &base, [&old, &new]),
             );
@@ -198,6 +208,7 @@ fn an_interrupted_run_is_done_again() {
         relinked(&whole, &new).unwrap();
         cut_everywhere(
             &child,
+            2,
             |sim| relinked(sim, &new).map(|_| ()),
             |left| {
                 let again = Arc::new(left.fork());
@@ -267,6 +278,7 @@ fn a_cut_leaves_the_old_identity_or_the_new_one() {
             let new = std::cell::Cell::new(old);
             cut_everywhere(
                 &start,
+                4,
                 |sim| {
                     let storage: Arc<SimStorage> = Arc::clone(sim);
                     new.set(renew_identity(storage, Path::new("x"))?);
