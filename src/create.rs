@@ -159,6 +159,9 @@ impl CreateOptions {
                 self.format
             ));
         }
+        if parent.identity.is_nil() {
+            return Some("the parent's identity is nil, which any disk could have".to_owned());
+        }
         (parent.sector_size != u64_from_u32(self.sector_size)).then(|| {
             format!(
                 "sectors of {} bytes over a parent with sectors of {} are not possible; they are \
@@ -330,6 +333,8 @@ mod tests {
         refused(child(), |new| new.parent = None);
         refused(child(), |new| new.parent = Some(parent(IN_VHD)));
         refused(child(), |new| new.disk_type = DiskType::Dynamic);
+        let nil = Identity::Vhdx(uuid::Uuid::nil());
+        refused(child(), |new| new.parent = Some(parent(nil)));
         let sectors = refused(child(), |new| new.sector_size = 4096);
         assert!(sectors.contains("sectors of 512"), "{sectors}");
     }

@@ -3,11 +3,13 @@
 //! Messages say what was found and what was expected; [`OpenError`] and [`CreateError`] carry the
 //! path. A cause from the host is the error's `source`, not part of its text.
 
-use std::error::Error;
+mod text;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::units::{BlockIndex, FileRange};
+pub use text::{chain, plain};
 
 /// The class of an error, for callers that act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -270,8 +272,7 @@ pub enum ParentProblem {
     /// What was found is another disk, or another state of the right one.
     #[error(
         "its parent disk is not the one it was made for: {} has the identity {found}, and {expected} \
-         is needed; put the right disk in its place, or name the directory where it is with \
-         --parent-dir DIR",
+         is needed; put the right disk in its place, or say where it is",
         path.display()
     )]
     Mismatch {
@@ -281,6 +282,21 @@ pub enum ParentProblem {
         found: String,
         /// The identity, or the identities, that the child accepts.
         expected: String,
+    },
+    /// Two of the files that the user named could be the parent, and need not hold the same.
+    #[error(
+        "both {} and {} have the identity {identity} that its parent disk has; name only the one that it \
+         was made over",
+        one.display(),
+        other.display()
+    )]
+    Ambiguous {
+        /// The one file.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+        /// What the child accepts.
+        identity: String,
     },
     /// It was found, and cannot be its parent.
     #[error("its parent disk {} does not fit: {reason}", path.display())]
@@ -321,11 +337,18 @@ pub enum ParentProblem {
 }
 
 impl ParentProblem {
+    /// Of a parent whose sectors have another size than those of its child.
+    pub(crate) fn sectors(path: PathBuf, of_parent: u64, of_child: u64) -> Self {
+        let reason = format!("it has sectors of {of_parent} bytes, its child of {of_child}");
+        Self::Unfit { path, reason }
+    }
+
     /// The class of the problem.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Missing { .. } => ErrorKind::ParentMissing,
             Self::Mismatch { .. } => ErrorKind::ParentMismatch,
+            Self::Ambiguous { .. } => ErrorKind::InvalidInput,
             Self::InUse { .. } => ErrorKind::InUse,
             Self::Unfit { .. } | Self::Circle { .. } => ErrorKind::Corrupt,
             Self::TooLong { .. } => ErrorKind::Incompatible,
@@ -446,6 +469,18 @@ pub enum CreateError {
         /// What is wrong, and what is possible.
         reason: String,
     },
+    /// The parent has no identity of its own, by which its child could know it from other disks.
+    #[error(
+        "{}: it cannot be a parent: {found}, so that a child would take other disks for it; give it an \
+         identity of its own first",
+        path.display()
+    )]
+    ParentIdentity {
+        /// The parent's file.
+        path: PathBuf,
+        /// What its identity is.
+        found: String,
+    },
     /// The host refused.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -463,7 +498,35 @@ impl CreateError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } => ErrorKind::InvalidInput,
+            Self::ParentIdentity { .. } => ErrorKind::Incompatible,
             Self::Io { .. } => ErrorKind::Io,
+        }
+    }
+}
+
+/// Why a disk got no new identity.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// It cannot be opened or written.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its children would no longer know it.
+    #[error("{}: its identity stays: {reason}", path.display())]
+    HasChildren {
+        /// The disk's file.
+        path: PathBuf,
+        /// What is, or may be, over it.
+        reason: String,
+    },
+}
+
+impl IdentityError {
+    /// The class of the problem.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open(error) => error.kind(),
+            Self::HasChildren { .. } => ErrorKind::Incompatible,
         }
     }
 }
@@ -504,81 +567,6 @@ impl RestoreError {
             Self::Open(error) => error.kind(),
             Self::NoBackup { .. } => ErrorKind::Corrupt,
             Self::Changed { .. } => ErrorKind::InvalidInput,
-        }
-    }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Transparent errors repeat their cause.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// `text` as it may go to a terminal or into a log, in one line: names of files and paths out of images
-/// may hold anything. Control characters, and those that change the direction of text or cannot be
-/// seen, become `\u{...}`.
-pub fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() || is_deceptive(c) {
-            plain.extend(c.escape_unicode());
-        } else {
-            plain.push(c);
-        }
-    }
-    plain
-}
-
-/// Whether it is a line separator, or one of the format characters (Unicode's class Cf and the like)
-/// that reorder or hide what is around them.
-fn is_deceptive(c: char) -> bool {
-    matches!(
-        u32::from(c),
-        0xad | 0x61c
-            | 0x180e
-            | 0x200b..=0x200f
-            | 0x2028..=0x202e
-            | 0x2060..=0x206f
-            | 0xfeff
-            | 0xfff9..=0xfffb
-            | 0xe0000..=0xe007f
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn causes_are_said_once() {
-        let error = DiskError::Io {
-            action: "read",
-            source: io::Error::other("no luck"),
-        };
-        assert_eq!(chain(&error), "cannot read: no luck");
-        let twice = CompactError::Disk(error);
-        assert_eq!(chain(&twice), "cannot read: no luck");
-    }
-
-    #[test]
-    fn what_deceives_is_shown() {
-        for (text, shown) in [
-            ("disk 1 (b\u{e4}r).vhd", "disk 1 (b\u{e4}r).vhd"),
-            ("a\x1b[2Jb\n", "a\\u{1b}[2Jb\\u{a}"),
-            ("x\u{202e}dhv.exe", "x\\u{202e}dhv.exe"),
-            ("\u{9b}\u{2066}\u{feff}", "\\u{9b}\\u{2066}\\u{feff}"),
-        ] {
-            assert_eq!(plain(text), shown);
         }
     }
 }

@@ -67,9 +67,9 @@
 //! - be written in a way that loses what could be read: what is doubtful is refused ([`error::OpenProblem`]),
 //!   repairs only what is safe ([`check`]);
 //! - bring in another file: a parent is opened only below the image's own directory, the served one and
-//!   those that the user names, without following a link out of them, only if it is a plain file and only if
-//!   it has the identity that the child names ([`disk::HostParents`]); no file of a path in an image is
-//!   opened to look what it is;
+//!   those that the user names, without following a link out of them, or where the user names the file itself,
+//!   only if it is a plain file and only if it has the identity that the child names
+//!   ([`disk::HostParents`]); no file of a path in an image is opened to look what it is;
 //! - write to a terminal or forge lines of a log: [`error::plain`] is between every name or text of a file
 //!   and both; a path out of an image is advised as an argument only where it is neither the root nor
 //!   means anything to a shell;

@@ -1,14 +1,16 @@
 //! The command line: clap's types, and the two other ways in which `mount` programs call us.
 
+mod parents;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use vhdfs::disk::HostParents;
 
 use crate::options::{self, MountOption, Share};
+pub(crate) use parents::{ParentArguments, ParentDirectories, RelinkArguments};
 
 /// Virtual hard disks that stay small.
 #[derive(Debug, Parser)]
@@ -107,6 +109,12 @@ pub(crate) enum Command {
     Map(MapArguments),
     /// Make a new, empty disk file
     Create(CreateArguments),
+    /// Write into differencing disks where their parent is now
+    ///
+    /// For a parent that was renamed or moved. It has to be the disk that CHILD was made over, by its
+    /// identity, unchanged since. In CHILD nothing else changes; places that other programs noted are
+    /// replaced. Interrupting it is safe: CHILD names the old place then or the new one.
+    Relink(RelinkArguments),
 }
 
 /// `on` or `off`.
@@ -310,29 +318,6 @@ pub(crate) struct CompactArguments {
     pub(crate) json: bool,
 }
 
-/// Where else than below the directory of a disk file its parents may be.
-#[derive(Debug, Args)]
-pub(crate) struct ParentArguments {
-    /// Also look here for parents of differencing disks; may be given several times. Without it
-    /// they are looked for in the directory of FILE and below
-    #[arg(long = "parent-dir", value_name = "DIR")]
-    pub(crate) directories: Vec<PathBuf>,
-}
-
-impl ParentArguments {
-    /// Where the parents of the disk in `file` are looked for.
-    pub(crate) fn of(&self, file: &Path) -> HostParents {
-        self.of_found(file, None)
-    }
-
-    /// As [`Self::of`], of a file that was found in or below `directory`, which was named.
-    pub(crate) fn of_found(&self, file: &Path, directory: Option<&Path>) -> HostParents {
-        let mut more = self.directories.clone();
-        more.extend(directory.map(Path::to_owned));
-        HostParents::beside(file, &more)
-    }
-}
-
 /// `vhdfs info`.
 #[derive(Debug, Args)]
 pub(crate) struct InfoArguments {
@@ -450,8 +435,12 @@ pub(crate) struct CreateArguments {
     /// Bytes in a sector of a VHDX, 512 or 4096 [default: the parent's, or 512]
     #[arg(long, value_name = "BYTES", value_parser = options::sector_size)]
     pub(crate) sector_size: Option<u32>,
+    /// With --parent: where the parent has no identity of its own (Bochs writes VHDs without, and QEMU
+    /// where it was built without libuuid), give it one first. Refused where disks are over it already
+    #[arg(long, requires = "parent")]
+    pub(crate) give_identity: bool,
     #[command(flatten)]
-    pub(crate) parents: ParentArguments,
+    pub(crate) parents: ParentDirectories,
 }
 
 /// What these arguments ask for. Ends the program where they make no sense (exit code 2), and

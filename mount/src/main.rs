@@ -2,7 +2,7 @@
 //! disk files. See `vhdfs --help`.
 //!
 //! ```text
-//! cli, options --> commands/*                     one file: info, check, compact, map, create
+//! cli, options --> commands/*                     one file: info, check, compact, map, create, relink
 //!              \-> daemon --> fuse/*   --> front   a directory, served until it is unmounted
 //!              \-> winfsp/service      --> front   the same on Windows
 //!              \-> unmount, winfsp/control
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Problems) => ExitCode::from(1),
         Err(failure) => {
-            text::say(&vhdfs::error::chain(&*failure));
+            text::say(&commands::explained(&failure));
             ExitCode::from(if failure.is::<WrongUsage>() { 2 } else { 1 })
         }
     }
@@ -106,5 +106,6 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Map(arguments) => commands::map::run(&arguments),
         Command::Create(arguments) => commands::create::run(&arguments),
+        Command::Relink(arguments) => commands::relink::run(&arguments),
     }
 }

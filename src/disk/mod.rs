@@ -42,7 +42,8 @@ pub use files::{DiskFiles, disk_files};
 pub(crate) use gate::{Gates, Watch};
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use parents::{
-    Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, children_below,
+    Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
+    give_identity, relink,
 };
 pub(crate) use tracker::{Content, Tracker};
 pub(crate) use writers::Writers;
@@ -403,7 +404,7 @@ fn check_parent(link: Option<&ParentLink>, parent: Option<&Disk>) -> Result<(), 
         (link, Some(parent)) => Err(ParentProblem::Mismatch {
             path: parent.path().to_owned(),
             found: parent.identity().to_string(),
-            expected: link.map_or_else(|| "none".to_owned(), parents::expected),
+            expected: link.map_or_else(|| "none".to_owned(), ParentLink::expected),
         }),
     }
 }

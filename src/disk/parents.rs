@@ -12,21 +12,24 @@ mod adopt;
 pub(crate) mod builder;
 mod family;
 mod hunt;
+mod relink;
 #[cfg(test)]
 mod tests;
 
 pub use family::{Children, children_below};
+pub use relink::{Relinked, give_identity, relink};
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
 use super::{Disk, OpenOptions};
 use crate::error::{OpenError, OpenProblem, ParentProblem};
-use crate::format::parent::{Identity, ParentLink};
+use crate::format::parent::ParentLink;
 use crate::image;
 use crate::lineage::Words;
 use crate::storage::Storage;
@@ -159,8 +162,7 @@ impl Level<'_> {
         let (sector, of_parent) = (own.sector_size, parent.geometry().sector_size);
         if sector != of_parent {
             let path = parent.path().to_owned();
-            let reason = format!("it has sectors of {of_parent} bytes, its child of {sector}");
-            return Err(ParentProblem::Unfit { path, reason }.into());
+            return Err(ParentProblem::sectors(path, of_parent, sector).into());
         }
         Ok(Some(parent))
     }
@@ -219,14 +221,23 @@ impl Level<'_> {
     }
 }
 
-/// Parents in files of the host, below certain directories alone. Disks that it gave are shared as
-/// long as they are open.
+/// Parents in files of the host: below certain directories alone, and those that the user names. Disks
+/// that it gave are shared as long as they are open.
 #[derive(Debug)]
 pub struct HostParents {
     start: Start,
     more: Vec<PathBuf>,
+    files: Vec<NamedFile>,
     scope: OnceLock<Scope>,
     open: Mutex<HashMap<FileKey, Weak<Disk>>>,
+}
+
+/// A file that the user names: the parent of whichever child it has the identity for.
+#[derive(Debug)]
+struct NamedFile {
+    path: PathBuf,
+    /// Whether it is known to be of the chain.
+    was_found: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -244,6 +255,7 @@ impl HostParents {
         Self {
             start: Start::Beside(file.to_owned()),
             more: more.to_owned(),
+            files: Vec::new(),
             scope: OnceLock::new(),
             open: Mutex::default(),
         }
@@ -254,9 +266,22 @@ impl HostParents {
         Self {
             start: Start::Scope,
             more: Vec::new(),
+            files: Vec::new(),
             scope: OnceLock::from(scope),
             open: Mutex::default(),
         }
+    }
+
+    /// And `files`, wherever they are and whatever they are called: each is the parent of the child that
+    /// names its identity, and they are asked before the paths in the child. For names that come from the
+    /// user. Where they have parents themselves, the rules for those are the same.
+    #[must_use]
+    pub fn with_files(mut self, files: &[PathBuf]) -> Self {
+        self.files.extend(files.iter().map(|path| NamedFile {
+            path: path.clone(),
+            was_found: AtomicBool::new(false),
+        }));
+        self
     }
 
     fn scope(&self) -> Result<&Scope, ParentProblem> {
@@ -344,10 +369,4 @@ impl ParentSource for HostParents {
         open.retain(|_, disk| disk.strong_count() > 0);
         open.insert(key, Arc::downgrade(disk));
     }
-}
-
-/// The identities of which a parent must have one, for people.
-pub(super) fn expected(link: &ParentLink) -> String {
-    let identities: Vec<String> = link.identities.iter().map(Identity::to_string).collect();
-    identities.join(" or ")
 }

@@ -15,6 +15,16 @@ pub enum Identity {
     Vhdx(Uuid),
 }
 
+impl Identity {
+    /// Whether it tells the disk from no other: nothing but zeros, which some programs write.
+    pub fn is_nil(&self) -> bool {
+        match self {
+            Self::Vhd(id) => *id == [0; 16],
+            Self::Vhdx(id) => id.is_nil(),
+        }
+    }
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -53,7 +63,15 @@ pub struct ParentLink {
     pub paths: Vec<ParentPath>,
 }
 
-/// The parent that a new differencing disk is to have.
+impl ParentLink {
+    /// The identities of which the parent must have one, for people.
+    pub fn expected(&self) -> String {
+        let identities: Vec<String> = self.identities.iter().map(Identity::to_string).collect();
+        identities.join(" or ")
+    }
+}
+
+/// The parent that a differencing disk is to have, or has where it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewParent {
     /// Which disk it is.

@@ -96,10 +96,11 @@ struct RawFooter {
 }
 
 impl RawFooter {
-    /// Enters the checksum.
-    fn seal(&mut self) {
+    /// With the checksum that fits.
+    fn sealed(mut self) -> Footer {
         self.checksum = U32::new(0);
         self.checksum = U32::new(checksum(self.as_bytes()));
+        Footer { raw: self }
     }
 }
 
@@ -271,9 +272,8 @@ impl Footer {
     /// # Errors
     /// As [`Self::parse`].
     pub fn resealed(bytes: &[u8; 512]) -> Result<Self, FooterFault> {
-        let mut raw: RawFooter = zerocopy::transmute!(*bytes);
-        raw.seal();
-        Self::parse(&zerocopy::transmute!(raw))
+        let raw: RawFooter = zerocopy::transmute!(*bytes);
+        Self::parse(&raw.sealed().to_bytes())
     }
 
     /// A footer for a new disk of `disk_len` bytes, with a fresh identity.
@@ -293,7 +293,7 @@ impl Footer {
         } else {
             FOOTER_LEN
         };
-        let mut raw = RawFooter {
+        let raw = RawFooter {
             cookie: COOKIE,
             features: U32::new(2),
             file_format_version: U32::new(VERSION_1),
@@ -318,8 +318,17 @@ impl Footer {
             hidden: 0,
             reserved: [0; 426],
         };
-        raw.seal();
-        Self { raw }
+        raw.sealed()
+    }
+
+    /// This footer with the dynamic header at `at`.
+    pub fn with_data_offset(&self, at: FileOffset) -> Self {
+        let data_offset = U64::new(at.get());
+        RawFooter {
+            data_offset,
+            ..self.raw
+        }
+        .sealed()
     }
 
     /// The bytes, as read or as made.
@@ -329,11 +338,12 @@ impl Footer {
 
     /// The same disk, but for an identity of its own: children of the old one do not accept it.
     pub fn with_new_identity(&self, now: std::time::SystemTime) -> Self {
-        let mut raw = self.raw;
-        raw.unique_id = *uuid::Uuid::new_v4().as_bytes();
-        raw.time_stamp = U32::new(since_2000(now));
-        raw.seal();
-        Self { raw }
+        RawFooter {
+            unique_id: *uuid::Uuid::new_v4().as_bytes(),
+            time_stamp: U32::new(since_2000(now)),
+            ..self.raw
+        }
+        .sealed()
     }
 
     /// How the image stores its disk.
@@ -469,6 +479,12 @@ impl DynamicHeader {
             ));
         }
         Ok(Self { raw })
+    }
+
+    /// What may be halves of two headers, unchecked: for what it says of places, which are to be checked.
+    pub fn torn(bytes: &[u8; 1024]) -> Self {
+        let raw = zerocopy::transmute!(*bytes);
+        Self { raw }
     }
 
     /// A header for a new dynamic disk of `blocks` blocks, its table right behind it.

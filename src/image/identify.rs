@@ -16,6 +16,8 @@ pub struct Identified {
     pub format: Format,
     /// Which disk it is.
     pub identity: Identity,
+    /// The disk's size in bytes.
+    pub disk_len: u64,
     /// Bytes in a sector of the disk, as the guest addresses them.
     pub sector_size: u64,
     /// What a differencing image says of its parent.

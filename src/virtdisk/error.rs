@@ -192,7 +192,9 @@ impl From<&ParentProblem> for Win32Error {
             ParentProblem::Unfit { .. } => ERROR_VHD_CHILD_PARENT_SIZE_MISMATCH,
             ParentProblem::InUse { .. } => ERROR_SHARING_VIOLATION,
             ParentProblem::Circle { .. } => ERROR_VHD_DIFFERENCING_CHAIN_CYCLE_DETECTED,
-            ParentProblem::TooLong { .. } => ERROR_VHD_DIFFERENCING_CHAIN_ERROR_IN_PARENT,
+            ParentProblem::TooLong { .. } | ParentProblem::Ambiguous { .. } => {
+                ERROR_VHD_DIFFERENCING_CHAIN_ERROR_IN_PARENT
+            }
             ParentProblem::Unopenable(error) => match Self::from(&**error) {
                 ERROR_ACCESS_DENIED => ERROR_VHD_PARENT_VHD_ACCESS_DENIED,
                 ERROR_SHARING_VIOLATION => ERROR_SHARING_VIOLATION,

@@ -9,7 +9,7 @@ use vhdfs::disk::{Disk, OpenOptions};
 use vhdfs::error::OpenProblem;
 
 use super::targets::{Target, Targets};
-use super::{Report, for_each_file, name};
+use super::{Report, explained_problem, for_each_file, name};
 use crate::cli::{CheckArguments, ParentArguments};
 use crate::text::{output, plain, shown};
 use crate::{Failure, Outcome};
@@ -82,7 +82,7 @@ fn missing_parent(target: &Target, parents: &ParentArguments) -> Option<String> 
     };
     let error = Disk::open_with(&target.file, &look, &target.parents(parents)).err()?;
     // Whatever else there is has been found already.
-    matches!(error.problem(), OpenProblem::Parent(_)).then(|| error.problem().to_string())
+    matches!(error.problem(), OpenProblem::Parent(_)).then(|| explained_problem(error.problem()))
 }
 
 impl Report for Checked {

@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vhdfs::create::{CreateOptions, create};
-use vhdfs::disk::{Disk, HostParents, OpenOptions};
+use vhdfs::disk::{Disk, HostParents, OpenOptions, give_identity};
 use vhdfs::error::CreateError;
+use vhdfs::format::parent::NewParent;
 use vhdfs::format::{DiskType, Format};
-use vhdfs::storage::host::paths;
 
-use super::directory_of;
+use super::{advise_about_place, directory_of};
 use crate::cli::{CreateArguments, NewDiskType, NewFormat};
-use crate::text::say;
 use crate::{Failure, Outcome, WrongUsage};
 
 /// Runs the command.
@@ -27,14 +26,14 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
     };
     // Open, and so unchanged, until the child is there.
     let parent = match &arguments.parent {
-        Some(path) => Some(open_parent(path, arguments)?),
+        Some(path) => Some(adopt(path, arguments)?),
         None => None,
     };
-    let format = format(arguments, parent.as_deref())?;
+    let format = format(arguments, parent.as_ref().map(|(disk, _)| &**disk))?;
     let mut options = match &parent {
-        Some(parent) => CreateOptions {
+        Some((_, parent)) => CreateOptions {
             format,
-            ..CreateOptions::differencing(parent.as_parent_of(file)?)
+            ..CreateOptions::differencing(parent.clone())
         },
         None => CreateOptions::new(format, disk_type, arguments.size.unwrap_or_default()),
     };
@@ -45,13 +44,14 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<Outcome, Failure> {
         CreateError::Invalid { .. } => Failure::from(WrongUsage(error.to_string())),
         other => other.into(),
     })?;
-    if let Some(parent) = &parent {
-        advise(file, parent.path());
+    if let Some((parent, _)) = &parent {
+        advise_about_place(file, parent.path());
     }
     Ok(Outcome::Fine)
 }
 
-fn open_parent(path: &Path, arguments: &CreateArguments) -> Result<Arc<Disk>, Failure> {
+/// The disk at `path`, open, and what the new one says of it.
+fn adopt(path: &Path, arguments: &CreateArguments) -> Result<(Arc<Disk>, NewParent), Failure> {
     let options = OpenOptions {
         read_only: true,
         ..OpenOptions::default()
@@ -59,8 +59,23 @@ fn open_parent(path: &Path, arguments: &CreateArguments) -> Result<Arc<Disk>, Fa
     // The new disk's directory counts, too: there the whole chain will be looked for.
     let mut directories = arguments.parents.directories.clone();
     directories.push(directory_of(&arguments.file).to_owned());
-    let parents = HostParents::beside(path, &directories);
-    Ok(Disk::open_with(path, &options, &parents)?)
+    let parents = || HostParents::beside(path, &directories);
+    let open = || Disk::open_with(path, &options, &parents());
+    let mut disk = open()?;
+    let mut parent = disk.as_parent_of(&arguments.file);
+    if arguments.give_identity && matches!(parent, Err(CreateError::ParentIdentity { .. })) {
+        drop(disk);
+        give_identity(path, &parents())?;
+        disk = open()?;
+        parent = disk.as_parent_of(&arguments.file);
+    }
+    match parent {
+        Ok(parent) => Ok((disk, parent)),
+        Err(error @ CreateError::ParentIdentity { .. }) => {
+            Err(format!("{error} (--give-identity does that)").into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The new disk's format. A name that promises another one would mislead whoever sees it.
@@ -96,22 +111,5 @@ fn format(arguments: &CreateArguments, parent: Option<&Disk>) -> Result<Format, 
         )
         .into()),
         _ => Ok(format),
-    }
-}
-
-/// Says what it takes to open a child whose parent is not below its own directory.
-fn advise(file: &Path, parent: &Path) {
-    let directory = paths::canonical(directory_of(file));
-    let (Ok(directory), Ok(parent)) = (directory, paths::canonical(parent)) else {
-        return;
-    };
-    let is_below = paths::below(&directory, &parent).is_some();
-    if let Some(needed) = parent.parent().filter(|_| !is_below) {
-        say(&format!(
-            "{}: the parent is not below {}: opening it takes --parent-dir {}",
-            file.display(),
-            directory.display(),
-            needed.display()
-        ));
     }
 }

@@ -13,7 +13,9 @@ use vhdfs::storage::host::{HostFile, HostOptions};
 
 use super::attach::{form_of, too_large};
 use super::targets::{Target, Targets};
-use super::{Report, about, children_of, count_of_children, for_each_file, listed, name};
+use super::{
+    Report, about, children_of, count_of_children, explained_problem, for_each_file, listed, name,
+};
 use crate::cli::{InfoArguments, ParentArguments};
 use crate::text::{Bytes, plain};
 use crate::{Failure, Outcome};
@@ -86,7 +88,9 @@ fn inspect(target: &Target, parents: &ParentArguments) -> Result<Info, Failure> 
         Ok(disk) => disk,
         // The file itself can be told of all the same.
         Err(error) => match error.problem() {
-            OpenProblem::Parent(problem) => return inspect_alone(file, problem.to_string()),
+            OpenProblem::Parent(_) => {
+                return inspect_alone(file, explained_problem(error.problem()));
+            }
             _ => return Err(error.into()),
         },
     };

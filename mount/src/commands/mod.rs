@@ -6,6 +6,7 @@ pub(crate) mod compact;
 pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod map;
+pub(crate) mod relink;
 mod targets;
 mod unsparse;
 
@@ -14,7 +15,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhdfs::disk::{Children, Disk, children_below};
-use vhdfs::error::chain;
+use vhdfs::error::{ErrorKind, OpenError, OpenProblem, chain};
+use vhdfs::storage::host::paths;
 
 use crate::text::{output, plain, say, shown};
 use crate::{Failure, Outcome};
@@ -87,7 +89,7 @@ fn for_each_file<R: Report>(
             }
             Err(failure) => {
                 tally.failed += 1;
-                let error = chain(&*failure);
+                let error = explained(&failure);
                 say(&error);
                 JsonEntry::Error { file, error }
             }
@@ -151,6 +153,56 @@ fn listed(names: &[String]) -> String {
 /// A file's name as it can stand in JSON.
 fn name(file: &Path) -> String {
     file.to_string_lossy().into_owned()
+}
+
+/// A failure and its causes, with what this program offers against it.
+pub(crate) fn explained(failure: &Failure) -> String {
+    let text = chain(&**failure);
+    let advice = match failure.downcast_ref::<OpenError>() {
+        Some(error) => advice(error.problem()),
+        None => None,
+    };
+    advised(text, advice)
+}
+
+/// A reason why a disk could not be opened, with what this program offers against it.
+fn explained_problem(problem: &OpenProblem) -> String {
+    advised(problem.to_string(), advice(problem))
+}
+
+fn advised(text: String, advice: Option<&str>) -> String {
+    match advice {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
+    }
+}
+
+fn advice(problem: &OpenProblem) -> Option<&'static str> {
+    matches!(
+        problem.kind(),
+        ErrorKind::ParentMissing | ErrorKind::ParentMismatch
+    )
+    .then_some(
+        "a parent that was renamed or moved can be named with --parent FILE, or for good with `vhdfs \
+         relink --parent FILE`",
+    )
+}
+
+/// Says what it takes to open a child whose parent is not below its own directory.
+fn advise_about_place(child: &Path, parent: &Path) {
+    let directory = paths::canonical(directory_of(child));
+    let (Ok(directory), Ok(parent)) = (directory, paths::canonical(parent)) else {
+        return;
+    };
+    let is_below = paths::below(&directory, &parent).is_some();
+    if let Some(needed) = parent.parent().filter(|_| !is_below) {
+        say(&format!(
+            "{}: the parent is not below {}: opening it takes --parent-dir {}",
+            child.display(),
+            directory.display(),
+            needed.display()
+        ));
+    }
 }
 
 /// An error about a file, for errors that do not name it themselves.

@@ -1,13 +1,15 @@
-//! How a new child is to name its parent.
+//! How a child is to name its parent.
 
+use std::io;
 #[cfg(not(windows))]
 use std::path::Component;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::MAX_CHAIN_LEN;
 use crate::disk::Disk;
 use crate::error::CreateError;
-use crate::format::parent::NewParent;
+use crate::format::parent::{Identity, NewParent};
 use crate::storage::host::paths;
 
 impl Disk {
@@ -16,18 +18,12 @@ impl Disk {
     /// open with a lock, it stays what the child was made over.
     ///
     /// # Errors
-    /// Where the disk cannot have a child there, or a path cannot be written into an image.
+    /// Where the disk cannot have a child there, [`CreateError::ParentIdentity`] among it, or a path cannot
+    /// be written into an image.
     pub fn as_parent_of(&self, child: &Path) -> Result<NewParent, CreateError> {
         let invalid = |reason: String| CreateError::Invalid {
             path: child.to_owned(),
             reason,
-        };
-        let io = |action| {
-            move |source| CreateError::Io {
-                path: child.to_owned(),
-                action,
-                source,
-            }
         };
         if self.chain_len() >= MAX_CHAIN_LEN {
             return Err(invalid(format!(
@@ -35,30 +31,91 @@ impl Disk {
                  disk may consist of"
             )));
         }
-        let parent = paths::canonical(self.path()).map_err(io("find its parent"))?;
+        self.check_identity()?;
+        let place =
+            Place::of(self.path(), child).map_err(|(action, source)| match source.kind() {
+                io::ErrorKind::InvalidInput => invalid(source.to_string()),
+                _ => CreateError::Io {
+                    path: child.to_owned(),
+                    action,
+                    source,
+                },
+            })?;
+        let sector_size = self.geometry().sector_size;
+        Ok(place.parent(self.identity(), self.len(), sector_size))
+    }
+
+    /// That no other disk could be taken for it: none at all, and none of its own parents.
+    fn check_identity(&self) -> Result<(), CreateError> {
+        let identity = self.identity();
+        let mut ancestors = std::iter::successors(self.parent(), |disk| disk.parent());
+        let found = if identity.is_nil() {
+            "its identity is nil, which is none".to_owned()
+        } else if let Some(same) = ancestors.find(|disk| disk.identity() == identity) {
+            let same = same.path().display();
+            format!("it has the same identity as {same}, which it is over: {identity}")
+        } else {
+            return Ok(());
+        };
+        Err(CreateError::ParentIdentity {
+            path: self.path().to_owned(),
+            found,
+        })
+    }
+}
+
+/// Where a parent is, as its child is to say.
+#[derive(Debug)]
+pub(super) struct Place {
+    mtime: SystemTime,
+    /// The way from the child's directory; empty for none.
+    pub(super) relative: String,
+    /// The way from the root.
+    pub(super) absolute: String,
+}
+
+impl Place {
+    /// Of the file `parent`, for a child at `child`.
+    ///
+    /// # Errors
+    /// What was tried and failed; [`io::ErrorKind::InvalidInput`] for a path that cannot be written into an
+    /// image.
+    pub(super) fn of(parent: &Path, child: &Path) -> Result<Self, (&'static str, io::Error)> {
+        let failed = |action| move |source| (action, source);
+        let parent = paths::canonical(parent).map_err(failed("find its parent"))?;
         let directory = match child.parent() {
             Some(directory) if !directory.as_os_str().is_empty() => directory,
             _ => Path::new("."),
         };
-        let directory = paths::canonical(directory).map_err(io("find its directory"))?;
-        let metadata = std::fs::metadata(&parent).map_err(io("look at its parent"))?;
+        let directory = paths::canonical(directory).map_err(failed("find its directory"))?;
+        let metadata = std::fs::metadata(&parent).and_then(|found| found.modified());
         let text = |path: &Path| {
             windows_path(path).ok_or_else(|| {
-                invalid(format!(
-                    "the path {} cannot be written into an image: it has a backslash, or is no \
-                     Unicode",
-                    path.display()
-                ))
+                let path = path.display();
+                let text = format!(
+                    "the path {path} cannot be written into an image: it has a backslash, or is no Unicode"
+                );
+                let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+                ("write where its parent is", source)
             })
         };
-        Ok(NewParent {
-            identity: self.identity(),
-            disk_len: self.len(),
-            sector_size: self.geometry().sector_size,
-            mtime: metadata.modified().map_err(io("look at its parent"))?,
+        Ok(Self {
+            mtime: metadata.map_err(failed("look at its parent"))?,
             relative: way(&directory, &parent).map_or(Ok(String::new()), |way| text(&way))?,
             absolute: text(&parent)?,
         })
+    }
+
+    /// The parent that is there.
+    pub(super) fn parent(self, identity: Identity, disk_len: u64, sector_size: u64) -> NewParent {
+        NewParent {
+            identity,
+            disk_len,
+            sector_size,
+            mtime: self.mtime,
+            relative: self.relative,
+            absolute: self.absolute,
+        }
     }
 }
 

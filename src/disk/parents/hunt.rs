@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{FoundParent, HostParents, expected};
+use super::{FoundParent, HostParents};
 use crate::error::{OpenError, OpenProblem, ParentProblem, plain};
 use crate::format::parent::{Identity, ParentLink};
 use crate::image;
@@ -33,7 +34,7 @@ pub(super) struct Hunt<'a> {
     listings: Listings,
     /// Files that have been looked into.
     seen: Vec<FileKey>,
-    /// The first disk found, in a place that the child names, that has another identity.
+    /// The first disk found, where the user or the child says that it is, that has another identity.
     mismatch: Option<(PathBuf, Identity)>,
     tried: Vec<String>,
 }
@@ -60,6 +61,9 @@ impl<'a> Hunt<'a> {
     /// Finds the parent of the image at `child`, which is where it really is.
     pub(super) fn run(&mut self, child: &Path) -> Result<FoundParent, ParentProblem> {
         let link = self.link;
+        if let Some(found) = self.named_by_user(child)? {
+            return Ok(found);
+        }
         for text in link.paths.iter().map(|path| &path.text) {
             let named = self.scope.named(child, text);
             for place in &named.inside {
@@ -88,12 +92,54 @@ impl<'a> Hunt<'a> {
             Some((path, found)) => ParentProblem::Mismatch {
                 path,
                 found: found.to_string(),
-                expected: expected(self.link),
+                expected: self.link.expected(),
             },
             None => ParentProblem::Missing {
                 tried: self.finish_tried(),
             },
         })
+    }
+
+    /// The parent, if it is one of the files that the user names.
+    fn named_by_user(&mut self, child: &Path) -> Result<Option<FoundParent>, ParentProblem> {
+        let parents = self.parents;
+        let mut found: Option<(FoundParent, PathBuf)> = None;
+        for named in &parents.files {
+            let file = Found::at(&named.path).map_err(|miss| {
+                let tried = vec![plain(&format!("{}: {miss}", named.path.display()))];
+                ParentProblem::Missing { tried }
+            })?;
+            if file.path == child {
+                named.was_found.store(true, Ordering::Relaxed);
+            }
+            // Those that are of the chain, but not here, are no mistake.
+            let is_spare = !named.was_found.load(Ordering::Relaxed);
+            if file.path == child || self.is_seen(file.key) {
+                continue;
+            }
+            let Some(parent) = self.examine(&file, is_spare)? else {
+                continue;
+            };
+            if let Some((_, other)) = found {
+                return Err(ParentProblem::Ambiguous {
+                    one: other,
+                    other: file.path,
+                    identity: self.link.expected(),
+                });
+            }
+            named.was_found.store(true, Ordering::Relaxed);
+            found = Some((parent, file.path));
+        }
+        Ok(found.map(|(parent, _)| parent))
+    }
+
+    /// Whether a file has been looked into; from now on it has.
+    fn is_seen(&mut self, key: FileKey) -> bool {
+        let is_seen = self.seen.contains(&key);
+        if !is_seen {
+            self.seen.push(key);
+        }
+        is_seen
     }
 
     /// The parent, if it is at `place`. A place that was only guessed is not worth a word.
@@ -112,10 +158,9 @@ impl<'a> Hunt<'a> {
             }
         };
         for file in files {
-            if self.seen.contains(&file.key) {
+            if self.is_seen(file.key) {
                 continue;
             }
-            self.seen.push(file.key);
             if let Some(found) = self.examine(&file, named)? {
                 return Ok(Some(found));
             }

@@ -1,11 +1,11 @@
-//! The header of a new differencing disk.
+//! What the header of a differencing disk says of its parent.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::{DynamicHeader, EPOCH, RawHeader, RawLocator, U32, U64, checksum};
-use crate::units::{FileOffset, FileRange, low_u32, u64_from};
+use crate::units::{FileRange, low_u32, u64_from};
 
 /// The platform code of a path from the child's directory, UTF-16 little-endian.
 const RELATIVE: u32 = u32::from_be_bytes(*b"W2ru");
@@ -14,7 +14,7 @@ const ABSOLUTE: u32 = u32::from_be_bytes(*b"W2ku");
 /// The longest name that the header holds.
 const NAME_UNITS: usize = 255;
 
-/// What a new header says of the parent.
+/// What a header says of the parent.
 #[derive(Clone, Debug)]
 pub struct ParentFields<'a> {
     /// The parent's `UniqueID`.
@@ -30,16 +30,15 @@ pub struct ParentFields<'a> {
 }
 
 impl DynamicHeader {
-    /// A header for a new differencing disk of `blocks` blocks. Empty paths get no locator.
-    pub fn new_differencing(
-        blocks: u32,
-        block_size: u32,
-        table_offset: FileOffset,
-        parent: &ParentFields<'_>,
-    ) -> Self {
-        let mut raw: RawHeader = Self::new(blocks, block_size, table_offset).raw;
-        raw.parent_unique_id = parent.unique_id;
-        raw.parent_time_stamp = U32::new(time_stamp(parent.mtime));
+    /// This header, naming `parent` and no other. Empty paths get no locator.
+    pub fn with_parent(&self, parent: &ParentFields<'_>) -> Self {
+        let mut raw = RawHeader {
+            parent_unique_id: parent.unique_id,
+            parent_time_stamp: U32::new(time_stamp(parent.mtime)),
+            parent_unicode_name: [0; 512],
+            parent_locators: [RawLocator::new_zeroed(); 8],
+            ..self.raw
+        };
         let (places, _) = raw.parent_unicode_name.as_chunks_mut::<2>();
         for (place, unit) in places.iter_mut().zip(name_units(parent.name)) {
             *place = unit.to_be_bytes();
@@ -85,6 +84,7 @@ fn time_stamp(time: SystemTime) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::FileOffset;
 
     #[test]
     fn a_long_name_is_cut_between_characters() {
@@ -97,14 +97,19 @@ mod tests {
         };
         let name = format!("{}\u{1f600}x", "a".repeat(254));
         let at = FileOffset::new(512);
-        let header = DynamicHeader::new_differencing(1, 2 << 20, at, &parent(&name));
+        let header = DynamicHeader::new(1, 2 << 20, at).with_parent(&parent(&name));
         let bytes = header.to_bytes();
         assert_eq!(bytes[64..576], [[0, b'a'].repeat(254), vec![0; 4]].concat());
         let read = DynamicHeader::parse(&bytes, at).unwrap();
         assert_eq!(read.parent_unique_id(), [7; 16]);
         let ranges: Vec<_> = read.locator_ranges().collect();
         assert_eq!(ranges, [FileRange::new(FileOffset::new(4096), 4096)]);
-        let short = DynamicHeader::new_differencing(1, 2 << 20, at, &parent("b\u{e4}"));
-        assert_eq!(short.to_bytes()[64..70], [0, b'b', 0, 0xe4, 0, 0]);
+        let short = header.with_parent(&parent("b\u{e4}"));
+        let renamed = short.to_bytes();
+        assert_eq!(renamed[64..68], [0, b'b', 0, 0xe4]);
+        assert!(
+            renamed[68..576].iter().all(|byte| *byte == 0),
+            "nothing of the old one"
+        );
     }
 }

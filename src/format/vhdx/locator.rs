@@ -33,18 +33,31 @@ impl ParentLocator {
     /// A locator of the parent whose `DataWriteGuid` is `linkage`, with the given paths, the
     /// relative one first.
     pub fn new(linkage: Uuid, relative: &str, absolute: &str) -> Self {
-        let values = [
-            (LINKAGE, linkage.braced().to_string()),
-            ("relative_path", relative.to_owned()),
-            ("absolute_win32_path", absolute.to_owned()),
-        ];
-        Self {
-            values: values
-                .map(|(key, value)| (key.to_owned(), value))
-                .into_iter()
-                .filter(|(_, value)| !value.is_empty())
-                .collect(),
+        let linkage = (LINKAGE.to_owned(), linkage.braced().to_string());
+        let values = BTreeMap::from([linkage]);
+        Self { values }.with_paths(relative, absolute)
+    }
+
+    /// This locator with these paths and no other ones; all else stays.
+    pub fn with_paths(&self, relative: &str, absolute: &str) -> Self {
+        let mut values = self.values.clone();
+        for (key, _) in PATHS {
+            values.remove(key);
         }
+        let new = Self::paths(relative, absolute);
+        values.extend(new.map(|(key, value)| (key.to_owned(), value)));
+        Self { values }
+    }
+
+    /// The paths that are there, with their keys.
+    fn paths(relative: &str, absolute: &str) -> impl Iterator<Item = (&'static str, String)> {
+        [
+            ("relative_path", relative),
+            ("absolute_win32_path", absolute),
+        ]
+        .map(|(key, value)| (key, value.to_owned()))
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
     }
 
     /// Decodes the item.

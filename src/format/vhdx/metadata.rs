@@ -34,6 +34,10 @@ const PMEM_LABEL: Uuid = uuid!("10e1ae8a-4b7e-4169-a40f-cd70de928393");
 /// As before: present until the program that creates the file is done with it.
 const INCOMPLETE_MARKER: Uuid = uuid!("71cc85f0-1b69-4e28-9558-c3bf83ae75d3");
 
+mod room;
+
+pub use room::Room;
+
 const SIGNATURE: [u8; 8] = *b"metadata";
 const ENTRY_LEN: usize = 32;
 const MAX_ENTRIES: u16 = 2047;

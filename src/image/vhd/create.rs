@@ -12,7 +12,7 @@ use crate::units::{FileOffset, FileRange, low_u32, round_up, u64_from, u64_from_
 /// Where the table of a new disk lies.
 const TABLE: FileOffset = FileOffset::new(FOOTER_LEN + HEADER_LEN);
 /// Bytes that a locator's path gets at least, so that another one can take its place.
-const LOCATOR_SPACE: u64 = 4096;
+pub(super) const LOCATOR_SPACE: u64 = 4096;
 
 /// Makes an empty disk of `disk_len` bytes in the empty file `storage`, durably. The caller has
 /// checked the sizes.
@@ -48,33 +48,59 @@ pub(crate) fn create_differencing(
     block_size: u32,
     parent: &NewParent,
 ) -> io::Result<()> {
-    let Identity::Vhd(unique_id) = parent.identity else {
-        return Err(io::Error::other("the parent of a VHD is a VHD"));
-    };
-    let blocks = blocks(disk_len, block_size);
-    let table_end = DynamicHeader::new(blocks, block_size, TABLE)
-        .table_range()
-        .end();
-    let relative = utf16le(&parent.relative);
-    let absolute = utf16le(&parent.absolute);
-    let relative_space = space_for(&relative, table_end);
-    let absolute_space = space_for(&absolute, relative_space.end());
-    let name = (parent.absolute.rsplit(['\\', '/']).next())
-        .filter(|name| !name.is_empty())
-        .or_else(|| parent.relative.rsplit('\\').next())
-        .unwrap_or_default();
-    let fields = ParentFields {
-        unique_id,
-        mtime: parent.mtime,
-        name,
-        relative: (&relative, relative_space),
-        absolute: (&absolute, absolute_space),
-    };
-    let header = DynamicHeader::new_differencing(blocks, block_size, TABLE, &fields);
+    let texts = ParentTexts::of(parent)?;
+    let header = DynamicHeader::new(blocks(disk_len, block_size), block_size, TABLE);
+    let table_end = header.table_range().end();
+    let relative = FileRange::new(table_end, space_for(&texts.relative));
+    let absolute = FileRange::new(relative.end(), space_for(&texts.absolute));
+    let header = header.with_parent(&texts.fields(relative, absolute));
     let footer = Footer::new(DiskType::Differencing, disk_len, SystemTime::now());
-    storage.write_all_at(&relative, relative_space.start)?;
-    storage.write_all_at(&absolute, absolute_space.start)?;
-    write_dynamic(storage, &footer, &header, absolute_space.end())
+    storage.write_all_at(&texts.relative, relative.start)?;
+    storage.write_all_at(&texts.absolute, absolute.start)?;
+    write_dynamic(storage, &footer, &header, absolute.end())
+}
+
+/// What a VHD says of its parent, as it lies in the file.
+#[derive(Debug)]
+pub(super) struct ParentTexts<'a> {
+    unique_id: [u8; 16],
+    mtime: SystemTime,
+    name: &'a str,
+    /// The path from the child's directory.
+    pub(super) relative: Vec<u8>,
+    /// The path from a root.
+    pub(super) absolute: Vec<u8>,
+}
+
+impl<'a> ParentTexts<'a> {
+    /// Of `parent`, which is a VHD.
+    pub(super) fn of(parent: &'a NewParent) -> io::Result<Self> {
+        let Identity::Vhd(unique_id) = parent.identity else {
+            return Err(io::Error::other("the parent of a VHD is a VHD"));
+        };
+        let name = (parent.absolute.rsplit(['\\', '/']).next())
+            .filter(|name| !name.is_empty())
+            .or_else(|| parent.relative.rsplit('\\').next())
+            .unwrap_or_default();
+        Ok(Self {
+            unique_id,
+            mtime: parent.mtime,
+            name,
+            relative: utf16le(&parent.relative),
+            absolute: utf16le(&parent.absolute),
+        })
+    }
+
+    /// For a header, with its paths in these spaces.
+    pub(super) fn fields(&self, relative: FileRange, absolute: FileRange) -> ParentFields<'_> {
+        ParentFields {
+            unique_id: self.unique_id,
+            mtime: self.mtime,
+            name: self.name,
+            relative: (&self.relative, relative),
+            absolute: (&self.absolute, absolute),
+        }
+    }
 }
 
 /// The footer of a new fixed disk of `disk_len` bytes.
@@ -95,14 +121,9 @@ fn utf16le(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
-/// The space behind `end` for a locator's path.
-fn space_for(path: &[u8], end: FileOffset) -> FileRange {
-    let len = if path.is_empty() {
-        0
-    } else {
-        round_up(u64_from(path.len()), LOCATOR_SPACE)
-    };
-    FileRange::new(end, len)
+/// Bytes of the space for a locator's path; none for none.
+pub(super) fn space_for(path: &[u8]) -> u64 {
+    round_up(u64_from(path.len()), LOCATOR_SPACE)
 }
 
 /// Writes the metadata of a disk without blocks. Nobody takes the file for a disk before it is one:

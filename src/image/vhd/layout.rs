@@ -27,6 +27,9 @@ const KNOWN_CREATORS: [&[u8; 4]; 8] = [
     b"vhfs", b"qemu", b"qem2", b"win ", b"vpc ", b"d2v\0", b"tap\0", b"vbox",
 ];
 
+/// Bytes at the end of a file without a footer that are looked at for data.
+pub(super) const END_LOOK: u64 = 64 << 10;
+
 /// The footer at the end of the file.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -182,14 +185,13 @@ fn stranger_behind(
     end: FileOffset,
     slot: SlotShape,
 ) -> io::Result<Option<FormatError>> {
-    const LOOK: u64 = 64 << 10;
     let file_end = FileOffset::new(layout.file_len);
     if layout.tail.footer.is_ok() || file_end.since(end) < slot.len {
         return Ok(None);
     }
     // What was a footer may be part of it.
-    let mut last = vec![0; usize_from(LOOK.min(file_end.since(end)))];
-    let at = FileOffset::new(layout.file_len.saturating_sub(LOOK).max(end.get()));
+    let mut last = vec![0; usize_from(END_LOOK.min(file_end.since(end)))];
+    let at = FileOffset::new(layout.file_len.saturating_sub(END_LOOK).max(end.get()));
     storage.read_exact_at(&mut last, at)?;
     let has_data = last.iter().any(|byte| *byte != 0);
     Ok(has_data.then(|| {

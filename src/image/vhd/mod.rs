@@ -24,6 +24,7 @@ mod create;
 mod layout;
 mod parent;
 mod recover;
+mod relink;
 mod space;
 pub(crate) mod stray;
 #[cfg(test)]
@@ -57,6 +58,7 @@ use crate::units::{
 pub(crate) use create::{create, create_differencing};
 pub(crate) use layout::{Layout, ends_with_footer};
 pub(crate) use parent::{identify, probe_large};
+pub(crate) use relink::{relink, renew_identity};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;
@@ -93,18 +95,13 @@ pub(crate) fn open(
     options: ImageOptions,
     fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
-    let mut layout = Layout::read(&*storage)?;
-    fits(layout.parent())?;
-    let mut repaired = Vec::new();
-    if !options.read_only {
-        if let Some(error) = layout.not_writable.take() {
-            return Err(OpenProblem::NotWritable(error));
-        }
-        repaired = recover::recover(&*storage, &mut layout).map_err(|source| OpenProblem::Io {
-            action: "repair the file",
-            source,
-        })?;
-    }
+    let (layout, repaired) = if options.read_only {
+        let layout = Layout::read(&*storage)?;
+        fits(layout.parent())?;
+        (layout, Vec::new())
+    } else {
+        recover::read_recovered(&*storage, fits)?
+    };
     Ok(Opened {
         image: Box::new(Vhd::from_layout(storage, layout, options)),
         repaired,

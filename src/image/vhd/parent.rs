@@ -74,6 +74,7 @@ fn read_headers(storage: &dyn Storage) -> Result<Identified, LayoutError> {
     Ok(Identified {
         format: Format::Vhd,
         identity: Identity::Vhd(footer.unique_id()),
+        disk_len: footer.disk_len(),
         sector_size: SECTOR_SIZE,
         parent,
     })

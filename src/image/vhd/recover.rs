@@ -14,8 +14,9 @@
 use std::io;
 
 use super::layout::Layout;
-use crate::error::is_full;
+use crate::error::{OpenProblem, is_full};
 use crate::format::vhd::FOOTER_LEN;
+use crate::image::Fits;
 use crate::storage::Storage;
 use crate::units::{FileOffset, SECTOR_SIZE, round_up};
 
@@ -116,6 +117,27 @@ pub(super) fn repairs(layout: &Layout) -> Vec<Finding> {
 /// The file's length with nothing behind `end` but the footer.
 fn shortest(end: FileOffset) -> u64 {
     round_up(end.get(), SECTOR_SIZE).saturating_add(FOOTER_LEN)
+}
+
+/// The metadata of the file in `storage`, which is to be written, once [`recover`] has put it right, and
+/// what that did. `fits` is asked what it thinks of the parent before anything is written.
+///
+/// # Errors
+/// Where the file is damaged or not to be written, or the host fails.
+pub(super) fn read_recovered(
+    storage: &dyn Storage,
+    fits: Fits<'_>,
+) -> Result<(Layout, Vec<String>), OpenProblem> {
+    let mut layout = Layout::read(storage)?;
+    fits(layout.parent())?;
+    if let Some(error) = layout.not_writable.take() {
+        return Err(OpenProblem::NotWritable(error));
+    }
+    let repaired = recover(storage, &mut layout).map_err(|source| OpenProblem::Io {
+        action: "repair the file",
+        source,
+    })?;
+    Ok((layout, repaired))
 }
 
 /// Puts right what [`repairs`] lists, durably, and updates `layout`. The caller has made sure that

@@ -18,6 +18,7 @@ pub(crate) fn identify(storage: &dyn Storage) -> Result<Identified, OpenProblem>
     Ok(Identified {
         format: Format::Vhdx,
         identity: Identity::Vhdx(current.header.data_write_guid),
+        disk_len: parameters.disk_len,
         sector_size: parameters.sector_size,
         parent: parameters.parent,
     })

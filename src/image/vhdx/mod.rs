@@ -32,6 +32,7 @@ mod log;
 mod open;
 mod overlay;
 mod parameters;
+mod relink;
 mod repair;
 pub(crate) mod replay;
 mod ring;
@@ -65,6 +66,7 @@ use crate::units::{BlockIndex, FileOffset, FileRange, usize_from};
 pub(crate) use create::{NewDisk, create};
 pub(crate) use identify::identify;
 pub(crate) use open::{open, probe, probe_large};
+pub(crate) use relink::{relink, renew_identity};
 
 /// Sector bitmaps kept in memory, in bytes, for one image.
 const BITMAP_CACHE_BYTES: usize = 1 << 20;

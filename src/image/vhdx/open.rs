@@ -37,17 +37,34 @@ pub(crate) fn open(
     options: ImageOptions,
     fits: Fits<'_>,
 ) -> Result<Opened, OpenProblem> {
-    let failed = |action| move |source| OpenProblem::Io { action, source };
-    if options.read_only {
+    let (image, repaired) = if options.read_only {
         let (view, header) = replayed_view(storage)?;
         let layout = Layout::read(&*view, header)?;
         fits(layout.parent.as_ref())?;
         let view = padded_view(view, layout.padded_len()).map_err(failed("read the file"))?;
-        return Ok(Opened {
-            image: Box::new(Vhdx::from_layout(view, layout, options, false)),
-            repaired: Vec::new(),
-        });
-    }
+        (Vhdx::from_layout(view, layout, options, false), Vec::new())
+    } else {
+        open_writable(storage, options, fits)?
+    };
+    Ok(Opened {
+        image: Box::new(image),
+        repaired,
+    })
+}
+
+fn failed(action: &'static str) -> impl Fn(io::Error) -> OpenProblem {
+    move |source| OpenProblem::Io { action, source }
+}
+
+/// As [`open`], for writing; with what was put right.
+///
+/// # Errors
+/// The same.
+pub(super) fn open_writable(
+    storage: Arc<dyn Storage>,
+    options: ImageOptions,
+    fits: Fits<'_>,
+) -> Result<(Vhdx, Vec<String>), OpenProblem> {
     let mut layout = {
         let (view, header) = replayed_look(&*storage)?;
         Layout::read(&view, header)?
@@ -80,10 +97,7 @@ pub(crate) fn open(
             repaired.push("a damaged copy of the region table restored from the other".to_owned());
         }
     }
-    Ok(Opened {
-        image: Box::new(image),
-        repaired,
-    })
+    Ok((image, repaired))
 }
 
 fn not_repaired(error: crate::error::DiskError) -> OpenProblem {

@@ -121,6 +121,23 @@ pub(super) fn read_items(
     Ok(MetadataTable::parse(&bytes, metadata.len)?)
 }
 
+/// The bytes of an item of the region at `metadata`.
+pub(super) fn read_item(
+    storage: &dyn Storage,
+    metadata: FileRange,
+    item: &MetadataItem,
+    file_len: u64,
+) -> Result<Vec<u8>, LayoutError> {
+    let at = metadata.start.plus(u64_from_u32(item.offset));
+    if at.plus(u64_from_u32(item.len)).get() > file_len {
+        return Err(cut("metadata item", at.get(), file_len).into());
+    }
+    // At most 1 MiB: the table's decoder made sure.
+    let mut bytes = vec![0; usize_from(u64_from_u32(item.len))];
+    storage.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
 /// What the metadata items say.
 pub(super) struct Parameters {
     pub(super) file: FileParameters,
@@ -137,16 +154,7 @@ impl Parameters {
         items: &MetadataTable,
         file_len: u64,
     ) -> Result<Self, LayoutError> {
-        let bytes_of = |item: &MetadataItem| -> Result<Vec<u8>, LayoutError> {
-            let at = metadata.start.plus(u64_from_u32(item.offset));
-            if at.plus(u64_from_u32(item.len)).get() > file_len {
-                return Err(cut("metadata item", at.get(), file_len).into());
-            }
-            // At most 1 MiB: the table's decoder made sure.
-            let mut bytes = vec![0; usize_from(u64_from_u32(item.len))];
-            storage.read_exact_at(&mut bytes, at)?;
-            Ok(bytes)
-        };
+        let bytes_of = |item: &MetadataItem| read_item(storage, metadata, item, file_len);
         let file = bytes_of(items.need(FILE_PARAMETERS, "file parameters", 8)?)?;
         let file = FileParameters::parse(array(&file))?;
         let name = "logical sector size";

@@ -93,6 +93,29 @@ pub struct Found {
 }
 
 impl Found {
+    /// The regular file at `path`, wherever that is: for names that come from the user, never out of an
+    /// image. Links are followed.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn at(path: &Path) -> Result<Self, Miss> {
+        let pinned = Pin::file(path).map_err(beneath::miss)?;
+        let real = paths::canonical(path);
+        Self::of(pinned, real.unwrap_or_else(|_| path.to_owned()))
+    }
+
+    fn of(pinned: Pin, path: PathBuf) -> Result<Self, Miss> {
+        let stat = pinned.stat().map_err(Miss::Io)?;
+        match stat.kind.special() {
+            Some(what) => Err(Miss::Special(what)),
+            None => Ok(Self {
+                path,
+                key: stat.key,
+                pinned,
+            }),
+        }
+    }
+
     /// Opens it for reading.
     ///
     /// # Errors
@@ -245,15 +268,8 @@ impl Scope {
     fn find(&self, candidate: &Candidate) -> Result<Found, Miss> {
         let root = self.roots.get(candidate.root).ok_or(Miss::Missing)?;
         let pinned = root.open(&candidate.path)?;
-        let stat = pinned.stat().map_err(Miss::Io)?;
-        if let Some(what) = stat.kind.special() {
-            return Err(Miss::Special(what));
-        }
-        Ok(Found {
-            path: root.real_place(&pinned, &candidate.path),
-            key: stat.key,
-            pinned,
-        })
+        let path = root.real_place(&pinned, &candidate.path);
+        Found::of(pinned, path)
     }
 
     /// Names on the host that differ from `candidate` in case only.

@@ -26,7 +26,7 @@ pub(super) fn open(root: &Pin, below: Below<'_>, path: &Path) -> Result<Pin, Mis
     }
 }
 
-fn miss(error: io::Error) -> Miss {
+pub(super) fn miss(error: io::Error) -> Miss {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => {
             Miss::Missing
