@@ -96,7 +96,7 @@ mod tests {
                 prop_assert_eq!(found, before);
                 flags[inside].fill(true);
             }
-            let mut runs = vec![false; 192];
+            let mut runs = [false; 192];
             for run in occupied.runs() {
                 prop_assert!(!run.is_empty());
                 runs[usize_from(run.start.get() / 10)..usize_from(run.end().get() / 10)].fill(true);
