@@ -10,11 +10,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Mount, create, errno, eventually, exit_code, has, json, run, stderr};
 use fuser::{FileHandle, Filesystem, INodeNo, OpenFlags, ReplyAttr, ReplyOpen, Request};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use vhdfs::disk::{Disk, HostParents, OpenOptions};
@@ -440,7 +441,7 @@ enum Held {
 
 impl DeadFs {
     fn hold(&self, reply: Held) {
-        if let Some(held) = &mut *self.0.lock().unwrap() {
+        if let Some(held) = &mut *self.0.lock() {
             held.push(reply);
         }
     }
@@ -458,7 +459,7 @@ impl Filesystem for DeadFs {
 
 impl Drop for Dead {
     fn drop(&mut self) {
-        self.0.lock().unwrap().take();
+        self.0.lock().take();
     }
 }
 
@@ -481,7 +482,7 @@ fn a_file_system_that_never_answers_holds_up_nobody() {
     // It is waited for once.
     let spent = time_to_open(&mount, "a.vhdx.raw", 20);
     assert!(spent < Duration::from_secs(4), "{spent:?}");
-    let nobody_asked = dead.0.lock().unwrap().as_ref().is_none_or(Vec::is_empty);
+    let nobody_asked = dead.0.lock().as_ref().is_none_or(Vec::is_empty);
     assert!(!nobody_asked);
     let spent = time_to_open(&mount, "b.vhdx.raw", 20);
     assert!(spent < Duration::from_millis(900), "{spent:?}");
