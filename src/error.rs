@@ -7,6 +7,7 @@ mod text;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::units::{BlockIndex, FileRange};
 pub use text::{chain, plain};
@@ -168,9 +169,22 @@ pub enum OpenProblem {
     /// Sound to read, but not to be written; a read-only open succeeds.
     #[error("cannot be opened for writing: {0}")]
     NotWritable(#[source] FormatError),
-    /// A lock that another program holds.
-    #[error("in use by another program, perhaps a mounted vhdfs ({0}); close it there first")]
+    /// Another program has it open: who or how. A lock tells, or the host.
+    #[error("in use by another program ({0}); close it there first")]
     InUse(String),
+    /// It may be that somebody is at it.
+    #[error(
+        "changed {} s ago, and this host cannot tell whether another program still writes to it: leave it \
+         alone for {} s, or use --quiet-time 0s if nobody has it open",
+        ago.as_secs(),
+        quiet.as_secs()
+    )]
+    NotQuiet {
+        /// How long ago it was changed.
+        ago: Duration,
+        /// How long it must have been.
+        quiet: Duration,
+    },
     /// The parent of a differencing disk: see [`ParentProblem`].
     #[error(transparent)]
     Parent(#[from] ParentProblem),
@@ -191,6 +205,11 @@ impl OpenError {
             path: path.to_owned(),
             problem: problem.into(),
         }
+    }
+
+    /// The same about a file that was opened by a path that says nothing.
+    pub(crate) fn renamed(self, path: &Path) -> Self {
+        Self::new(path, self.problem)
     }
 
     /// The file that it is about.
@@ -242,7 +261,7 @@ impl OpenProblem {
         match self {
             Self::Format(error) => error.kind(),
             Self::NotWritable(_) => ErrorKind::ReadOnly,
-            Self::InUse(_) => ErrorKind::InUse,
+            Self::InUse(_) | Self::NotQuiet { .. } => ErrorKind::InUse,
             Self::Parent(problem) => problem.kind(),
             Self::Io { source, .. } if is_full(source) => ErrorKind::NoSpace,
             Self::Io { .. } => ErrorKind::Io,
@@ -431,6 +450,12 @@ pub enum CompactError {
     /// Cancelled by the caller.
     #[error("cancelled; what was done so far stays, and a further run goes on from there")]
     Cancelled,
+    /// Another program opens the file.
+    #[error(
+        "another program opens the file; what was done so far stays, and a further run, once that has \
+         closed it, goes on from there"
+    )]
+    Wanted,
     /// The host is full. What needed no further space was done.
     #[error(
         "the host has no room for one more block, so that {blocks} blocks could not be moved; free \
@@ -451,6 +476,7 @@ impl CompactError {
         match self {
             Self::Fixed => ErrorKind::NotCompactable,
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::Wanted => ErrorKind::InUse,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Disk(error) => error.kind(),
         }

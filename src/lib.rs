@@ -96,20 +96,24 @@
 //!   gives what that file's mode gives;
 //! - changes, cuts, renames or replaces a file that is open: the disk that is open stays the one that it was;
 //!   that its file was cut is noticed with the next flush, and ends it; nothing of another file is written;
-//! - opens the same file: each refuses the other who asks for QEMU's image locks ([`storage`]);
+//! - opens the same file: each refuses the other who asks for QEMU's image locks ([`storage`]). Who does not
+//!   ask is noticed by leases: what somebody has open for writing is not opened for writing here, and work
+//!   that no guest asked for ends within a step when somebody opens the file ([`storage::host::Hold`]);
 //! - puts many files there, or mounts something there that does not answer: opening a disk costs a look at each
 //!   file's attributes, on a thread of its own and once for all who wait, and open disks are served meanwhile; another
 //!   file system is waited for a second, once. One that itself needs a vhdfs mount, a guest's on a loop device, is
 //!   not touched (`lineage`).
 //!
 //! Not defended: who may write to an image file changes what its guest reads, as with any disk; who holds
-//! a read lock on a file keeps others from opening it for writing, and who puts a child of a disk into
+//! a read lock on a file keeps others from opening it for writing, who has it open keeps it from being
+//! compacted, and who puts a child of a disk into
 //! the served directory, which takes its identity, makes the disk read-only; who may rename files in the
 //! directory of a parent may exchange it between its check and its use. Nothing is encrypted, and time and
 //! space that a disk takes tell about its content.
 //!
-//! There is no set-id program, and no unsafe code but in `virtdisk/ffi*`, the C interface, and in
-//! `storage/host/windows/sys.rs`, the calls to Windows' kernel (`tests/tidy.rs`).
+//! There is no set-id program, and no unsafe code but in `virtdisk/ffi*`, the C interface, in
+//! `storage/host/windows/sys.rs`, the calls to Windows' kernel, and in `storage/host/unix/sys.rs`, one call to
+//! Linux' (`tests/tidy.rs`).
 //!
 //! On Windows the same holds with its means: files are held by handles and opened anew from these, names are
 //! looked up one by one in the directory that is held, so that no drive letter, share, device, stream or

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use vhdfs::compact::{CompactOptions, IdlePolicy, IdleWork, Next};
+use vhdfs::compact::{CompactError, CompactOptions, IdlePolicy, IdleWork, Next};
 use vhdfs::create::{CreateOptions, create};
 use vhdfs::disk::{Disk, DiskType, Format, OpenOptions};
 use vhdfs::format::parent::NewParent;
@@ -178,4 +178,39 @@ fn another_policy_begins_anew() {
     assert!(matches!(work.step(), Next::Done));
     work.set_policy(policy(true));
     assert!(matches!(work.step(), Next::Again));
+}
+
+/// Work that no guest asked for ends when another program wants the file, and goes on later.
+#[test]
+fn it_ends_when_another_program_wants_the_file() {
+    const BLOCK: u64 = 2 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.vhd");
+    create(&path, &CreateOptions::dynamic(8 * BLOCK)).expect("created");
+    let storage = Arc::new(SimStorage::from_file(&path).expect("loaded"));
+    let disk = Disk::open_storage(storage.clone(), &path, &OpenOptions::default()).expect("opened");
+    for block in 0..8 {
+        disk.write_at(&[7; 4096], block * BLOCK).expect("written");
+    }
+    for block in 0..4 {
+        disk.write_zeroes(block * BLOCK, BLOCK).expect("zeroed");
+    }
+    let copied = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&copied);
+    storage.on_op(move |storage, op| match op.kind {
+        // The first dead block leaves the table.
+        OpKind::Write => storage.set_wanted(true),
+        OpKind::CopyWithin => noted.store(true, Ordering::Relaxed),
+        _ => {}
+    });
+    let ended = disk.compact(&CompactOptions::default()).wait();
+    storage.clear_hook();
+    assert!(matches!(ended, Err(CompactError::Wanted)), "{ended:?}");
+    assert!(!copied.load(Ordering::Relaxed), "another step was begun");
+    storage.set_wanted(false);
+    let report = disk
+        .compact(&CompactOptions::default())
+        .wait()
+        .expect("compacted");
+    assert!(report.blocks_moved > 0 && report.length_after < 5 * BLOCK);
 }

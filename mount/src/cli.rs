@@ -1,6 +1,8 @@
 //! The command line: clap's types, and the two other ways in which `mount` programs call us.
 
 mod parents;
+mod quiet;
+mod switches;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::options::{self, MountOption, Share};
 pub(crate) use parents::{ParentArguments, ParentDirectories, RelinkArguments};
+pub(crate) use quiet::QuietArguments;
+pub(crate) use switches::{FsAware, Switch};
 
 /// Virtual hard disks that stay small.
 #[derive(Debug, Parser)]
@@ -98,6 +102,10 @@ pub(crate) enum Command {
     ///
     /// A fixed disk keeps its length: see --punch-holes. Only what its file has beyond the disk goes.
     ///
+    /// A file that another program has open is refused, once it was waited for for 10 seconds. One that
+    /// opens the file later gets it at once: for reading, the rest is done afterwards, for writing, it is
+    /// left.
+    ///
     /// Not for the disk of a machine that was suspended or saved: what it knows of its filesystems
     /// is not all on the disk. Use --no-fs-aware there.
     Compact(CompactArguments),
@@ -115,24 +123,6 @@ pub(crate) enum Command {
     /// identity, unchanged since. In CHILD nothing else changes; places that other programs noted are
     /// replaced. Interrupting it is safe: CHILD names the old place then or the new one.
     Relink(RelinkArguments),
-}
-
-/// `on` or `off`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Switch {
-    /// Yes.
-    On,
-    /// No.
-    Off,
-}
-
-/// When the guest's filesystems are asked in the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FsAware {
-    /// While it is safe.
-    Auto,
-    /// Never.
-    Off,
 }
 
 /// `vhdfs mount`.
@@ -167,6 +157,10 @@ pub(crate) struct MountArguments {
     /// ... and at least that much can go
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = options::size)]
     pub(crate) min_reclaim: u64,
+    /// Leave files alone that no guest has opened for writing, and that were changed by another program
+    /// less than that long ago
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = options::duration)]
+    pub(crate) quiet_time: Duration,
     /// Do not compact in the background
     #[arg(long)]
     pub(crate) no_compact: bool,
@@ -197,7 +191,7 @@ pub(crate) struct MountArguments {
     /// Log more; twice: everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Mount options, for fstab: ro, allow_other, idle-after=TIME, min-reclaim=SIZE, no-compact,
+    /// Mount options, for fstab: ro, allow_other, idle-after=TIME, quiet-time=TIME, min-reclaim=SIZE, no-compact,
     /// punch-holes=on|off, fs-aware=auto|off, no-children, threads=N, parent-dir=DIR, log-file=FILE; generic ones such as nofail are ignored
     #[arg(
         short,
@@ -220,6 +214,7 @@ impl MountArguments {
                 MountOption::ReadOnly(read_only) => self.read_only = read_only,
                 MountOption::AllowOther => self.allow_other = true,
                 MountOption::IdleAfter(idle_after) => self.idle_after = idle_after,
+                MountOption::QuietTime(quiet_time) => self.quiet_time = quiet_time,
                 MountOption::MinReclaim(min_reclaim) => self.min_reclaim = min_reclaim,
                 MountOption::NoCompact => self.no_compact = true,
                 MountOption::PunchHoles(true) => self.punch_holes = Switch::On,
@@ -313,6 +308,8 @@ pub(crate) struct CompactArguments {
     pub(crate) keep_identical: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
+    #[command(flatten)]
+    pub(crate) quiet: QuietArguments,
     /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,
@@ -366,6 +363,8 @@ pub(crate) struct CheckArguments {
     pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) parents: ParentArguments,
+    #[command(flatten)]
+    pub(crate) quiet: QuietArguments,
     /// Print JSON: one object for one file, an array for several or for a directory
     #[arg(long)]
     pub(crate) json: bool,

@@ -12,6 +12,8 @@ pub(crate) enum MountOption {
     AllowOther,
     /// `idle-after=TIME`.
     IdleAfter(Duration),
+    /// `quiet-time=TIME`.
+    QuietTime(Duration),
     /// `min-reclaim=SIZE`.
     MinReclaim(u64),
     /// `no-compact`.
@@ -78,6 +80,7 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
         "rw" => MountOption::ReadOnly(false),
         "allow-other" => MountOption::AllowOther,
         "idle-after" => MountOption::IdleAfter(duration(needed()?)?),
+        "quiet-time" => MountOption::QuietTime(duration(needed()?)?),
         "min-reclaim" => MountOption::MinReclaim(size(needed()?)?),
         "no-compact" | "nocompact" => MountOption::NoCompact,
         "no-children" => MountOption::NoChildren,
@@ -258,6 +261,10 @@ mod tests {
         assert_eq!(
             mount_option("idle_after=10s"),
             Ok(MountOption::IdleAfter(Duration::from_secs(10)))
+        );
+        assert_eq!(
+            mount_option("quiet-time=2m"),
+            Ok(MountOption::QuietTime(Duration::from_secs(120)))
         );
         for ignored in [
             "nofail",

@@ -519,6 +519,7 @@ fn what_may_be_a_child_keeps_what_is_free() {
         let options = LibraryOptions {
             compact: Some(policy),
             no_other_children,
+            quiet_time: Duration::ZERO,
             ..LibraryOptions::default()
         };
         let library = as_user(NOBODY, || Library::open(root.path(), options).unwrap()).unwrap();

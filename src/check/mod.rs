@@ -15,13 +15,14 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{OpenError, OpenProblem, RestoreError};
 use crate::format::Format;
 pub use crate::image::CheckReport;
 use crate::image::{Repair, detect, vhd, vhdx};
 use crate::storage::Storage;
-use crate::storage::host::{HostFile, HostOptions, paths, sync_directory_of};
+use crate::storage::host::{HostFile, HostOptions, PATIENCE, paths, sync_directory_of};
 use crate::units::FileRange;
 use rehearsal::{Rehearsal, Script};
 use restore::Refusal;
@@ -44,6 +45,9 @@ pub struct CheckOptions {
     /// With `repair`: save what is changed in a new file beside the image first; see
     /// [`CheckReport::backup`]. Of [`check`] alone.
     pub backup: bool,
+    /// With `repair`: how long ago the file must have been changed where the host cannot tell whether
+    /// another program has it open. Of [`check`] alone.
+    pub quiet_time: Duration,
 }
 
 /// Checks the image at `path`: its structures, and that no two things claim the same bytes. Reads
@@ -60,6 +64,9 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<CheckReport, OpenErr
         ..HostOptions::default()
     };
     let file = HostFile::open(path, &host)?;
+    if write {
+        have_alone(&file, path, options.quiet_time)?;
+    }
     let fail = |action| move |source| OpenError::new(path, OpenProblem::Io { action, source });
     if !write || !options.backup {
         return check_as(&file, path, options).map_err(fail("check the file"));
@@ -77,6 +84,12 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<CheckReport, OpenErr
         report.backup = Some(saved);
     }
     Ok(report)
+}
+
+/// Sees to it that nobody else has the file open until it is closed.
+fn have_alone(file: &HostFile, path: &Path, quiet: Duration) -> Result<(), OpenError> {
+    (file.claim(quiet, &|waited| waited < PATIENCE))
+        .map_err(|problem| OpenError::new(path, problem))
 }
 
 /// Checks the image in `storage`, as [`check`] does.
@@ -200,6 +213,8 @@ pub fn restore(backup: &Path, path: &Path) -> Result<u64, RestoreError> {
         });
     }
     let file = HostFile::open(path, &HostOptions::default())?;
+    // It is compared with what the repair left.
+    have_alone(&file, path, Duration::ZERO)?;
     let io = |path: &Path, action, source| {
         RestoreError::Open(OpenError::new(path, OpenProblem::Io { action, source }))
     };

@@ -259,6 +259,10 @@ impl Storage for Rehearsal<'_> {
         self.inner.allocated_bytes()
     }
 
+    fn is_wanted(&self) -> bool {
+        self.inner.is_wanted()
+    }
+
     fn sync(&self) -> io::Result<()> {
         let mut script = self.script.lock();
         script.syncs = script.syncs.saturating_add(1);

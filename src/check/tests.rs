@@ -30,6 +30,7 @@ const REPAIR: CheckOptions = CheckOptions {
     zero_lost: false,
     dry_run: false,
     backup: false,
+    quiet_time: std::time::Duration::ZERO,
 };
 const DRY_RUN: CheckOptions = CheckOptions {
     dry_run: true,

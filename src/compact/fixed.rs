@@ -43,7 +43,7 @@ pub(super) fn run(
         length_after: disk.image.file_len(),
         ..CompactReport::default()
     };
-    let turn = Turn { shared };
+    let turn = Turn { disk, shared };
     match packed {
         Some(packed) if options.dry_run => {
             report.blocks_moved = packed.moves;
@@ -95,6 +95,7 @@ fn kept(disk: &Disk, length: u64) -> Vec<Kept> {
 
 /// Who follows the work, and may end it.
 struct Turn<'a> {
+    disk: &'a Disk,
     shared: &'a Shared,
 }
 
@@ -108,7 +109,7 @@ impl Turn<'_> {
     }
 
     fn goes_on(&self) -> bool {
-        !self.shared.is_cancelled()
+        !self.shared.is_cancelled() && !self.disk.image.storage().is_wanted()
     }
 
     /// # Errors

@@ -173,7 +173,8 @@ impl IdleWork {
         let looking = |phase| matches!(phase, Phase::Survey | Phase::Scan);
         let scanned = !looking(compactor.phase());
         let is_idle = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
-        let step = compactor.step(&|| is_idle() && go_on())?;
+        let storage = disk.image.storage();
+        let step = compactor.step(&|| is_idle() && go_on() && !storage.is_wanted())?;
         if !scanned
             && !looking(compactor.phase())
             && compactor.reclaimable() < self.policy.min_reclaim

@@ -233,7 +233,7 @@ impl Operation {
     ///
     /// # Errors
     /// [`CompactError::Fixed`] of a fixed disk with nothing to gain but holes where those are not asked for,
-    /// [`CompactError::Cancelled`], [`CompactError::NoRoom`], or the disk's failure. The disk is
+    /// [`CompactError::Cancelled`], [`CompactError::Wanted`], [`CompactError::NoRoom`], or the disk's failure. The disk is
     /// sound after each.
     pub fn wait(self) -> Result<CompactReport, CompactError> {
         match self.thread.join() {
@@ -270,17 +270,22 @@ pub(crate) fn run(
 ) -> Result<CompactReport, CompactError> {
     let shared = &*control.shared;
     let _only = disk.compacting.lock();
+    let storage = disk.image.storage();
+    let go_on = || !shared.is_cancelled() && !storage.is_wanted();
+    let ended = |error| match error {
+        CompactError::Cancelled if storage.is_wanted() => CompactError::Wanted,
+        error => error,
+    };
     if disk.geometry().disk_type == DiskType::Fixed {
-        return fixed::run(disk, options, shared);
+        return fixed::run(disk, options, shared).map_err(ended);
     }
-    let go_on = || !shared.is_cancelled();
     let mut compactor = Compactor::new(Arc::clone(disk), options)?;
     loop {
         shared.publish(compactor.progress());
         if !go_on() {
-            return Err(CompactError::Cancelled);
+            return Err(ended(CompactError::Cancelled));
         }
-        if compactor.step(&go_on)? == Step::Done {
+        if compactor.step(&go_on).map_err(ended)? == Step::Done {
             shared.publish(compactor.progress());
             return match compactor.without_room() {
                 0 => Ok(compactor.into_report()?),

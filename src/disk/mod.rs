@@ -107,6 +107,8 @@ pub struct Disk {
     pub(crate) writers: Writers,
     /// Set when bytes that the guest's filesystems call free were given up.
     pub(crate) gave_up_free: AtomicBool,
+    /// Set when the file belongs to others now: nothing is written any more.
+    given_up: AtomicBool,
     /// Held by the one compaction that may run.
     pub(crate) compacting: Mutex<()>,
     pub(crate) punch_holes: bool,
@@ -189,6 +191,7 @@ impl Disk {
             tracker: Tracker::new(blocks, geometry.block_size),
             writers: Writers::default(),
             gave_up_free: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             compacting: Mutex::new(()),
             punch_holes: options.punch_holes,
             path: name.to_owned(),
@@ -336,7 +339,7 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Poisoned`] after an earlier failure, or what the host answers.
     pub fn close(&self) -> Result<(), DiskError> {
-        if self.read_only {
+        if self.read_only || self.given_up.load(Ordering::Acquire) {
             return Ok(());
         }
         self.image.sync()?;
@@ -344,6 +347,12 @@ impl Disk {
         // What was discarded and not filled again takes no host space from here on.
         while self.image.punch_free()? {}
         self.image.settle()
+    }
+
+    /// Leaves the file as it is, which others use: from here on [`Self::close`] does nothing. What is not
+    /// durable yet stays so; what was begun is finished by who opens the file next.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
     }
 
     /// Starts to compact the disk on a thread of its own, while it stays in use.

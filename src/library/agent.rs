@@ -19,7 +19,8 @@ use super::open_disk::{DiskState, OpenDisk};
 use super::open_disks::{Purpose, Refused};
 use crate::compact::{IdlePolicy, Next};
 use crate::error::{ErrorKind, chain};
-use crate::storage::host::pin::{Identity, Stamp};
+use crate::storage::host::Hold;
+use crate::storage::host::pin::{Identity, Stamp, Stat};
 
 /// How often a disk with nothing to gain is asked whether a guest has changed it.
 const POLL: Duration = Duration::from_secs(1);
@@ -110,8 +111,10 @@ pub(super) struct Agent {
     turns: HashMap<Identity, Turn>,
     /// Files that need no visit while they look like this.
     finished: HashMap<Identity, Seen>,
-    /// How other files looked when they were last seen to change, and when that was.
+    /// How other files looked when they were last seen to change or to be in use, and when that was.
     watched: HashMap<Identity, (Seen, Instant)>,
+    /// What was said of files that others use.
+    refused: HashMap<Identity, String>,
     to_visit: VecDeque<PathBuf>,
     visiting: Option<Identity>,
     next_search: Instant,
@@ -132,6 +135,7 @@ impl Agent {
             turns: HashMap::new(),
             finished: HashMap::new(),
             watched: HashMap::new(),
+            refused: HashMap::new(),
             to_visit: VecDeque::new(),
             visiting: None,
             next_search: Instant::now(),
@@ -158,7 +162,7 @@ impl Agent {
         self.told
             .retain(|identity| self.turns.contains_key(identity));
         let mut next = Instant::now() + FOREVER;
-        for disk in open {
+        for disk in &open {
             if self.core.bell.is_stopped() {
                 return next;
             }
@@ -170,21 +174,55 @@ impl Agent {
                 .or_insert(Turn { due: now, phase });
             if turn.due <= now
                 || self
-                    .closes_at(&disk, &turn, now)
+                    .closes_at(disk, &turn, now)
                     .is_some_and(|due| due <= now)
             {
-                if self.close_if_unused(&disk, &turn) {
+                if self.close_if_unused(disk, &turn) {
                     continue;
                 }
-                self.take_turn(&disk, &mut turn);
+                self.take_turn(disk, &mut turn);
+                // A visit keeps the file until it is closed, which is at once, or until somebody comes.
+                let visits = disk.is_visiting() && disk.users() == 0;
+                if turn.phase != Phase::Working && !visits {
+                    disk.let_in();
+                }
                 self.turns.insert(disk.identity, turn);
+                for disk in open.iter().filter(|disk| disk.is_wanted()) {
+                    self.let_in(disk);
+                }
             }
             next = next.min(turn.due);
-            if let Some(due) = self.closes_at(&disk, &turn, now) {
+            if let Some(due) = self.closes_at(disk, &turn, now) {
                 next = next.min(due);
             }
         }
         next.min(self.visit())
+    }
+
+    /// Lets in the program that waits for a file that is being worked on.
+    fn let_in(&mut self, disk: &OpenDisk) {
+        let path = disk.path();
+        if disk.is_wanted_to_read() {
+            log::debug!("{}: another program reads it", path.display());
+            disk.let_in();
+            return;
+        }
+        log::info!(
+            "{}: left to another program, which opens it for writing",
+            path.display()
+        );
+        self.watched.remove(&disk.identity);
+        self.search_soon();
+        if self.close(&disk.identity).is_none() {
+            // A guest has come.
+            disk.let_in();
+        }
+    }
+
+    fn close(&mut self, identity: &Identity) -> Option<Stat> {
+        let stat = self.core.disks.close_unused(&self.core.probes, identity)?;
+        self.turns.remove(identity);
+        Some(stat)
     }
 
     /// When the disk is closed if nobody uses it until then.
@@ -196,6 +234,8 @@ impl Agent {
             Phase::Working => return None,
             Phase::Settled { .. } | Phase::Off if disk.is_visiting() => Duration::ZERO,
             Phase::Settled { .. } | Phase::Off => self.linger,
+            // It is as it was found; if it changes no more, it is visited.
+            Phase::Waiting if !disk.was_written() && !disk.is_visiting() => self.linger,
             // Work that has waited that long for a disk nobody uses will not come to anything.
             Phase::Waiting => {
                 let idle_after = self
@@ -216,20 +256,20 @@ impl Agent {
         // A guest may have come, and gone again, since the last step.
         let done = match turn.phase {
             Phase::Settled { io_count } => io_count == disk.io_count(),
-            Phase::Off => true,
+            // Not for ever, where only somebody else's use of it was the reason.
+            Phase::Off => !disk.may_become_writable(),
             Phase::Working | Phase::Waiting => false,
         };
-        let Some(stat) = self
-            .core
-            .disks
-            .close_unused(&self.core.probes, &disk.identity)
-        else {
+        let Some(stat) = self.close(&disk.identity) else {
             return false;
         };
-        if done {
-            self.finished.insert(stat.identity(), seen(&stat.stamp()));
+        match done {
+            true => {
+                self.finished.insert(stat.identity(), seen(&stat.stamp()));
+            }
+            // What is left is for a visit.
+            false => self.search_soon(),
         }
-        self.turns.remove(&disk.identity);
         true
     }
 
@@ -258,6 +298,16 @@ impl Agent {
             // Nobody used it before we came.
             policy.idle_after = Duration::ZERO;
         }
+        // Else the guests that have it open may write to it, and it is theirs.
+        let is_alone = !disk.has_writers();
+        if is_alone && let Some(wait) = self.wait_for_others(disk, &mut policy) {
+            *turn = Turn {
+                due: now + wait,
+                phase: Phase::Waiting,
+            };
+            disk.set_state(DiskState::Waiting);
+            return;
+        }
         let go_on = || !self.core.bell.is_stopped();
         let Some(next) = disk.step(&policy, &self.core.probes, &go_on) else {
             return;
@@ -282,6 +332,32 @@ impl Agent {
             );
         }
         all_read && nobody_fits
+    }
+
+    /// Takes a disk that no guest may write to for a step. Where that is not possible now: when to try again.
+    fn wait_for_others(&self, disk: &OpenDisk, policy: &mut IdlePolicy) -> Option<Duration> {
+        if !disk.was_written() && !disk.is_visiting() {
+            policy.idle_after = policy.idle_after.max(self.core.options.quiet_time);
+        }
+        let idle = disk.disk().map_or(Duration::ZERO, |disk| disk.idle_for());
+        if idle < policy.idle_after {
+            return Some(policy.idle_after.saturating_sub(idle));
+        }
+        match disk.take() {
+            Hold::Alone | Hold::Unknown => None,
+            Hold::Others => {
+                if let Some(holder) = disk.holder() {
+                    let path = disk.path();
+                    log::info!(
+                        "{}: left alone: in use by another program ({holder})",
+                        path.display()
+                    );
+                }
+                Some(POLL)
+            }
+            // Until it is opened anew.
+            Hold::Changed => Some(FOREVER),
+        }
     }
 
     /// Goes on with the visits: one disk at a time. When to call again at the latest.
@@ -331,13 +407,32 @@ impl Agent {
             .disks
             .open(&self.core.probes, found, Purpose::Visit)
         {
-            Ok(_handle) => self.visiting = Some(identity),
+            Ok(_handle) => {
+                self.visiting = Some(identity);
+                self.refused.remove(&identity);
+            }
+            Err(Refused::Failed(failure)) if failure.kind == ErrorKind::InUse => {
+                let before = self.refused.insert(identity, failure.reason.clone());
+                if before.as_ref() != Some(&failure.reason) {
+                    log::info!("{}: left alone: {}", path.display(), failure.reason);
+                }
+                // Quiet begins when they are done.
+                let now = Instant::now();
+                self.watched.insert(identity, (seen(&stamp), now));
+                self.search_soon();
+            }
             Err(Refused::Failed(failure)) if !failure.may_pass() => {
                 // Not before it has changed.
                 self.finished.insert(identity, seen(&stamp));
             }
             Err(_) => {}
         }
+    }
+
+    /// Others have a file that is to be visited once they are done.
+    fn search_soon(&mut self) {
+        let soon = Instant::now() + self.core.options.quiet_time.clamp(POLL, SEARCH);
+        self.next_search = self.next_search.min(soon);
     }
 
     fn family(&self) -> Arc<Family> {
@@ -377,7 +472,11 @@ impl Agent {
             if watched.0 != now_seen {
                 *watched = (now_seen, now);
             }
-            let wait = (policy.idle_after).saturating_sub(now.duration_since(watched.1));
+            let quiet = match self.core.probes.is_ours(&stat.stamp()) {
+                true => policy.idle_after,
+                false => policy.idle_after.max(self.core.options.quiet_time),
+            };
+            let wait = quiet.saturating_sub(now.duration_since(watched.1));
             if !wait.is_zero() {
                 self.next_search = self.next_search.min(now + wait.min(SEARCH));
             } else if !family.is_parent(&stat.identity()) {
@@ -385,6 +484,8 @@ impl Agent {
             }
         }
         self.watched
+            .retain(|identity, _| present.contains(identity));
+        self.refused
             .retain(|identity, _| present.contains(identity));
         self.finished
             .retain(|identity, _| present.contains(identity));

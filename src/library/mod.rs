@@ -32,8 +32,12 @@
 //!    opens a child only who may read all of its parents.
 //! 8. No request waits for a file system below the root that needs a vhdfs mount to answer, which may be the one
 //!    that asks: such directories cannot be entered.
-//! 9. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
-//!    itself is shown ([`Library::attributes`] and `Library::security_descriptor`).
+//! 9. Background work changes a file that no guest has opened for writing only while no other program has
+//!    it open, locked or not; a program that opens it gets it within a step, and as it ought to be. Where
+//!    the host cannot tell, and in any case of a file that somebody still makes, it must have been quiet
+//!    for [`LibraryOptions::quiet_time`].
+//! 10. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
+//!     itself is shown ([`Library::attributes`] and `Library::security_descriptor`).
 
 mod agent;
 mod error;
@@ -44,6 +48,7 @@ mod names;
 mod nodes;
 mod open_disk;
 mod open_disks;
+mod options;
 mod probes;
 mod user;
 
@@ -51,19 +56,17 @@ mod user;
 mod tests;
 
 use std::ffi::{OsStr, OsString};
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use crate::compact::IdlePolicy;
 use crate::disk::{Disk, HostParents};
 use crate::storage::host::pin::{Kind, Pin};
-use crate::storage::host::{PUNCH_BY_DEFAULT, Scope, paths};
+use crate::storage::host::{Scope, paths};
 use agent::{Agent, Bell};
 use family::{Families, Family};
 use host_dir::HostDir;
@@ -76,54 +79,8 @@ pub use error::LibraryError;
 pub use nodes::NodeId;
 use open_disk::OpenDisk;
 pub use open_disk::{DiskHandle, DiskState, DiskStatus};
+pub use options::LibraryOptions;
 pub use user::User;
-
-/// How a [`Library`] works.
-#[derive(Clone, Debug)]
-pub struct LibraryOptions {
-    /// Open every disk for reading alone. No background compaction then.
-    pub read_only: bool,
-    /// Give freed parts of live blocks back to the host, which makes the backing files sparse.
-    pub punch_holes: bool,
-    /// How many disks stay open. Those with handles do in any case, and may be more.
-    pub max_open: NonZeroUsize,
-    /// How long a disk without handles stays open, for the next one to come.
-    pub linger: Duration,
-    /// How idle disks are compacted in the background; `None` for not at all.
-    pub compact: Option<IdlePolicy>,
-    /// Further directories in which, and below which, parents of differencing disks may be.
-    pub parent_dirs: Vec<PathBuf>,
-    /// No disks are over those of the directory but the ones that are found below it. Without that word,
-    /// background work leaves what filesystems call free to a disk over which another one may be that would
-    /// still be accepted: to a VHD always, to a VHDX until somebody has written to it.
-    pub no_other_children: bool,
-}
-
-impl Default for LibraryOptions {
-    /// Read-write, punching holes but on Windows, no background compaction, and at most 256 disks
-    /// open, or a quarter of what this process may have open if that is less.
-    fn default() -> Self {
-        const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
-        #[cfg(unix)]
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        // As many as there is memory for.
-        #[cfg(windows)]
-        let limit: Option<u64> = None;
-        let quarter = limit.and_then(|limit| usize::try_from(limit / 4).ok());
-        let max_open = quarter
-            .and_then(NonZeroUsize::new)
-            .map_or(MOST, |some| some.min(MOST));
-        Self {
-            read_only: false,
-            punch_holes: PUNCH_BY_DEFAULT,
-            max_open,
-            linger: Duration::from_secs(5),
-            compact: None,
-            parent_dirs: Vec::new(),
-            no_other_children: false,
-        }
-    }
-}
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

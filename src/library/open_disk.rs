@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -13,8 +13,10 @@ use super::probes::Probes;
 use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::disk::Disk;
 use crate::error::chain;
+use crate::storage::Storage;
 use crate::storage::host::pin::{Identity, Stamp};
 use crate::storage::host::pin::{Pin, Stat};
+use crate::storage::host::{Hold, HostFile};
 
 /// What the background work does with a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(super) struct Opened {
     pub(super) is_parent: bool,
     /// Opened for background work alone.
     pub(super) visiting: bool,
+    /// The file, as long as the disk is open.
+    pub(super) host: Weak<HostFile>,
 }
 
 /// One open disk.
@@ -64,6 +68,11 @@ pub(super) struct OpenDisk {
     users: AtomicUsize,
     used: Mutex<Instant>,
     visiting: AtomicBool,
+    host: Weak<HostFile>,
+    /// Whether a guest has had it open for writing.
+    written: AtomicBool,
+    /// Whether it was said why it is left alone.
+    told: AtomicBool,
     reclaimed: AtomicU64,
     state: Mutex<DiskState>,
 }
@@ -125,6 +134,9 @@ impl OpenDisk {
             users: AtomicUsize::new(0),
             used: Mutex::new(Instant::now()),
             visiting: AtomicBool::new(opened.visiting),
+            host: opened.host,
+            written: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             reclaimed: AtomicU64::new(0),
             state: Mutex::new(DiskState::Open),
         }
@@ -149,18 +161,19 @@ impl OpenDisk {
         *self.path.lock() = path;
     }
 
-    /// A handle. Call with the slots locked: what has users is not closed.
+    /// A handle; `None` of one for writing where another program has changed the file, or is about to.
+    /// Call with the slots locked: what has users is not closed.
     pub(super) fn lend(
         self: &Arc<Self>,
         disk: Arc<Disk>,
         write: bool,
         bell: Arc<Bell>,
-    ) -> DiskHandle {
+    ) -> Option<DiskHandle> {
         self.users.fetch_add(1, Ordering::Acquire);
         if write {
             disk.writers.announce();
         }
-        DiskHandle {
+        let handle = DiskHandle {
             disk,
             writable: write,
             content: self.content.load(Ordering::Acquire),
@@ -169,6 +182,81 @@ impl OpenDisk {
                 owner: Arc::clone(self),
                 bell,
             },
+        };
+        // Announced before: background work that takes the file now sees it.
+        if write && !self.is_ours_to_write() {
+            return None;
+        }
+        Some(handle)
+    }
+
+    /// Whether a guest may write to the file, as far as other programs are concerned: then it is no longer
+    /// kept from those.
+    pub(super) fn is_ours_to_write(&self) -> bool {
+        let host = self.host.upgrade();
+        let is_ours = host.is_none_or(|host| host.free_lease());
+        if is_ours {
+            self.written.store(true, Ordering::Release);
+        }
+        is_ours
+    }
+
+    /// Whether a guest has had it open for writing since it was opened.
+    pub(super) fn was_written(&self) -> bool {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Whether a guest has it open for writing.
+    pub(super) fn has_writers(&self) -> bool {
+        self.disk().is_some_and(|disk| !disk.writers.none())
+    }
+
+    /// Whether another program waits to open the file.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.host.upgrade().is_some_and(|host| host.is_wanted())
+    }
+
+    /// Whether it waits to read it alone.
+    pub(super) fn is_wanted_to_read(&self) -> bool {
+        self.host
+            .upgrade()
+            .is_some_and(|host| host.is_wanted_to_read())
+    }
+
+    /// Takes the file for background work, which no guest that may write is to meet.
+    pub(super) fn take(&self) -> Hold {
+        let Some(host) = self.host.upgrade() else {
+            return Hold::Others;
+        };
+        let hold = host.take_lease().unwrap_or_else(|error| {
+            log::debug!("{}: {error}", self.path().display());
+            Hold::Others
+        });
+        if self.has_writers() {
+            host.free_lease();
+        }
+        hold
+    }
+
+    /// Who else has the file open; `None` if that was asked before.
+    pub(super) fn holder(&self) -> Option<String> {
+        let host = self.host.upgrade()?;
+        (!self.told.swap(true, Ordering::Relaxed)).then(|| host.holder())
+    }
+
+    /// Ends background work for now: who waits for the file is let in, and finds it as it ought to be.
+    pub(super) fn let_in(&self) {
+        let (Some(disk), Some(host)) = (self.disk(), self.host.upgrade()) else {
+            return;
+        };
+        if !host.holds_lease() {
+            return;
+        }
+        if let Err(error) = disk.close() {
+            log::warn!("{}: {}", self.path().display(), chain(&error));
+        }
+        if let Err(error) = host.lend() {
+            log::warn!("{}: {error}", self.path().display());
         }
     }
 
@@ -243,6 +331,11 @@ impl OpenDisk {
         work.set_policy(*policy);
         let before = self.allocated();
         let next = work.step_while(go_on);
+        if !self.has_writers()
+            && let Some(host) = self.host.upgrade()
+        {
+            host.note();
+        }
         if disk.gave_up_free.swap(false, Ordering::AcqRel) {
             // What readers cached of the free space is not there any more.
             self.content.store(probes.new_content(), Ordering::Release);
@@ -283,6 +376,10 @@ impl OpenDisk {
             self.disk.lock().take()
         };
         let Some(disk) = disk else { return true };
+        // Whose file no guest wrote to is not changed by closing it, if others are at it.
+        if !self.was_written() && self.host.upgrade().is_some_and(|host| !host.may_finish()) {
+            disk.give_up();
+        }
         let closed = disk.close();
         // While the lock is still held: what others do to the file from here on is not our content.
         let stamps = (self.pinned.stat()).map(|stat| stamps(stat.stamp(), &disk));
@@ -295,6 +392,9 @@ impl OpenDisk {
             ),
             Ok(()) => {
                 if let Ok(stamps) = stamps {
+                    if self.was_written() {
+                        probes.written_so(stamps.first());
+                    }
                     probes.content_at_close(stamps, self.content.load(Ordering::Acquire));
                 }
             }

@@ -16,7 +16,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -27,9 +27,9 @@ use super::open_disk::{DiskHandle, OpenDisk, Opened, stamps};
 use super::probes::{Failure, KnownDisk, Probes};
 use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
-use crate::storage::host::HostOptions;
 use crate::storage::host::pin::Identity;
 use crate::storage::host::pin::{Pin, Stat};
+use crate::storage::host::{HostFile, HostOptions};
 
 /// How often a parent that is in use is asked for, and how long in between.
 const ATTEMPTS: u32 = 50;
@@ -192,8 +192,10 @@ impl OpenDisks {
                 Some(Slot::Open(owner)) => {
                     let owner = owner.clone();
                     // The other reader, or the child, may be gone; and a failed disk is good again
-                    // once it is opened anew.
-                    let reopen = purpose == Purpose::Write && owner.may_become_writable()
+                    // once it is opened anew. So is one that others have changed; whether they are done
+                    // is seen then.
+                    let reopen = purpose == Purpose::Write
+                        && (owner.may_become_writable() || !owner.is_ours_to_write())
                         || owner.has_failed();
                     if reopen && owner.users() == 0 {
                         slots.by_identity.put(identity, Slot::Busy);
@@ -237,7 +239,15 @@ impl OpenDisks {
         if writable && owner.is_read_only() {
             return Err(Refused::ReadOnly);
         }
-        Ok(owner.lend(disk, writable, self.bell.clone()))
+        let lent = owner.lend(disk, writable, self.bell.clone());
+        lent.ok_or_else(|| {
+            let reason = "another program has opened the file while it was open read-only here; close it there, \
+                          and the disk here, first";
+            Refused::Failed(Failure {
+                reason: reason.to_owned(),
+                kind: ErrorKind::InUse,
+            })
+        })
     }
 
     fn open_file(
@@ -249,29 +259,31 @@ impl OpenDisks {
         let stamp = found.stat.stamp();
         let mut shared = false;
         let opened = if self.read_only || !found.writable || found.is_parent {
-            self.open_host(probes, &found, true)
+            self.open_host(probes, &found, true, purpose)
         } else {
-            self.open_host(probes, &found, false)
+            self.open_host(probes, &found, false, purpose)
                 .or_else(|error| match error.problem() {
                     OpenProblem::NotWritable(reason) if purpose != Purpose::Visit => {
                         let path = found.path.display();
                         log::warn!("{path}: opened read-only, it cannot be written: {reason}");
-                        self.open_host(probes, &found, true)
-                            .inspect(|disk| probes.freeze(&stamp, KnownDisk::of(disk)))
+                        self.open_host(probes, &found, true, purpose)
+                            .inspect(|(disk, _)| probes.freeze(&stamp, KnownDisk::of(disk)))
                     }
                     // A full host has no room for what an interrupted owner left to be put right.
                     _ if purpose == Purpose::Read
                         && matches!(error.kind(), ErrorKind::InUse | ErrorKind::NoSpace) =>
                     {
                         shared = true;
-                        self.open_host(probes, &found, true)
+                        self.open_host(probes, &found, true, purpose)
                     }
                     _ => Err(error),
                 })
         };
-        let disk = opened.map_err(|error| {
+        let (disk, host) = opened.map_err(|error| {
             let failure = Failure::of(&error);
             match failure.kind {
+                // Who visits says so, once.
+                ErrorKind::InUse if purpose == Purpose::Visit => {}
                 _ if purpose == Purpose::Visit => {
                     log::debug!("{}: not visited: {}", found.path.display(), failure.reason);
                 }
@@ -293,6 +305,7 @@ impl OpenDisks {
             shared,
             is_parent: found.is_parent && found.writable && !self.read_only,
             visiting: purpose == Purpose::Visit,
+            host,
         };
         let owner = Arc::new(OpenDisk::new(disk.clone(), opened));
         Ok((owner, disk))
@@ -303,10 +316,11 @@ impl OpenDisks {
         probes: &Probes,
         found: &Found,
         read_only: bool,
-    ) -> Result<Arc<Disk>, OpenError> {
+        purpose: Purpose,
+    ) -> Result<(Arc<Disk>, Weak<HostFile>), OpenError> {
         let mut attempts = 0;
         loop {
-            let opened = self.try_host(found, read_only);
+            let opened = self.try_host(found, read_only, purpose);
             attempts += 1;
             match &opened {
                 Err(error) if attempts < ATTEMPTS => match error.parent_in_use() {
@@ -345,19 +359,32 @@ impl OpenDisks {
         self.close_unused(probes, &stat.identity()).is_some()
     }
 
-    fn try_host(&self, found: &Found, read_only: bool) -> Result<Arc<Disk>, OpenError> {
+    fn try_host(
+        &self,
+        found: &Found,
+        read_only: bool,
+        purpose: Purpose,
+    ) -> Result<(Arc<Disk>, Weak<HostFile>), OpenError> {
         let host = HostOptions {
             read_only,
             lock: true,
             no_follow: false,
         };
-        let storage = found.pinned.open(&host)?;
+        let storage = Arc::new(found.pinned.open(&host)?);
+        if purpose == Purpose::Visit {
+            // Before anything is written, be it only to finish what was interrupted. That the file has been
+            // quiet has been seen.
+            (storage.claim(Duration::ZERO, &|_| false))
+                .map_err(|problem| OpenError::new(&found.path, problem))?;
+        }
         let options = OpenOptions {
             read_only,
             lock: true,
             punch_holes: self.punch_holes,
         };
-        Disk::open_storage_with(Arc::new(storage), &found.path, &options, &self.parents)
+        let weak = Arc::downgrade(&storage);
+        let disk = Disk::open_storage_with(storage, &found.path, &options, &self.parents)?;
+        Ok((disk, weak))
     }
 
     /// Closes the disks that have been unused longest, until no more than the limit are open.

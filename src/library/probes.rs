@@ -98,6 +98,8 @@ pub(super) struct Probes {
 #[derive(Debug)]
 struct Contents {
     closed: LruCache<Identity, (Vec<Stamp>, u64)>,
+    /// What guests of ours wrote to, as it was closed.
+    written: LruCache<Identity, Stamp>,
     next: u64,
 }
 
@@ -108,6 +110,7 @@ impl Probes {
             said: Mutex::new(LruCache::new(SAID)),
             contents: Mutex::new(Contents {
                 closed: LruCache::new(REMEMBERED),
+                written: LruCache::new(REMEMBERED),
                 next: 0,
             }),
         }
@@ -184,6 +187,18 @@ impl Probes {
         }
         contents.next += 1;
         contents.next
+    }
+
+    /// Remembers that a guest wrote to the file, which looks like this now that it is closed.
+    pub(super) fn written_so(&self, stamp: Option<&Stamp>) {
+        if let Some(stamp) = stamp {
+            self.contents.lock().written.put(stamp.identity, *stamp);
+        }
+    }
+
+    /// Whether guests of ours have made of the file what it is.
+    pub(super) fn is_ours(&self, stamp: &Stamp) -> bool {
+        self.contents.lock().written.peek(&stamp.identity) == Some(stamp)
     }
 
     /// A number for content that nobody has seen yet.

@@ -1,5 +1,7 @@
 //! Tests of the library on real directories.
 
+#[cfg(target_os = "linux")]
+mod others;
 #[cfg(windows)]
 mod windows;
 
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::*;
+use crate::compact::IdlePolicy;
 use crate::create::{CreateOptions, create};
 use crate::storage::host::{HostFile, HostOptions};
 
@@ -429,6 +432,7 @@ fn idle_work_visits_what_nobody_opened() {
     };
     let options = LibraryOptions {
         compact: Some(policy),
+        quiet_time: Duration::ZERO,
         ..LibraryOptions::default()
     };
     let library = Library::open(root.path(), options).unwrap();
@@ -481,6 +485,7 @@ fn clocks_that_jump_do_not_matter() {
     };
     let options = LibraryOptions {
         compact: Some(policy),
+        quiet_time: Duration::ZERO,
         ..LibraryOptions::default()
     };
     let library = Library::open(root.path(), options).unwrap();

@@ -193,6 +193,9 @@ mod tests {
             fn allocated_bytes(&self) -> io::Result<u64> {
                 self.0.allocated_bytes()
             }
+            fn is_wanted(&self) -> bool {
+                false
+            }
             fn sync(&self) -> io::Result<()> {
                 self.0.sync()
             }

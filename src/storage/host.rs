@@ -3,6 +3,10 @@
 //! One sibling module per platform implements [`Storage`](super::Storage) on what its host offers;
 //! this file holds what they share.
 
+use std::time::{Duration, Instant};
+
+use crate::error::OpenProblem;
+
 #[cfg(unix)]
 mod access;
 mod copy;
@@ -55,13 +59,36 @@ pub struct HostForm {
 /// Windows, which refuses to attach a disk whose file is sparse.
 pub const PUNCH_BY_DEFAULT: bool = cfg!(not(windows));
 
+/// How long a file must not have been changed before this program changes it by itself, where the host
+/// cannot tell who else has it open, and before a mount compacts what no guest has opened.
+pub const QUIET_TIME: Duration = Duration::from_secs(300);
+
+/// How long those who have a file open are waited for, at most, before it is not worked on.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is known of others who have a file open that this program is going to change by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Nobody has it open, and a program that opens it from here on waits: see
+    /// [`Storage::is_wanted`](super::Storage::is_wanted).
+    Alone,
+    /// Somebody has it open, for reading at least, or waits to.
+    Others,
+    /// Somebody has changed it since it was opened, or lent. Nothing more can be done but closing it.
+    Changed,
+    /// The host cannot tell. That nobody has changed it since it was opened, it can.
+    Unknown,
+}
+
 /// How a host file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostOptions {
     /// Open for reading alone; changes then fail.
     pub read_only: bool,
     /// Take the image locks of `storage::lock`, or on Windows share the file as they would: a writer
-    /// admits nobody but those who read without a lock, a reader admits other readers.
+    /// admits nobody but those who read without a lock, a reader admits other readers. A writer is
+    /// refused, too, while a program that takes no lock has the file open for writing, where the host
+    /// can tell.
     pub lock: bool,
     /// Refuse a path whose last component is a symbolic link, for callers that must not be led out
     /// of a directory.
@@ -88,3 +115,47 @@ impl Default for HostOptions {
         }
     }
 }
+
+impl HostFile {
+    /// Takes the file, which is open for writing, for work that no guest asked for, and has all other programs
+    /// that open it wait: the caller asks [`Storage::is_wanted`](super::Storage::is_wanted) often, and then
+    /// soon [lends](Self::lend) or closes it.
+    /// Those who have it open now are waited for as long as `go_on` says so. Where the host cannot tell,
+    /// the file must not have been changed for a time of `quiet`.
+    ///
+    /// # Errors
+    /// [`OpenProblem::InUse`] and [`OpenProblem::NotQuiet`]; what the host answers.
+    pub fn claim(
+        &self,
+        quiet: Duration,
+        go_on: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), OpenProblem> {
+        let io = |source| OpenProblem::Io {
+            action: "find out who else has the file open",
+            source,
+        };
+        let begun = Instant::now();
+        loop {
+            match self.take_lease().map_err(io)? {
+                Hold::Alone => return Ok(()),
+                Hold::Changed => {
+                    return Err(OpenProblem::InUse(
+                        "it has changed the file just now".to_owned(),
+                    ));
+                }
+                Hold::Others if go_on(begun.elapsed()) => std::thread::sleep(AGAIN),
+                Hold::Others => return Err(OpenProblem::InUse(self.holder())),
+                Hold::Unknown => {
+                    let ago = self.unchanged_for().map_err(io)?;
+                    return match ago < quiet {
+                        true => Err(OpenProblem::NotQuiet { ago, quiet }),
+                        false => Ok(()),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// How long between two looks whether others have closed a file.
+const AGAIN: Duration = Duration::from_millis(20);

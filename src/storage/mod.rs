@@ -100,6 +100,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Bytes that the host stores for the file (`st_blocks * 512`).
     fn allocated_bytes(&self) -> io::Result<u64>;
 
+    /// Whether another program waits to open the file, which this one has to itself: to be asked between
+    /// two steps of work that no guest asked for, which then ends. Nobody waits for a file that is open for
+    /// guests.
+    fn is_wanted(&self) -> bool;
+
     /// Makes every change that was complete when this was called durable, length included
     /// (`fdatasync`). An error leaves it unknown which of them are, and may undo the others: the caller
     /// must not go on, nor trust what it knows of the file.

@@ -208,7 +208,7 @@ impl From<&OpenProblem> for Win32Error {
     fn from(problem: &OpenProblem) -> Self {
         match problem {
             OpenProblem::Format(error) | OpenProblem::NotWritable(error) => error.into(),
-            OpenProblem::InUse(_) => ERROR_SHARING_VIOLATION,
+            OpenProblem::InUse(_) | OpenProblem::NotQuiet { .. } => ERROR_SHARING_VIOLATION,
             OpenProblem::Parent(problem) => problem.into(),
             OpenProblem::Io { source, .. } => Self::host(source),
         }
@@ -241,6 +241,7 @@ impl From<&CompactError> for Win32Error {
         match error {
             CompactError::Fixed => ERROR_VHD_INVALID_TYPE,
             CompactError::Cancelled => ERROR_OPERATION_ABORTED,
+            CompactError::Wanted => ERROR_SHARING_VIOLATION,
             CompactError::NoRoom { .. } => ERROR_DISK_FULL,
             CompactError::Disk(error) => error.into(),
         }

@@ -37,6 +37,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<Outcome, Failure> {
         zero_lost: arguments.zero_lost,
         dry_run: arguments.dry_run,
         backup: arguments.backup,
+        quiet_time: arguments.quiet.time,
     };
     let targets = Targets::of(&arguments.files, arguments.recursive);
     let tally = for_each_file(&targets, arguments.json, |target| {

@@ -1,5 +1,6 @@
 //! `vhdfs compact`.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vhdfs::compact::{CompactOptions, CompactReport, Operation};
 use vhdfs::disk::{Children, Disk, DiskType, OpenOptions};
-use vhdfs::storage::host::HostFile;
+use vhdfs::error::CompactError;
+use vhdfs::storage::host::{HostFile, PATIENCE};
 
 use super::targets::{LeftAlone, Target, Targets};
 use super::unsparse::{fill, predict};
@@ -22,6 +24,9 @@ use crate::{Failure, Outcome};
 
 /// How often progress is drawn and an interrupt is looked for.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long others are waited for without a word.
+const SILENT: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Compacted {
@@ -190,8 +195,9 @@ fn compact_file(
     interrupted: &AtomicBool,
 ) -> Result<Compacted, Failure> {
     let storage = target.open(arguments.dry_run)?;
-    if arguments.dry_run {
-        target.check_writable(&storage)?;
+    match arguments.dry_run {
+        true => target.check_writable(&storage)?,
+        false => have_alone(target, &storage, arguments.quiet.time, interrupted)?,
     }
     let mut done = compact_disk(target, &storage, arguments, interrupted)?;
     if arguments.unsparse {
@@ -254,7 +260,14 @@ fn compact_disk(
     if let Some(wanted) = arguments.min_reclaim {
         check_reclaim(file, &disk, options, wanted, interrupted)?;
     }
-    let result = attend(file, disk.compact(&options), interrupted);
+    let mut result = attend(file, disk.compact(&options), interrupted);
+    while matches!(result, Err(CompactError::Wanted)) && storage.is_wanted_to_read() {
+        // It gets the file as it ought to be, and keeps it as long as it likes.
+        disk.close().map_err(|error| about(file, &error))?;
+        storage.lend().map_err(|error| about(file, &error))?;
+        have_alone(target, storage, arguments.quiet.time, interrupted)?;
+        result = attend(file, disk.compact(&options), interrupted);
+    }
     // Also after a failure: what was done is to be durable, and the file clean.
     let closed = disk.close();
     match (result, closed) {
@@ -284,6 +297,25 @@ fn compact_disk(
     }
 }
 
+/// Sees to it that nobody else has the file open, who then waits until it is closed or lent.
+fn have_alone(
+    target: &Target,
+    storage: &HostFile,
+    quiet_time: Duration,
+    interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let said = Cell::new(false);
+    let wait = |waited: Duration| {
+        if waited > SILENT && !said.replace(true) {
+            let holder = storage.holder();
+            let file = target.file.display();
+            say(&format!("{file}: waiting for another program: {holder}"));
+        }
+        waited < PATIENCE && !interrupted.load(Ordering::Relaxed)
+    };
+    (storage.claim(quiet_time, &wait)).map_err(|problem| target.not_opened(&problem))
+}
+
 /// Draws nothing where stderr is no terminal.
 pub(super) fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
@@ -299,7 +331,7 @@ fn attend(
     file: &Path,
     operation: Operation,
     interrupted: &AtomicBool,
-) -> Result<CompactReport, vhdfs::error::CompactError> {
+) -> Result<CompactReport, CompactError> {
     let bar = progress_bar();
     let label = plain(&name(file));
     while !operation.is_finished() {

@@ -81,6 +81,12 @@ impl Target {
         Err(left.unwrap_or_else(|| about(&self.file, &problem)))
     }
 
+    /// The failure of a file that is not to be changed for this.
+    pub(super) fn not_opened(&self, problem: &OpenProblem) -> Failure {
+        let left = self.not_ours(problem).map(Failure::from);
+        left.unwrap_or_else(|| about(&self.file, problem))
+    }
+
     fn refused(&self, error: OpenError) -> Failure {
         match self.not_ours(error.problem()) {
             Some(left) => left.into(),

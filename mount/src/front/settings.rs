@@ -74,6 +74,7 @@ pub(crate) fn library_options(
         }),
         parent_dirs,
         no_other_children: arguments.no_children,
+        quiet_time: arguments.quiet_time,
         ..LibraryOptions::default()
     }
 }

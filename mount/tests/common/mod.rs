@@ -184,13 +184,19 @@ impl Mount {
         Some(mount)
     }
 
-    /// Mounts it, again if it has been unmounted.
+    /// Mounts it, again if it has been unmounted. What others make in it is not waited for, unless
+    /// `options` say so.
     pub(crate) fn mount(&self, options: &[&str]) {
+        let quiet: &[&str] = match options.contains(&"--quiet-time") {
+            true => &[],
+            false => &["--quiet-time", "0s"],
+        };
         let (source, log) = (self.source(), self.log_file());
         let mut command = vhdfs();
         command
             .arg("mount")
             .args(options)
+            .args(quiet)
             .arg("--log-file")
             .arg(log);
         let output = command

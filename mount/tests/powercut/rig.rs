@@ -131,7 +131,14 @@ impl Rig {
             .unwrap();
         let mut daemon = vhdfs()
             .args(["mount", "--foreground", "--fs-aware", "off"])
-            .args(["--idle-after", "20ms", "--min-reclaim", "64K"])
+            .args([
+                "--idle-after",
+                "20ms",
+                "--quiet-time",
+                "0s",
+                "--min-reclaim",
+                "64K",
+            ])
             .args(options)
             .args([self.path("source"), self.mount_point()])
             .stdout(log.try_clone().unwrap())

@@ -187,6 +187,8 @@ impl Rig {
                 "--foreground",
                 "--idle-after",
                 self.idle_after,
+                "--quiet-time",
+                "0s",
                 "--min-reclaim",
                 "1MiB",
             ])

@@ -182,6 +182,10 @@ where
         Err(refused())
     }
 
+    fn is_wanted(&self) -> bool {
+        self.inner.is_wanted()
+    }
+
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }

@@ -250,6 +250,7 @@ fn background_work_leaves_parents_alone() {
     };
     let options = LibraryOptions {
         compact: Some(policy),
+        quiet_time: Duration::ZERO,
         linger: Duration::ZERO,
         ..LibraryOptions::default()
     };

@@ -1,19 +1,29 @@
 //! The host file on Linux.
 
-use std::fs::{File, FileType, Metadata};
+mod age;
+mod holders;
+mod lease;
+mod open;
+mod sys;
+
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use self::lease::Lease;
+use self::open::{lock_as, open_beside_readers, open_file, open_regular};
 use super::copy::Copying;
 use super::pin::Pin;
-use super::{FileKey, HostForm, HostOptions, Sharing};
+use super::{FileKey, Hold, HostForm, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::lock::{self, Access, LockError};
@@ -36,9 +46,12 @@ const SEEK_ATTEMPTS: u32 = 8;
 /// Locks ask others to keep away, and some do not ask. Whoever cuts the file takes bytes out of it, and a
 /// write behind the cut would make them zeros, as if that had been in order. So the file is looked at
 /// before it is changed and before it is called durable, and none of both happens once it is too short.
+/// Who has it open without a lock is found out by [leases](lease).
 #[derive(Debug)]
 pub struct HostFile {
-    file: File,
+    file: Arc<File>,
+    /// Whether others use it. `None` where it is not open for writing.
+    lease: Option<Lease>,
     /// As it was found and as we have changed it since.
     known_len: AtomicU64,
     /// Held while the length changes.
@@ -47,11 +60,18 @@ pub struct HostFile {
     no_copy_range: AtomicBool,
     no_zero_range: AtomicBool,
     no_punch: AtomicBool,
+    /// The descriptor is not another [`HostFile`]'s.
+    owns_locks: bool,
 }
 
 impl Drop for HostFile {
     fn drop(&mut self) {
-        lock::unlock(&self.file);
+        if let Some(lease) = &self.lease {
+            lease.end(&self.file);
+        }
+        if self.owns_locks {
+            lock::unlock(&self.file);
+        }
     }
 }
 
@@ -98,45 +118,26 @@ impl HostFile {
         options: &HostOptions,
         access: Option<Access>,
     ) -> Result<Self, OpenError> {
-        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
-        // A FIFO without a writer must not hang us. Regular files ignore the flag.
-        flags |= OFlags::NONBLOCK;
-        flags |= if options.read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        };
-        if options.no_follow {
-            flags |= OFlags::NOFOLLOW;
-        }
         let io = |action| move |source| OpenError::new(path, OpenProblem::Io { action, source });
-        let file = open_file(path, flags).map_err(|error| match error {
-            // What the host answers to O_NOFOLLOW says nothing to a user.
-            Errno::LOOP if options.no_follow => io("open the file")(io::Error::other(
-                "it is a symbolic link, which is not followed",
-            )),
-            // Opening a directory for writing: name it as below.
-            Errno::ISDIR => io("open the file")(not_regular("a directory")),
-            // A FIFO without a reader, or a socket.
-            Errno::NXIO => io("open the file")(not_regular("a socket or a FIFO")),
-            error => io("open the file")(error.into()),
-        })?;
-        let file_type = file
-            .metadata()
-            .map_err(io("read the file's attributes"))?
-            .file_type();
-        if !file_type.is_file() {
-            return Err(io("open the file")(not_regular(type_name(file_type))));
-        }
-        if let Some(access) = access {
-            lock::lock(&file, access).map_err(|error| match error {
-                LockError::Conflict(holder) => {
-                    OpenError::new(path, OpenProblem::InUse(holder.to_owned()))
+        let attributes = io("read the file's attributes");
+        // What we have to ourselves keeps us out as well.
+        if let Some(held) = lease::held_here(path, options.no_follow) {
+            return match options.read_only && access.is_none() {
+                true => Self::from_file(held, false).map_err(attributes),
+                false => {
+                    let holder = "this program is at work on it".to_owned();
+                    Err(OpenError::new(path, OpenProblem::InUse(holder)))
                 }
-                LockError::Io(source) => io("lock the file")(source),
-            })?;
+            };
         }
-        Self::from_file(file).map_err(io("read the file's attributes"))
+        let mut file = open_regular(path, options)?;
+        if let Some(access) = access {
+            lock_as(&file, access, path)?;
+            if !options.read_only && lease::is_alone(&file) == Some(false) {
+                file = open_beside_readers(file, access, path)?;
+            }
+        }
+        Self::from_file(Arc::new(file), true).map_err(attributes)
     }
 
     /// Creates an empty file at `path`, open for reading and writing and locked as a writer. Its
@@ -165,7 +166,78 @@ impl HostFile {
             LockError::Conflict(holder) => io::Error::new(io::ErrorKind::ResourceBusy, holder),
             LockError::Io(source) => source,
         })?;
-        Self::from_file(file)
+        Self::from_file(Arc::new(file), true)
+    }
+
+    /// Takes the file for work that no guest asked for: nobody else may have it open, and a program that opens
+    /// it from here on waits until it is [lent](Self::lend), [freed](Self::free_lease) or closed. It was open
+    /// for writing all the time.
+    ///
+    /// # Errors
+    /// What the host answers, but that it has no leases.
+    pub fn take_lease(&self) -> io::Result<Hold> {
+        let lease = self.lease.as_ref();
+        lease.map_or(Ok(Hold::Unknown), |lease| lease.take(&self.file))
+    }
+
+    /// Lets in who waits for it. Nothing can be changed until it is taken again; to be called when the
+    /// file is as it is to be found.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn lend(&self) -> io::Result<()> {
+        self.lease
+            .as_ref()
+            .map_or(Ok(()), |lease| lease.lend(&self.file))
+    }
+
+    /// Gives up the lease for a guest of this process, which goes on without. Says no where others have
+    /// changed the file, or are about to.
+    pub fn free_lease(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_none_or(|lease| lease.free(&self.file))
+    }
+
+    /// Whether it is held, so that other programs that open it wait.
+    pub fn holds_lease(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_held)
+    }
+
+    /// Whether it may still be left as it ought to be: nobody else has it open, or all who want to, wait.
+    pub fn may_finish(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.may_finish(&self.file))
+    }
+
+    /// Remembers what this process has done to a file of which the host cannot tell who has it open
+    /// ([`Hold::Unknown`]), so that what others do to it from here on is noticed.
+    pub fn note(&self) {
+        if let Some(lease) = &self.lease {
+            lease.note(&self.file);
+        }
+    }
+
+    /// Whether one who waits for it only reads it.
+    pub fn is_wanted_to_read(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.is_wanted_to_read(&self.file))
+    }
+
+    /// Who else has it open, as far as can be told; completes "in use by another program (...)".
+    pub fn holder(&self) -> String {
+        holders::of(&self.file)
+    }
+
+    /// How long ago it was changed last, by its own times and the host's clock; no time where those do not
+    /// agree.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn unchanged_for(&self) -> io::Result<Duration> {
+        Pin::stat_of(&self.file).map(|stat| age::of(&stat))
     }
 
     /// The file's owner, mode, times and identity, as they are now.
@@ -205,10 +277,13 @@ impl HostFile {
         self.no_copy_range.store(true, Ordering::Relaxed);
     }
 
-    fn from_file(file: File) -> io::Result<Self> {
+    fn from_file(file: Arc<File>, owns_locks: bool) -> io::Result<Self> {
+        let is_writable = owns_locks && rustix::fs::fcntl_getfl(&file)?.contains(OFlags::RDWR);
         Ok(Self {
             known_len: AtomicU64::new(file.metadata()?.len()),
             length_lock: Mutex::new(()),
+            lease: is_writable.then(|| Lease::new(&file)).transpose()?,
+            owns_locks,
             file,
             no_copy_range: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
@@ -223,6 +298,19 @@ impl HostFile {
             drop(self.lock_length()?);
         }
         Ok(())
+    }
+
+    /// To be called before each change of the file.
+    fn check_others(&self) -> io::Result<()> {
+        match &self.lease {
+            Some(lease) => lease.before_change(&self.file),
+            // The host refuses.
+            None if self.owns_locks => Ok(()),
+            None => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the file is open for reading only",
+            )),
+        }
     }
 
     /// The same, and that nobody changes the length meanwhile.
@@ -242,6 +330,7 @@ impl HostFile {
         end: FileOffset,
         change: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
+        self.check_others()?;
         if end.get() <= self.known_len.load(Ordering::Acquire) {
             self.check_len()?;
             return change();
@@ -355,6 +444,7 @@ impl Storage for HostFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check_others()?;
         let _length = self.lock_length()?;
         self.file.set_len(len)?;
         self.known_len.store(len, Ordering::Release);
@@ -372,6 +462,7 @@ impl Storage for HostFile {
         if self.no_punch.load(Ordering::Relaxed) {
             return Err(unsupported());
         }
+        self.check_others()?;
         match self.fallocate(FallocateFlags::PUNCH_HOLE, range) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 self.no_punch.store(true, Ordering::Relaxed);
@@ -386,6 +477,7 @@ impl Storage for HostFile {
         if range.end().get() > len {
             return Err(past_end(range, len));
         }
+        self.check_others()?;
         self.check_len()?;
         self.zero(range)
     }
@@ -431,6 +523,10 @@ impl Storage for HostFile {
         Ok(self.file.metadata()?.blocks().saturating_mul(512))
     }
 
+    fn is_wanted(&self) -> bool {
+        (self.lease.as_ref()).is_some_and(|lease| lease.is_wanted(&self.file))
+    }
+
     fn sync(&self) -> io::Result<()> {
         // `fdatasync`, which covers a changed length: it is needed to read the data back.
         self.file.sync_data().inspect_err(|_| {
@@ -450,29 +546,4 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
         .filter(|parent| !parent.as_os_str().is_empty());
     let flags = OFlags::CLOEXEC | OFlags::RDONLY | OFlags::DIRECTORY;
     open_file(parent.unwrap_or(Path::new(".")), flags)?.sync_all()
-}
-
-fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<File> {
-    Ok(File::from(retry_on_intr(|| {
-        rustix::fs::open(path, flags, Mode::empty())
-    })?))
-}
-
-fn not_regular(what: &str) -> io::Error {
-    let text = format!("it is {what}, not a regular file");
-    io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
-fn type_name(file_type: FileType) -> &'static str {
-    if file_type.is_dir() {
-        "a directory"
-    } else if file_type.is_fifo() {
-        "a FIFO"
-    } else if file_type.is_block_device() {
-        "a block device"
-    } else if file_type.is_char_device() {
-        "a character device"
-    } else {
-        "something special"
-    }
 }

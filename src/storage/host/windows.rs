@@ -16,6 +16,7 @@ use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::os::windows::io::AsHandle;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_CALL_NOT_IMPLEMENTED, ERROR_INVALID_FUNCTION,
@@ -34,7 +35,7 @@ use windows_sys::Win32::System::Ioctl::{
 use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{FileKey, HostForm, HostOptions, Sharing};
+use super::{FileKey, Hold, HostForm, HostOptions, Sharing};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::{Storage, check_copy, past_end};
@@ -175,6 +176,58 @@ impl HostFile {
     /// Which file it is.
     pub fn key(&self) -> io::Result<FileKey> {
         Ok(self.stat()?.key)
+    }
+
+    /// How a file is shared keeps all others from writing to it, and lets them read.
+    ///
+    /// # Errors
+    /// None.
+    pub fn take_lease(&self) -> io::Result<Hold> {
+        Ok(Hold::Alone)
+    }
+
+    /// Nobody waits for it.
+    ///
+    /// # Errors
+    /// None.
+    pub fn lend(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether this process may go on to change it for a guest.
+    pub fn free_lease(&self) -> bool {
+        true
+    }
+
+    /// Nobody waits for it.
+    pub fn holds_lease(&self) -> bool {
+        false
+    }
+
+    /// Nobody else can have changed it, nor waits for it.
+    pub fn may_finish(&self) -> bool {
+        true
+    }
+
+    /// Nobody else can have changed it.
+    pub fn note(&self) {}
+
+    /// Nobody waits for it.
+    pub fn is_wanted_to_read(&self) -> bool {
+        false
+    }
+
+    /// Who else has it open, which nobody asks: [`Self::take_lease`] names none.
+    pub fn holder(&self) -> String {
+        "it has the file open".to_owned()
+    }
+
+    /// How long nobody has changed it, which does not matter: see [`Self::take_lease`].
+    ///
+    /// # Errors
+    /// None.
+    pub fn unchanged_for(&self) -> io::Result<Duration> {
+        Ok(Duration::MAX)
     }
 
     /// How the host stores it.
@@ -364,6 +417,10 @@ impl Storage for HostFile {
 
     fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.stat()?.allocated)
+    }
+
+    fn is_wanted(&self) -> bool {
+        false
     }
 
     fn sync(&self) -> io::Result<()> {

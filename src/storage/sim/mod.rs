@@ -40,6 +40,7 @@ mod tests;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -66,6 +67,7 @@ type Hook = Arc<dyn Fn(&SimStorage, &Op) + Send + Sync>;
 pub struct SimStorage {
     state: Mutex<State>,
     hook: Mutex<Option<Hook>>,
+    wanted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +87,11 @@ impl SimStorage {
     /// An empty file.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As if another program waited to open the file from now on, or no longer.
+    pub fn set_wanted(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
     }
 
     /// A file that holds `bytes`, durably. Pages of zeros are data, not holes.
@@ -127,7 +134,7 @@ impl SimStorage {
         };
         Self {
             state: Mutex::new(state),
-            hook: Mutex::new(None),
+            ..Self::default()
         }
     }
 
@@ -156,7 +163,7 @@ impl SimStorage {
         };
         Self {
             state: Mutex::new(forked),
-            hook: Mutex::new(None),
+            ..Self::default()
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::content::{PAGE, RunKind};
 use super::faults::Verdict;
@@ -242,6 +243,10 @@ impl Storage for SimStorage {
 
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.query(|state| state.volatile.allocated())
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     fn sync(&self) -> io::Result<()> {

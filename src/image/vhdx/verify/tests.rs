@@ -23,6 +23,7 @@ const DRY_RUN: CheckOptions = CheckOptions {
     zero_lost: false,
     dry_run: true,
     backup: false,
+    quiet_time: std::time::Duration::ZERO,
 };
 
 /// A sound disk with blocks 0 and 2 in the file, and block 1 zero.

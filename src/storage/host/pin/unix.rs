@@ -39,6 +39,19 @@ impl Pin {
         Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
+    /// A file that is open.
+    ///
+    /// # Errors
+    /// Where the host has no `/proc`.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        Self::file(&proc_path(file.as_fd()))
+    }
+
+    /// A path that leads to it, in this process.
+    pub(crate) fn path(&self) -> PathBuf {
+        proc_path(self.0.as_fd())
+    }
+
     /// What `name` is in this directory; a link itself.
     ///
     /// # Errors
@@ -199,7 +212,7 @@ impl Pin {
     /// # Errors
     /// As [`HostFile::open`], about a path that says nothing to a user.
     pub(crate) fn open(&self, options: &HostOptions) -> Result<HostFile, OpenError> {
-        HostFile::open(&proc_path(self.0.as_fd()), options)
+        HostFile::open(&self.path(), options)
     }
 
     /// Whether the file `name` in this directory, with these attributes, may be written: its owner

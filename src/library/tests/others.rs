@@ -1,0 +1,80 @@
+//! Programs that take no lock, under an open library.
+
+use super::*;
+use crate::error::ErrorKind;
+
+fn outsider(path: &Path) -> fs::File {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap()
+}
+
+/// Whether leases can be had where tests have their files.
+fn has_leases(path: &Path) -> bool {
+    let file = HostFile::open(path, &HostOptions::default()).unwrap();
+    let has = file.take_lease().unwrap() == crate::storage::host::Hold::Alone;
+    if !has {
+        println!("skipped: no leases in the temporary directory");
+    }
+    has
+}
+
+fn refused(library: &Library, node: NodeId) -> String {
+    match library.open_disk(node, true) {
+        Err(LibraryError::Unopenable {
+            reason,
+            kind: ErrorKind::InUse,
+            ..
+        }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_shares_no_disk_with_a_program_that_writes_to_its_file() {
+    let root = sample();
+    let path = root.path().join("a.vhd");
+    if !has_leases(&path) {
+        return;
+    }
+    let library = open(&root);
+    let node = lookup(&library, "a.vhd.raw").node;
+    let file = outsider(&path);
+    let before = fs::read(&path).unwrap();
+    let guest = library.open_disk(node, false).unwrap();
+    assert!(library.disk_status(node).unwrap().read_only);
+    drop(guest);
+    let reason = refused(&library, node);
+    assert!(reason.contains("in use by another program"), "{reason}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    drop(file);
+    let guest = library.open_disk(node, true).unwrap();
+    guest.disk().write_at(b"ours", 0).unwrap();
+    // A program that comes now is neither kept waiting nor noticed: the disk is the guest's.
+    drop(outsider(&path));
+    guest.disk().write_at(b"mine", 0).unwrap();
+}
+
+#[test]
+fn a_disk_that_others_changed_while_it_was_read_is_not_written() {
+    let root = sample();
+    let path = root.path().join("a.vhd");
+    if !has_leases(&path) {
+        return;
+    }
+    let library = open(&root);
+    let node = lookup(&library, "a.vhd.raw").node;
+    let guest = library.open_disk(node, false).unwrap();
+    let file = outsider(&path);
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    drop(file);
+    let reason = refused(&library, node);
+    assert!(reason.contains("close it there"), "{reason}");
+    let before = fs::read(&path).unwrap();
+    drop(guest);
+    assert_eq!(fs::read(&path).unwrap(), before, "closing it changed it");
+    // Opened anew, it is what it is now.
+    library.open_disk(node, true).unwrap();
+}

@@ -1,0 +1,338 @@
+//! Leases: how programs are noticed that take no lock, and let in when they come.
+//!
+//! Linux grants a write lease on a file that nobody else has open, and has everybody who opens it from
+//! then on wait, inside `open`, until the holder has given the lease up (or 45 seconds are over). So
+//! nothing that is done under a lease meets another program, whatever that knows of locks:
+//!
+//! ```text
+//!            take                    somebody opens it, and waits: is_wanted
+//!   Free  ---------->  Held  -----------------------------------------------.
+//!    ^  \                ^                                                  |  the holder finishes its step
+//!    |   \ differs       | take, the file looks the same                    v
+//!    |    `--> Changed <-+------------------------------------------------ Lent
+//!    `-- free: a guest of ours may write to it
+//! ```
+//!
+//! A read lease, on a descriptor that is open for reading, tells whether anybody has the file open for
+//! writing. The two that are asked for here never outlive the question.
+//!
+//! Only local file systems know all who have a file open, and only a file's owner, or root, may have a
+//! lease on it ([`Hold::Unknown`]). What was not held is told by the file's length and times.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::statfs::{self, FsType};
+use parking_lot::Mutex;
+
+use super::sys::{self, Kind};
+use crate::storage::host::pin::Pin;
+use crate::storage::host::{FileKey, Hold};
+
+/// How long a change may still begin after somebody has come: Linux lets them in, lease or not, after 45
+/// seconds, unless it was told otherwise.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Two changes that far apart have different times, whatever the host's tick.
+const TICK: Duration = Duration::from_millis(20);
+
+/// File systems of which this host knows all users. Of others it may see but some.
+const LOCAL: [FsType; 12] = [
+    statfs::EXT4_SUPER_MAGIC,
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    statfs::F2FS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+    statfs::REISERFS_SUPER_MAGIC,
+    statfs::NILFS_SUPER_MAGIC,
+    statfs::MSDOS_SUPER_MAGIC,
+    // exFAT, NTFS (of the kernel), ZFS.
+    FsType(0x2011_bab0),
+    FsType(0x7366_746e),
+    FsType(0x2fc1_2fc1),
+];
+
+/// The files that this process holds a lease on: it must not wait for itself.
+static HELD: Mutex<Vec<(FileKey, Weak<File>)>> = Mutex::new(Vec::new());
+
+/// The open file on which this process holds a lease, if `path` leads to it.
+pub(super) fn held_here(path: &Path, no_follow: bool) -> Option<Arc<File>> {
+    let held = HELD.lock();
+    if held.is_empty() {
+        return None;
+    }
+    if no_follow
+        && path
+            .symlink_metadata()
+            .is_ok_and(|found| found.is_symlink())
+    {
+        return None;
+    }
+    let key = Pin::file(path).ok()?.stat().ok()?.key;
+    let found = held.iter().find(|(other, _)| *other == key);
+    found.and_then(|(_, file)| file.upgrade())
+}
+
+/// Whether nobody else has `file` open, which is open for writing; `None` where the host cannot tell.
+pub(super) fn is_alone(file: &File) -> Option<bool> {
+    probe(file, Kind::Write)
+}
+
+/// Whether anybody has `file` open for writing, which is open for reading; `None` where the host cannot
+/// tell.
+pub(super) fn has_writer(file: &File) -> Option<bool> {
+    probe(file, Kind::Read).map(|free| !free)
+}
+
+fn probe(file: &File, kind: Kind) -> Option<bool> {
+    if !is_local(file) {
+        return None;
+    }
+    match sys::set_lease(file, kind) {
+        Ok(()) => {
+            give_up(file);
+            Some(true)
+        }
+        Err(Errno::EAGAIN) => Some(false),
+        Err(_) => None,
+    }
+}
+
+fn is_local(file: &File) -> bool {
+    statfs::fstatfs(file).is_ok_and(|found| LOCAL.contains(&found.filesystem_type()))
+}
+
+fn give_up(file: &File) {
+    // It fails where there is none any more.
+    let _ = sys::set_lease(file, Kind::None);
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    len: u64,
+    /// The other time changes with the name, the owner and the like as well.
+    modified: SystemTime,
+}
+
+impl Look {
+    fn of(file: &File) -> io::Result<Self> {
+        let stat = Pin::stat_of(file)?;
+        Ok(Self {
+            len: stat.len,
+            modified: stat.modified,
+        })
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not held. How the file looked, until this process changed it.
+    Free(Option<Look>),
+    /// Held, and since when somebody waits.
+    Held(Option<Instant>),
+    /// Given up for others. Nothing is changed until it is taken again.
+    Lent(Look),
+    /// Others have changed the file: what is known of it is not true any more.
+    Changed,
+}
+
+/// What is known of others who use an open file.
+#[derive(Debug)]
+pub(super) struct Lease {
+    state: Mutex<State>,
+    /// [`State::Free`] of nothing: there is nothing to ask before a change.
+    is_plain: AtomicBool,
+    /// This process has changed the file.
+    worked: AtomicBool,
+}
+
+impl Lease {
+    /// Of `file`, which has just been opened.
+    pub(super) fn new(file: &File) -> io::Result<Self> {
+        Ok(Self {
+            state: Mutex::new(State::Free(Some(Look::of(file)?))),
+            is_plain: AtomicBool::new(false),
+            worked: AtomicBool::new(false),
+        })
+    }
+
+    fn put(&self, state: &mut State, new: State) {
+        *state = new;
+        let is_plain = matches!(state, State::Free(None));
+        self.is_plain.store(is_plain, Ordering::Release);
+    }
+
+    /// To be called before each change of the file.
+    ///
+    /// # Errors
+    /// Where others use it.
+    pub(super) fn before_change(&self, file: &File) -> io::Result<()> {
+        if self.is_plain.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        let may = match &mut *state {
+            State::Free(_) => {
+                self.put(&mut state, State::Free(None));
+                true
+            }
+            State::Held(since) => since_when(file, since).is_none_or(|it| it.elapsed() < GRACE),
+            State::Lent(_) | State::Changed => false,
+        };
+        match may {
+            true => {
+                self.worked.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            false => {
+                let text = "another program has opened the file meanwhile";
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+            }
+        }
+    }
+
+    /// Takes it, if it is not held yet.
+    pub(super) fn take(&self, file: &Arc<File>) -> io::Result<Hold> {
+        let mut state = self.state.lock();
+        let before = match &mut *state {
+            State::Free(look) => *look,
+            State::Lent(look) => Some(*look),
+            State::Changed => return Ok(Hold::Changed),
+            State::Held(since) => {
+                return Ok(match since_when(file, since) {
+                    None => Hold::Alone,
+                    Some(_) => Hold::Others,
+                });
+            }
+        };
+        let taken = match is_local(file) {
+            true => sys::set_lease(file, Kind::Write),
+            false => Err(Errno::EOPNOTSUPP),
+        };
+        if taken == Err(Errno::EAGAIN) {
+            return Ok(Hold::Others);
+        }
+        let now = Look::of(file);
+        if before.is_some_and(|before| now.as_ref().ok() != Some(&before)) {
+            give_up(file);
+            self.put(&mut state, State::Changed);
+            return Ok(Hold::Changed);
+        }
+        if taken.is_err() {
+            // From here on at least changes of others are noticed.
+            self.put(&mut state, State::Free(Some(now?)));
+            return Ok(Hold::Unknown);
+        }
+        self.put(&mut state, State::Held(None));
+        HELD.lock()
+            .push((Pin::stat_of(file)?.key, Arc::downgrade(file)));
+        Ok(Hold::Alone)
+    }
+
+    /// Whether other programs that open the file wait.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(*self.state.lock(), State::Held(_))
+    }
+
+    /// Whether somebody waits to open the file.
+    pub(super) fn is_wanted(&self, file: &File) -> bool {
+        if self.is_plain.load(Ordering::Acquire) {
+            return false;
+        }
+        match &mut *self.state.lock() {
+            State::Held(since) => since_when(file, since).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody waits who opens it for reading alone.
+    pub(super) fn is_wanted_to_read(&self, file: &File) -> bool {
+        self.is_held() && sys::lease(file) == Ok(Kind::Read)
+    }
+
+    /// Lets in who waits. Nothing can be changed until it is taken again.
+    pub(super) fn lend(&self, file: &File) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if matches!(*state, State::Held(_)) {
+            // Whatever others do to the file has another time than our last change.
+            std::thread::sleep(TICK);
+            let look = Look::of(file)?;
+            self.put(&mut state, State::Lent(look));
+            release(file);
+        }
+        Ok(())
+    }
+
+    /// Gives it up, for somebody of this process who goes on without. Says no where others have changed
+    /// the file, or are about to.
+    pub(super) fn free(&self, file: &File) -> bool {
+        let mut state = self.state.lock();
+        let may = match &mut *state {
+            State::Free(None) => return true,
+            State::Free(Some(look)) | State::Lent(look) => {
+                Look::of(file).is_ok_and(|it| it == *look)
+            }
+            State::Held(since) => since_when(file, since).is_none(),
+            State::Changed => return false,
+        };
+        if may {
+            if matches!(*state, State::Held(_)) {
+                release(file);
+            }
+            self.put(&mut state, State::Free(None));
+        }
+        may
+    }
+
+    /// Whether the file may be left as it ought to be: it is held, also if somebody waits for it, or
+    /// nobody seems to be at it but this process.
+    pub(super) fn may_finish(&self, file: &Arc<File>) -> bool {
+        match self.take(file) {
+            Ok(Hold::Alone) => true,
+            Ok(Hold::Others) => self.is_held(),
+            Ok(Hold::Unknown) => self.worked.load(Ordering::Relaxed),
+            Ok(Hold::Changed) | Err(_) => false,
+        }
+    }
+
+    /// Remembers what this process has made of a file that it holds no lease on.
+    pub(super) fn note(&self, file: &File) {
+        let mut state = self.state.lock();
+        if matches!(*state, State::Free(_)) {
+            let look = Look::of(file).ok();
+            self.put(&mut state, State::Free(look));
+        }
+    }
+
+    /// Gives it up, at the end.
+    pub(super) fn end(&self, file: &File) {
+        if self.is_held() {
+            release(file);
+        }
+    }
+}
+
+fn release(file: &File) {
+    give_up(file);
+    let file = std::ptr::from_ref(file);
+    HELD.lock()
+        .retain(|(_, held)| held.strong_count() > 0 && !std::ptr::eq(held.as_ptr(), file));
+}
+
+/// Since when somebody waits for the lease on `file`, as far as was noticed; `since` remembers it.
+fn since_when(file: &File, since: &mut Option<Instant>) -> Option<Instant> {
+    if since.is_none() && sys::lease(file) != Ok(Kind::Write) {
+        *since = Some(Instant::now());
+    }
+    *since
+}
+
+#[cfg(test)]
+mod tests;
