@@ -478,6 +478,7 @@ fn a_file_system_that_never_answers_holds_up_nobody() {
     let config = fuser::Config::default();
     let session = fuser::spawn_mount(DeadFs(asked.clone()), mount.behind("dead"), &config);
     let _session = session.unwrap();
+    let _mounted = Mounted(mount.behind("dead"));
     let dead = Dead(asked);
     // It is waited for once.
     let spent = time_to_open(&mount, "a.vhdx.raw", 20);

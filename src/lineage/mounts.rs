@@ -27,10 +27,6 @@ pub(super) enum Access {
 }
 
 /// A file system below a directory.
-#[cfg_attr(
-    not(target_os = "linux"),
-    expect(dead_code, reason = "only Linux tells what is mounted")
-)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
     /// Tells it from another one at that place.
