@@ -20,9 +20,8 @@
 //! It stands in the footer alone: the one at the end decides, and is written first.
 
 use std::io;
-use std::time::SystemTime;
 
-use super::create::{LOCATOR_SPACE, ParentTexts, space_for};
+use super::create::{LOCATOR_SPACE, ParentTexts, renewed, space_for};
 use super::layout::{DynamicLayout, END_LOOK, Layout, sorted_slots};
 use super::recover::read_recovered;
 use crate::error::{FormatError, OpenProblem};
@@ -69,7 +68,7 @@ pub(crate) fn relink(
 /// As opening it for writing, and what the host answers.
 pub(crate) fn renew_identity(storage: &dyn Storage) -> Result<Identity, OpenProblem> {
     let (layout, _) = read_recovered(storage, &|_| Ok(()))?;
-    let renewed = layout.footer.with_new_identity(SystemTime::now());
+    let renewed = renewed(&layout.footer);
     let footer = renewed.to_bytes();
     let write = || {
         // Where it would not be one sector, what was there stays until there is another behind it.

@@ -192,7 +192,10 @@ fn a_disk_without_identity_is_no_parent_until_it_gets_one() {
             .iter()
             .zip(&whole)
             .filter(|(one, other)| one != other);
-        assert!(differ.count() <= 2 * 20, "identity and checksum alone");
+        assert!(
+            differ.count() <= 2 * 24,
+            "identity, its time and checksum alone"
+        );
         adopt(&child, &base);
         assert_eq!(open(&child).parent().unwrap().identity(), given);
         // From now on it has one that others know it by.
