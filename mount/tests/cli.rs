@@ -210,6 +210,7 @@ fn compact_does_what_it_predicts() {
         "kept",
         "length_after",
         "length_before",
+        "new_identity",
         "not_fs_aware",
         "partitions",
     ];
@@ -340,6 +341,7 @@ fn check_brings_back_what_can_be() {
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_len(file.metadata().unwrap().len() - (3 << 20))
             .unwrap();
+        drop(file);
         let before = fs::read(&path).unwrap();
         let refused = repair(&path, &["--backup"]);
         assert_eq!(exit_code(&refused), 1, "{name}");

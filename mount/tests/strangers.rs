@@ -404,6 +404,7 @@ fn commands_of_a_stranger_change_nothing() {
     // Something to repair.
     let file = File::options().write(true).open(&disk).unwrap();
     file.write_all_at(&[0; 512], 0).unwrap();
+    drop(file);
     let before = fs::read(&disk).unwrap();
     let as_nobody = |arguments: &[&str]| -> Option<i32> {
         let mut command = Command::new(&binary);

@@ -17,7 +17,7 @@ use super::scan::{Scanned, Scanner};
 use super::{CompactError, CompactOptions, Phase, Progress};
 use crate::disk::{Content, Disk, Tracker, Watch};
 use crate::error::DiskError;
-use crate::format::DiskType;
+use crate::format::{DiskType, Format};
 use crate::guest::Rest;
 use crate::image::{Frame, Reads};
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
@@ -513,9 +513,12 @@ impl Compactor {
             true => self.ranges_to_punch(&live),
             false => Vec::new(),
         };
+        let loses_free = dead.iter().any(|block| self.gives_up_free(*block))
+            || self.freed.is_some() && !punched.is_empty();
         let report = &mut self.report;
         report.bytes_read += self.scanner.bytes_read;
         if self.options.dry_run {
+            report.new_identity = loses_free && disk.geometry().format == Format::Vhdx;
             report.length_after = planned.file_len(&frame);
             report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
             report.blocks_moved = u64_from(planned.moves.len());

@@ -107,8 +107,8 @@ pub struct CompactReport {
     pub kept: Vec<Kept>,
     /// The partitions and volumes of the disk, if the guest's filesystems were asked.
     pub parts: Vec<PartReport>,
-    /// Whether a disk that is over a fixed disk is refused from now on, because what its filesystems call
-    /// free went.
+    /// Whether disks that were made over this one are refused from now on, because something went that
+    /// only its filesystems call free.
     pub new_identity: bool,
     /// Why what they call free was not touched, or no longer, though that was asked for.
     pub not_surveyed: Option<String>,

@@ -260,13 +260,13 @@ impl Disk {
                 range: geometry.slot_range(slot),
                 kind: RegionKind::Dead,
             })
-            .filter(|region| region.range.start < end)
             .collect();
         let holes = self.image.free_runs();
         others.extend(holes.into_iter().map(|range| Region {
             range,
             kind: RegionKind::Hole,
         }));
+        others.retain(|region| region.range.start < end);
         others.sort_unstable_by_key(|region| region.range);
         let used = merged(slots, others.into_iter()).map(|region| Region {
             range: FileRange::between(region.range.start, region.range.end().min(end)),

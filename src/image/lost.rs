@@ -12,8 +12,12 @@ const LISTED: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lost {
     blocks: u64,
-    /// Where they lie on the disk: sorted, disjoint.
+    /// Where the first of them lie on the disk: sorted, disjoint.
     runs: Vec<Range<u64>>,
+    /// How many runs there are.
+    count: u64,
+    /// Where the last one ends.
+    end: u64,
 }
 
 impl Lost {
@@ -28,9 +32,14 @@ impl Lost {
             let start = u64::from(block.get()).saturating_mul(block_size);
             let end = start.saturating_add(block_size).min(disk_len);
             lost.blocks = lost.blocks.saturating_add(1);
+            let is_next = lost.count > 0 && lost.end == start;
+            lost.count = lost.count.saturating_add(u64::from(!is_next));
+            lost.end = end;
+            let is_listed = lost.count <= u64_from(LISTED);
             match lost.runs.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => lost.runs.push(start..end),
+                Some(last) if is_next && is_listed => last.end = end,
+                _ if is_listed => lost.runs.push(start..end),
+                _ => {}
             }
         }
         lost
@@ -68,11 +77,11 @@ impl Lost {
             1 => "all or part of 1 block, at disk offsets ".to_owned(),
             more => format!("all or part of {more} blocks, at disk offsets "),
         };
-        for (at, run) in self.runs.iter().take(LISTED).enumerate() {
+        for (at, run) in self.runs.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             let _ = write!(text, "{comma}{:#x}..{:#x}", run.start, run.end);
         }
-        let more = u64_from(self.runs.len()).saturating_sub(u64_from(LISTED));
+        let more = self.count.saturating_sub(u64_from(self.runs.len()));
         if more > 0 {
             let _ = write!(text, " and {more} more places");
         }

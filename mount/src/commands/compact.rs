@@ -47,7 +47,7 @@ struct Compacted {
     /// Bytes of holes that were filled in the end, if that was wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     holes_filled: Option<u64>,
-    /// Whether a disk over this one, a fixed one, is refused from now on.
+    /// Whether disks that were made over this one are refused from now on.
     new_identity: bool,
     #[serde(skip)]
     dry_run: bool,

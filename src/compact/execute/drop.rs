@@ -77,7 +77,7 @@ impl Compactor {
     }
 
     /// Whether dropping `block` now takes more from it than zeros.
-    fn gives_up_free(&self, block: BlockIndex) -> bool {
+    pub(super) fn gives_up_free(&self, block: BlockIndex) -> bool {
         self.freed.is_some()
             && self.disk.image.map().get(block).slot().is_some()
             && self.disk.tracker.content(block) != Content::Dead
@@ -86,8 +86,9 @@ impl Compactor {
     /// Call before bytes go that only the guest's filesystems call free: others may have read them, caches
     /// above this disk and disks over it. The latter then no longer take it for their parent, if its
     /// format can say so.
-    pub(super) fn announce_loss_of_free(&self) -> Result<(), DiskError> {
+    pub(super) fn announce_loss_of_free(&mut self) -> Result<(), DiskError> {
         self.disk.image.begin_change()?;
+        self.report.new_identity |= self.disk.has_new_identity();
         self.disk.gave_up_free.store(true, Ordering::Release);
         Ok(())
     }

@@ -240,15 +240,15 @@ impl Layout {
             let bitmap = self.bitmap_blocks.get(&self.bat_geometry.chunk_of(block));
             bitmap.is_none_or(|at| at.plus(BITMAP_BLOCK_LEN) <= end)
         };
-        let beyond = self.table_place().blocks_beyond_end(&self.map);
-        let mut lost: Vec<_> = beyond.map(|(block, _)| block).collect();
-        lost.extend(self.map.blocks().filter(|block| {
+        let table = self.table_place();
+        let lost = self.map.blocks().filter(|block| {
             let state = self.map.get(*block);
-            matches!(state, BlockState::Present { whole: false, .. }) && !has_bits(*block)
-        }));
-        lost.sort_unstable();
-        lost.dedup();
-        (!lost.is_empty()).then(|| Lost::new(lost.into_iter(), self.block_size, self.disk_len))
+            let beyond = state.slot().and_then(|slot| table.beyond(*block, slot));
+            beyond.is_some()
+                || matches!(state, BlockState::Present { whole: false, .. }) && !has_bits(*block)
+        });
+        let mut lost = lost.peekable();
+        (lost.peek().is_some()).then(|| Lost::new(lost, self.block_size, self.disk_len))
     }
 
     /// Why it would not do to make the file as long as it was, so that what was cut off reads as zeros.

@@ -272,25 +272,27 @@ impl TablePlace {
         }
     }
 
-    /// The blocks of `map` that reach beyond the end of the file. Of the last block, only what the disk
-    /// has counts: QEMU cuts the file there.
-    pub(super) fn blocks_beyond_end<'a>(
-        &self,
-        map: &'a BlockMap,
-    ) -> impl Iterator<Item = (BlockIndex, FileRange)> + use<'a> {
+    /// What `block` takes in `slot`, if that reaches beyond the end of the file. Of the last block, only
+    /// what the disk has counts: QEMU cuts the file there.
+    pub(super) fn beyond(&self, block: BlockIndex, slot: FileOffset) -> Option<FileRange> {
         let block_size = self.geometry.block_size;
-        let end = FileOffset::new(self.file_len);
         let last = self.geometry.blocks().saturating_sub(1);
         let before = u64_from_u32(last).saturating_mul(block_size);
-        let of_last = self.geometry.disk_len.saturating_sub(before);
-        map.present().filter_map(move |(block, slot)| {
-            let len = if block.get() == last {
-                of_last
-            } else {
-                block_size
-            };
-            (slot.plus(len) > end).then_some((block, FileRange::new(slot, len)))
-        })
+        let len = match block.get() == last {
+            true => self.geometry.disk_len.saturating_sub(before),
+            false => block_size,
+        };
+        let end = FileOffset::new(self.file_len);
+        (slot.plus(len) > end).then_some(FileRange::new(slot, len))
+    }
+
+    /// The blocks of `map` that reach beyond the end of the file.
+    fn blocks_beyond_end(
+        self,
+        map: &BlockMap,
+    ) -> impl Iterator<Item = (BlockIndex, FileRange)> + use<'_> {
+        let beyond = move |(block, slot)| Some((block, self.beyond(block, slot)?));
+        map.present().filter_map(beyond)
     }
 
     /// Those, and the sector bitmaps that do.
