@@ -196,7 +196,9 @@ fn compaction_waits_for_readers_and_leaves_the_file_to_writers() {
             assert!(error.contains("another program opens the file"), "{error}");
             let before = look(&path);
             let second = start(&["compact", text]);
-            cut_in(&path, before, false);
+            if length(&path) > 110 * MIB {
+                cut_in(&path, before, false);
+            }
             let output = second.wait_with_output().unwrap();
             assert!(output.status.success(), "{}", stderr(&output));
         }
