@@ -157,7 +157,10 @@ fn who_opens_a_file_that_the_daemon_works_on_gets_it() {
         };
         let path = mount.behind(&name);
         cut_in(&path, before.unwrap(), false);
-        cut_in(&path, look(&path), true);
+        let now = look(&path);
+        if length(&path) > 110 * MIB {
+            cut_in(&path, now, true);
+        }
         eventually("it is done in the end", || length(&path) < 110 * MIB);
         assert!(mount.said("left to another program") <= 1);
         mount.unmount();
@@ -196,7 +199,9 @@ fn compaction_waits_for_readers_and_leaves_the_file_to_writers() {
             assert!(error.contains("another program opens the file"), "{error}");
             let before = look(&path);
             let second = start(&["compact", text]);
-            cut_in(&path, before, false);
+            if length(&path) > 110 * MIB {
+                cut_in(&path, before, false);
+            }
             let output = second.wait_with_output().unwrap();
             assert!(output.status.success(), "{}", stderr(&output));
         }

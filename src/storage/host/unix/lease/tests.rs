@@ -85,6 +85,8 @@ fn who_comes_waits_until_it_is_let_in_and_nothing_changes_from_then_on() {
         let (close, is_over) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let path = &path;
+            // Gone, and so no longer waited for, where this fails.
+            let close = close;
             scope.spawn(move || {
                 let other = fs::OpenOptions::new().read(true).write(write).open(path);
                 opened.send(()).unwrap();
