@@ -6,7 +6,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -78,8 +78,11 @@ fn a_table_takes_memory_by_its_blocks_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let sound = folder.path().join("sound.vhdx");
     full(&sound, |block| (block + 1024) * MIB);
-    let file = File::options().write(true).open(&sound).unwrap();
-    file.set_len((BLOCKS + 1024) * MIB).unwrap();
+    let set_len = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len((BLOCKS + 1024) * MIB).unwrap();
+    };
+    set_len(&sound);
     let hostile = folder.path().join("hostile.vhdx");
     full(&hostile, |block| (block + 1024) * MIB);
     let overlapping = folder.path().join("overlapping.vhdx");
@@ -87,12 +90,7 @@ fn a_table_takes_memory_by_its_blocks_and_no_more() {
         2_000_000 => 1_000_000 * MIB,
         block => (block + 1024) * MIB,
     });
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&overlapping)
-        .unwrap()
-        .set_len((BLOCKS + 1024) * MIB)
-        .unwrap();
+    set_len(&overlapping);
 
     for path in [&sound, &hostile, &overlapping] {
         let look = HostOptions {

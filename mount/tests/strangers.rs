@@ -392,12 +392,20 @@ fn names_do_nothing_to_a_terminal_or_a_log() {
     }
 }
 
+/// Copies the program to where others may run it. Not by ourselves: a process that another test starts
+/// meanwhile would keep it open for writing, and then it cannot be run.
+fn copy_program(to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_vhdfs")).arg(to);
+    assert!(copy.status().unwrap().success());
+}
+
 #[test]
 fn commands_of_a_stranger_change_nothing() {
     let root = tempfile::tempdir().unwrap();
     set_mode(root.path(), 0o777);
     let binary = root.path().join("vhdfs");
-    fs::copy(env!("CARGO_BIN_EXE_vhdfs"), &binary).unwrap();
+    copy_program(&binary);
     let disk = root.path().join("a.vhd");
     create(&disk, &["--size", "64M"]);
     set_mode(&disk, 0o644);
@@ -495,7 +503,7 @@ fn beside_a_closed_file() -> tempfile::TempDir {
 fn what_may_be_a_child_keeps_what_is_free() {
     let root = beside_a_closed_file();
     let binary = root.path().join("vhdfs");
-    fs::copy(env!("CARGO_BIN_EXE_vhdfs"), &binary).unwrap();
+    copy_program(&binary);
     let (disk, closed) = (root.path().join("a.vhd"), root.path().join("closed.vhd"));
     let length = || fs::metadata(&disk).unwrap().len();
     let before = length();
