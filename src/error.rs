@@ -208,6 +208,7 @@ impl OpenError {
     }
 
     /// The same about a file that was opened by a path that says nothing.
+    #[cfg(unix)]
     pub(crate) fn renamed(self, path: &Path) -> Self {
         Self::new(path, self.problem)
     }
