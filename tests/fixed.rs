@@ -389,3 +389,22 @@ fn a_guest_that_writes_meanwhile_wins() {
         disk.close().unwrap();
     }
 }
+
+/// The footer is where it is, and not where it would be without the gap before it.
+#[test]
+fn a_footer_after_a_gap_gets_the_new_identity() {
+    let (whole, _) = with_fat(Format::Vhd);
+    for gap in [512, 1 << 20] {
+        let mut bytes = whole.to_bytes();
+        let footer = bytes.split_off(bytes.len() - 512);
+        bytes.resize(bytes.len() + gap, 0);
+        bytes.extend(&footer);
+        let storage = Arc::new(SimStorage::from_bytes(&bytes));
+        let identity = open(&storage, true).identity();
+        let report = compact(&storage, &FREE).unwrap();
+        assert!(report.new_identity && report.bytes_punched > MIB);
+        assert_ne!(open(&storage, true).identity(), identity, "{gap}");
+        let after = storage.to_bytes();
+        assert!(after[size(8 * MIB)..size(8 * MIB) + gap] == vec![0; gap]);
+    }
+}

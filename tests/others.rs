@@ -412,3 +412,25 @@ fn cluster_of(fat: &Fat, at: u64) -> usize {
     let data = 1 + 2 * table_sectors + 32;
     size(at / 512) - data + 2
 }
+
+/// A copy, and a child over that, may have the identity that the disk has had since its guest wrote.
+#[test]
+fn what_is_free_goes_under_an_identity_that_nobody_has_seen() {
+    let fat = Fat::new(DISK, 7);
+    let storage = base(Format::Vhdx, &fat);
+    let disk = open(&storage, None, false).unwrap();
+    disk.write_at(&fat.bytes[..512], 0).unwrap();
+    let written = disk.identity();
+    let copy = Arc::new(storage.fork());
+    compact(&disk, fs_aware());
+    assert!(differing(&fat, &content(&disk), &fat.bytes, true) > 0);
+    assert_ne!(disk.identity(), written);
+    let copy = open(&copy, None, true).unwrap();
+    assert_eq!(copy.identity(), written);
+    let child = make(Format::Vhdx, Some(&copy));
+    drop(copy);
+    drop(disk);
+    let disk = open(&storage, None, true).unwrap();
+    let refused = open(&child, Some(&disk), true).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ParentMismatch);
+}

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
@@ -19,7 +20,7 @@ use common::{
 };
 use vhdfs::compact::IdlePolicy;
 use vhdfs::disk::{Disk, OpenOptions};
-use vhdfs::library::{Library, LibraryOptions};
+use vhdfs::library::{Library, LibraryOptions, NodeId};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, makedev, mknodat};
 use rustix::io::Errno;
@@ -542,4 +543,44 @@ fn what_may_be_a_child_keeps_what_is_free() {
     assert!(length() > before - (4 << 20), "{before} -> {}", length());
     fs::remove_file(&closed).unwrap();
     visit(48 << 20, true);
+}
+
+/// The background looks once more right before it gives up what is free.
+#[test]
+fn a_child_that_comes_before_what_is_free_goes_keeps_it() {
+    let root = beside_a_closed_file();
+    fs::remove_file(root.path().join("closed.vhd")).unwrap();
+    let path = root.path().join("a.vhd");
+    let length = || fs::metadata(&path).unwrap().len();
+    let policy = IdlePolicy {
+        idle_after: Duration::from_millis(500),
+        min_reclaim: 1,
+        punch_holes: false,
+        fs_aware: true,
+    };
+    let options = LibraryOptions {
+        compact: Some(policy),
+        no_other_children: true,
+        quiet_time: Duration::ZERO,
+        linger: Duration::ZERO,
+        ..LibraryOptions::default()
+    };
+    let library = Library::open(root.path(), options).unwrap();
+    let found = library.lookup(NodeId::ROOT, OsStr::new("a.vhd.raw"));
+    let handle = library.open_disk(found.unwrap().node, true).unwrap();
+    handle.disk().write_at(&[7; 512], 65 << 20).unwrap();
+    handle.disk().flush().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("a.vhd");
+    fs::copy(&path, &copy).unwrap();
+    let before = length();
+    drop(handle);
+    create(
+        &root.path().join("child.vhd"),
+        &["--parent", copy.to_str().unwrap()],
+    );
+    eventually("the end of the work", || library.status().is_empty());
+    library.close();
+    let (before, after) = (before >> 20, length() >> 20);
+    assert!(after + 16 > before, "{before} MiB became {after}");
 }

@@ -5,6 +5,7 @@ mod punch;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rangemap::RangeSet;
 
@@ -14,7 +15,7 @@ use super::relocate::{copy_and_commit, is_stored};
 use super::report::{CompactReport, part_reports, stored_in_free_space};
 use super::same::{Comparison, drop_if_same};
 use super::scan::{Scanned, Scanner};
-use super::{CompactError, CompactOptions, Phase, Progress};
+use super::{CompactError, CompactOptions, LastWord, Phase, Progress};
 use crate::disk::{Content, Disk, Tracker, Watch};
 use crate::error::DiskError;
 use crate::format::{DiskType, Format};
@@ -77,6 +78,11 @@ pub(crate) struct Compactor {
     comparing: Option<BlockIndex>,
     /// What the parents' filesystems call free, once it was needed.
     parents_free: Option<RangeSet<u64>>,
+    /// Whether children of the disk as it was refuse it by now.
+    is_disowned: bool,
+    last_word: Option<LastWord>,
+    /// When that was last asked for.
+    asked: Option<Instant>,
 }
 
 impl Compactor {
@@ -134,6 +140,9 @@ impl Compactor {
             scanner: Scanner::new(options.punch_holes),
             comparing: None,
             parents_free: None,
+            is_disowned: false,
+            last_word: None,
+            asked: None,
         };
         if !options.fs_aware {
             compactor.begin_scan();
@@ -144,6 +153,12 @@ impl Compactor {
     /// Believes only filesystems that would say on the disk that they are mounted.
     pub(crate) fn cautious(mut self) -> Self {
         self.rest = Rest::Unmounted;
+        self
+    }
+
+    /// Asks once more before anything goes that is free.
+    pub(crate) fn asking(mut self, last_word: Option<LastWord>) -> Self {
+        self.last_word = last_word;
         self
     }
 

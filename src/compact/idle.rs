@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::execute::{Compactor, Step};
-use super::{CompactError, CompactOptions, Phase};
+use super::{CompactError, CompactOptions, LastWord, Phase};
 use crate::disk::Disk;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 
@@ -58,6 +58,7 @@ pub struct IdleWork {
     running: Option<Compactor>,
     /// When the disk was last found idle, or busy for so long that something was done about it.
     last_turn: Instant,
+    last_word: Option<LastWord>,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
@@ -73,7 +74,14 @@ impl IdleWork {
             seen: None,
             running: None,
             last_turn: Instant::now(),
+            last_word: None,
         }
+    }
+
+    /// Asks `last_word` before anything goes that only filesystems call free.
+    pub(crate) fn asking(mut self, last_word: LastWord) -> Self {
+        self.last_word = Some(last_word);
+        self
     }
 
     /// Goes by another policy from now on. Where that is about filesystems, all is begun anew.
@@ -166,7 +174,9 @@ impl IdleWork {
                 };
                 match Compactor::new(Arc::clone(&disk), options) {
                     Err(CompactError::Fixed) => return Ok(Next::Done),
-                    other => other?.cautious().measured_from_now()?,
+                    other => (other?.cautious())
+                        .asking(self.last_word.clone())
+                        .measured_from_now()?,
                 }
             }
         };

@@ -109,6 +109,23 @@ impl Default for CompactOptions {
     }
 }
 
+/// Asked right before bytes go that only filesystems call free, and again while more do: whether nobody has
+/// come who reads them.
+#[derive(Clone)]
+pub(crate) struct LastWord(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl LastWord {
+    pub(crate) fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+}
+
+impl std::fmt::Debug for LastWord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LastWord").finish_non_exhaustive()
+    }
+}
+
 /// What a compaction is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -17,7 +17,7 @@ use super::Core;
 use super::family::{Asked, Family, File, Survey};
 use super::open_disk::{DiskState, OpenDisk};
 use super::open_disks::{Purpose, Refused};
-use crate::compact::{IdlePolicy, Next};
+use crate::compact::{IdlePolicy, LastWord, Next};
 use crate::error::{ErrorKind, chain};
 use crate::storage::host::Hold;
 use crate::storage::host::pin::{Identity, Stamp, Stat};
@@ -309,7 +309,8 @@ impl Agent {
             return;
         }
         let go_on = || !self.core.bell.is_stopped();
-        let Some(next) = disk.step(&policy, &self.core.probes, &go_on) else {
+        let last_word = self.last_word(disk.identity);
+        let Some(next) = disk.step(&policy, &self.core.probes, &go_on, &last_word) else {
             return;
         };
         *turn = follow(disk, next, io_count);
@@ -332,6 +333,20 @@ impl Agent {
             );
         }
         all_read && nobody_fits
+    }
+
+    /// Whether what is free may go from that disk, as of a look at the tree that begins when it is asked.
+    fn last_word(&self, disk: Identity) -> LastWord {
+        let core = Arc::downgrade(&self.core);
+        LastWord::new(move || {
+            let Some(core) = core.upgrade() else {
+                return false;
+            };
+            let is_vouched_for = core.options.no_other_children;
+            core.families.fresh().is_some_and(|family| {
+                !family.is_parent(&disk) && (is_vouched_for || family.unread.is_empty())
+            })
+        })
     }
 
     /// Takes a disk that no guest may write to for a step. Where that is not possible now: when to try again.

@@ -112,6 +112,23 @@ impl Families {
         self.renew_until(Instant::now() + DEADLINE)
     }
 
+    /// As of a survey that began after the call; `None` where that takes longer than [`DEADLINE`], or the
+    /// library is being closed.
+    pub(super) fn fresh(&self) -> Option<Arc<Family>> {
+        let until = Instant::now() + DEADLINE;
+        let mut state = self.state.lock();
+        let wanted = self.demand(&mut state);
+        while state.over < wanted {
+            if state.ended || self.bell.is_stopped() {
+                return None;
+            }
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return None;
+            }
+        }
+        state.latest.as_ref().map(|survey| survey.family.clone())
+    }
+
     fn renew_until(&self, deadline: Instant) -> Option<Arc<Family>> {
         let mut state = self.state.lock();
         let wanted = self.demand(&mut state);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::agent::Bell;
 use super::probes::Probes;
-use crate::compact::{IdlePolicy, IdleWork, Next};
+use crate::compact::{IdlePolicy, IdleWork, LastWord, Next};
 use crate::disk::Disk;
 use crate::error::chain;
 use crate::storage::Storage;
@@ -324,10 +324,13 @@ impl OpenDisk {
         policy: &IdlePolicy,
         probes: &Probes,
         go_on: &dyn Fn() -> bool,
+        last_word: &LastWord,
     ) -> Option<Next> {
         let mut slot = self.work.lock();
         let disk = self.disk.lock().clone()?;
-        let work = slot.get_or_insert_with(|| IdleWork::new(Arc::clone(&disk), *policy));
+        let work = slot.get_or_insert_with(|| {
+            IdleWork::new(Arc::clone(&disk), *policy).asking(last_word.clone())
+        });
         work.set_policy(*policy);
         let before = self.allocated();
         let next = work.step_while(go_on);

@@ -88,8 +88,6 @@ pub(super) fn fill(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn a_marker_need_not_be_there_any_more() {
         let wide = |name: &str| name.encode_utf16().collect::<Vec<_>>();

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::Compactor;
-use crate::compact::CompactError;
+use crate::compact::{CompactError, LastWord};
 use crate::disk::Content;
 use crate::error::DiskError;
 use crate::image::MapEdit;
 use crate::map::BlockState;
 use crate::units::{BlockIndex, u64_from};
+
+/// How long it does to have asked whether somebody reads what is free.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Blocks that leave the table in one step; the entries of one sector.
 const DROP_BATCH: usize = 128;
@@ -87,8 +91,14 @@ impl Compactor {
     /// above this disk and disks over it. The latter then no longer take it for their parent, if its
     /// format can say so.
     pub(super) fn announce_loss_of_free(&mut self) -> Result<(), DiskError> {
-        self.disk.image.begin_change()?;
-        self.report.new_identity |= self.disk.has_new_identity();
+        // In each run: what a guest has written gave the disk another identity, but a copy may have that by
+        // now, and a child.
+        if !self.is_disowned {
+            let before = self.disk.identity();
+            self.disk.image.disown()?;
+            self.report.new_identity = self.disk.identity() != before;
+            self.is_disowned = true;
+        }
         self.disk.gave_up_free.store(true, Ordering::Release);
         Ok(())
     }
@@ -101,6 +111,13 @@ impl Compactor {
         let Some(freed) = &mut self.freed else {
             return Ok(true);
         };
+        if self.asked.is_none_or(|then| then.elapsed() > ASK_AGAIN) {
+            self.asked = Some(Instant::now());
+            if (self.last_word.as_ref()).is_some_and(|LastWord(may_go)| !may_go()) {
+                self.disbelieve("there is, or may be, a disk over it by now");
+                return Ok(false);
+            }
+        }
         let disk = &self.disk;
         let holds = freed.still_holds(disk, &|| disk.writers.none() && go_on());
         match holds {

@@ -375,7 +375,7 @@ impl Image for Vhd {
         if self.geometry.is_flat {
             let new = create::renewed(&self.footer.lock());
             (self.storage)
-                .write_all_at(&new.to_bytes(), FileOffset::new(self.geometry.disk_len))
+                .write_all_at(&new.to_bytes(), self.start)
                 .map_err(|error| self.durability.poison("write the footer", error))?;
             *self.footer.lock() = new;
             self.durability.note_write();

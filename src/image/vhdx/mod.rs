@@ -231,7 +231,8 @@ impl Image for Vhdx {
     }
 
     fn disown(&self) -> Result<(), DiskError> {
-        self.begin_change()
+        self.check_writable()?;
+        self.file.disown()
     }
 
     fn note_payload(&self) {

@@ -173,10 +173,20 @@ impl OpenFile {
         if self.is_announced.load(Ordering::Acquire) {
             return Ok(());
         }
-        let mut writer = self.writer.lock();
+        let writer = self.writer.lock();
         if self.is_announced.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.renew(writer)
+    }
+
+    /// Has the children of the disk as it is now refuse it: see [`crate::image::Image::disown`].
+    pub(super) fn disown(&self) -> Result<(), DiskError> {
+        self.durability.check()?;
+        self.renew(self.writer.lock())
+    }
+
+    fn renew(&self, mut writer: MutexGuard<'_, Writer>) -> Result<(), DiskError> {
         let guid = Uuid::new_v4();
         let change = |header: &mut Header| header.data_write_guid = guid;
         if writer.is_live {
