@@ -11,6 +11,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -198,20 +200,26 @@ impl Families {
 
     /// Looks at the tree. `None` where the library is being closed.
     fn survey(&self, last: Option<Arc<Survey>>, words: &OpenDisks) -> Option<Survey> {
-        let mut found = match self.tree.survey() {
-            Ok(found) => found?,
-            Err(error) => {
-                log::error!("the directory cannot be searched for children: {error}");
-                let mut family = last
-                    .as_ref()
-                    .map_or_else(Family::default, |last| Family::clone(&last.family));
-                family.unread.insert(0, PathBuf::new());
-                let files = last.map_or_else(Vec::new, |last| last.files.clone());
-                return Some(Survey {
-                    files,
-                    family: Arc::new(family),
-                });
-            }
+        // A panic, which has been told, must not end all surveys.
+        let look = AssertUnwindSafe(|| self.look(last.clone(), words));
+        let failed = catch_unwind(look).unwrap_or_else(|_| Err(io::Error::other("a panic")));
+        failed.unwrap_or_else(|error| {
+            log::error!("the directory cannot be searched for children: {error}");
+            let (files, mut family) = last.map_or_else(Default::default, |last| {
+                (last.files.clone(), Family::clone(&last.family))
+            });
+            family.unread.insert(0, PathBuf::new());
+            Some(Survey {
+                files,
+                family: Arc::new(family),
+            })
+        })
+    }
+
+    /// As [`Families::survey`], where nothing fails.
+    fn look(&self, last: Option<Arc<Survey>>, words: &OpenDisks) -> io::Result<Option<Survey>> {
+        let Some(mut found) = self.tree.survey()? else {
+            return Ok(None);
         };
         if found.cut_off {
             found.unread.insert(0, PathBuf::new());
@@ -234,10 +242,10 @@ impl Families {
                 Arc::new(family)
             }
         };
-        Some(Survey {
+        Ok(Some(Survey {
             files: found.files,
             family,
-        })
+        }))
     }
 }
 
