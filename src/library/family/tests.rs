@@ -396,7 +396,28 @@ fn a_survey_that_panics_has_failed_and_the_next_has_not() {
         // What was found before still counts.
         assert_eq!(failed.family.unread, [Path::new("")]);
         assert_eq!(failed.files.len(), 3);
+        assert_eq!(survey().family.unread, [Path::new("")]);
         families.bell.stop();
         families.end();
     });
+}
+
+#[test]
+fn what_could_not_be_looked_into_is_told_once_and_for_what_it_is() {
+    let top = [PathBuf::new()];
+    let sub = [PathBuf::from("sub"), PathBuf::from("z")];
+    let closed = warning(&top, false, &[]).unwrap();
+    assert!(closed.starts_with(". cannot be looked into"), "{closed}");
+    let closed = warning(&sub, false, &top).unwrap();
+    assert!(closed.contains("sub cannot be looked into"), "{closed}");
+    let many = warning(&sub, true, &sub).unwrap();
+    assert!(many.contains("more than 2000000 files"), "{many}");
+    for (unread, cut_off, before) in [
+        (&sub[..], false, &sub[..]),
+        (&top, false, &top),
+        (&sub, true, &top),
+        (&[], false, &sub),
+    ] {
+        assert_eq!(warning(unread, cut_off, before), None);
+    }
 }
