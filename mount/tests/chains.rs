@@ -6,14 +6,17 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Mount, create, errno, eventually, exit_code, has, json, run, stderr};
+use common::{
+    Mount, NOBODY, as_user, copy_program, create, errno, eventually, exit_code, has, json, run,
+    stderr,
+};
 use fuser::{FileHandle, Filesystem, INodeNo, OpenFlags, ReplyAttr, ReplyOpen, Request};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -427,6 +430,35 @@ fn children_on_other_file_systems_are_found() {
     assert!(mount.log().contains("second/child.vhdx"));
 }
 
+#[test]
+fn children_are_found_where_there_can_be_no_more_threads() {
+    if !has("prlimit") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
+    copy_program(&at("vhdfs"));
+    create(&at("base.vhd"), &["--size", "1M"]);
+    // So many that several would look into them at a time.
+    create_child(&at("0.vhd"), &at("base.vhd"));
+    for n in 1..40 {
+        fs::copy(at("0.vhd"), at(&format!("{n}.vhd"))).unwrap();
+    }
+    let info = || {
+        let mut limited = Command::new("prlimit");
+        limited.arg("--nproc=1").arg(at("vhdfs"));
+        (limited.args(["info", "--json"]).arg(at("base.vhd")))
+            .output()
+            .unwrap()
+    };
+    let Some(told) = as_user(NOBODY, info) else {
+        return;
+    };
+    let children = json(&told)["children"].as_array().map(Vec::len);
+    assert_eq!(children, Some(40), "{told:?}");
+}
+
 /// A file system that answers nobody, until this is dropped: those who ask.
 struct Dead(Arc<Mutex<Option<Vec<Held>>>>);
 
@@ -474,6 +506,8 @@ fn a_file_system_that_never_answers_holds_up_nobody() {
         return;
     };
     time_to_open(&mount, "a.vhdx.raw", 1);
+    let open = File::open(mount.at("b.vhdx.raw")).unwrap();
+    fs::metadata(mount.at("dead")).unwrap();
     let asked = Arc::new(Mutex::new(Some(Vec::new())));
     let config = fuser::Config::default();
     let session = fuser::spawn_mount(DeadFs(asked.clone()), mount.behind("dead"), &config);
@@ -488,6 +522,16 @@ fn a_file_system_that_never_answers_holds_up_nobody() {
     let spent = time_to_open(&mount, "b.vhdx.raw", 20);
     assert!(spent < Duration::from_millis(900), "{spent:?}");
     assert_eq!(mount.said("./dead cannot be looked into"), 1);
+    // Who asks about it keeps nobody from what is open.
+    for _ in 0..40 {
+        let path = mount.at("dead");
+        std::thread::spawn(move || fs::metadata(path));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let (done, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(open.read_at(&mut [0; 512], 32 << 20)));
+    let read = ends.recv_timeout(Duration::from_secs(3));
+    assert_eq!(read.expect("reads are served").unwrap(), 512);
     // All else is looked at.
     create_child(&mount.behind("child.vhdx"), &mount.behind("c.vhdx"));
     let refused = open_for_writing(&mount.at("c.vhdx.raw"));

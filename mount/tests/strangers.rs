@@ -15,8 +15,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Mount, NOBODY, as_user, assert_clean, create, errno, eventually, exit_code, json, run, stderr,
-    vhdfs,
+    Mount, NOBODY, as_user, assert_clean, copy_program, create, errno, eventually, exit_code, json,
+    run, stderr, vhdfs,
 };
 use vhdfs::compact::IdlePolicy;
 use vhdfs::disk::{Disk, OpenOptions};
@@ -391,14 +391,6 @@ fn names_do_nothing_to_a_terminal_or_a_log() {
             );
         }
     }
-}
-
-/// Copies the program to where others may run it. Not by ourselves: a process that another test starts
-/// meanwhile would keep it open for writing, and then it cannot be run.
-fn copy_program(to: &Path) {
-    let mut copy = Command::new("cp");
-    copy.arg(env!("CARGO_BIN_EXE_vhdfs")).arg(to);
-    assert!(copy.status().unwrap().success());
 }
 
 #[test]

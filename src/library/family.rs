@@ -11,6 +11,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::agent::Bell;
 use super::open_disks::OpenDisks;
-use crate::lineage::{Asker, Kin, Limits, Lineage, Tree};
+use crate::lineage::{Asker, Kin, Limits, Lineage, Tree, shown};
 use crate::storage::host::pin::{Identity, Pin};
 
 pub(super) use crate::lineage::{Family, File};
@@ -215,26 +217,36 @@ impl Families {
 
     /// Looks at the tree. `None` where the library is being closed.
     fn survey(&self, last: Option<Arc<Survey>>, words: &OpenDisks) -> Option<Survey> {
-        let mut found = match self.tree.survey() {
-            Ok(found) => found?,
-            Err(error) => {
+        // A panic, which has been told, must not end all surveys.
+        let look = AssertUnwindSafe(|| self.look(last.clone(), words));
+        let failed = catch_unwind(look).unwrap_or_else(|_| Err(io::Error::other("a panic")));
+        failed.unwrap_or_else(|error| {
+            let (files, mut family) = last.map_or_else(Default::default, |last| {
+                (last.files.clone(), Family::clone(&last.family))
+            });
+            if !is_all(&family.unread) {
                 log::error!("the directory cannot be searched for children: {error}");
-                let mut family = last
-                    .as_ref()
-                    .map_or_else(Family::default, |last| Family::clone(&last.family));
                 family.unread.insert(0, PathBuf::new());
-                let files = last.map_or_else(Vec::new, |last| last.files.clone());
-                return Some(Survey {
-                    files,
-                    family: Arc::new(family),
-                });
             }
+            Some(Survey {
+                files,
+                family: Arc::new(family),
+            })
+        })
+    }
+
+    /// As [`Families::survey`], where nothing fails.
+    fn look(&self, last: Option<Arc<Survey>>, words: &OpenDisks) -> io::Result<Option<Survey>> {
+        let Some(mut found) = self.tree.survey()? else {
+            return Ok(None);
         };
-        if found.cut_off {
+        let before = last.as_ref().map_or(&[][..], |last| &last.family.unread);
+        if let Some(warning) = warning(&found.unread, found.cut_off, before) {
+            log::warn!("{warning}");
+        }
+        if found.cut_off && !is_all(&found.unread) {
             found.unread.insert(0, PathBuf::new());
         }
-        let before = last.as_ref().map(|last| &*last.family);
-        log_unread(&found.unread, before);
         let is_same = |last: &Survey| {
             let mut files = last.files.iter().zip(&found.files);
             last.files.len() == found.files.len()
@@ -251,31 +263,37 @@ impl Families {
                 Arc::new(family)
             }
         };
-        Some(Survey {
+        Ok(Some(Survey {
             files: found.files,
             family,
-        })
+        }))
     }
 }
 
-/// Says what could not be looked into, where that is not the same as before.
-fn log_unread(unread: &[PathBuf], before: Option<&Family>) {
-    let before = before.and_then(|family| family.unread.first());
-    let Some(first) = unread.first().filter(|first| Some(*first) != before) else {
-        return;
-    };
+/// Whether all may be among what could not be looked into.
+fn is_all(unread: &[PathBuf]) -> bool {
+    (unread.first()).is_some_and(|first| first.as_os_str().is_empty())
+}
+
+/// What is to be said of what could not be looked into, where that is not the same as before.
+fn warning(unread: &[PathBuf], cut_off: bool, before: &[PathBuf]) -> Option<String> {
     let stays = "what filesystems call free stays everywhere";
-    match first.as_os_str().is_empty() {
-        true => log::warn!(
-            "there are more than {} files and directories, and children of other disks may be among them: {stays}",
-            LIMITS.entries
-        ),
-        false => log::warn!(
-            "{} cannot be looked into (it is closed to us, does not answer, or needs a vhdfs mount to), and may be, \
-             or hold, a child of other disks: {stays}",
-            Path::new(".").join(first).display()
-        ),
+    if cut_off {
+        return (!is_all(before)).then(|| {
+            format!(
+                "there are more than {} files and directories, and children of other disks may be among them: {stays}",
+                LIMITS.entries
+            )
+        });
     }
+    let first = unread
+        .first()
+        .filter(|first| Some(*first) != before.first())?;
+    Some(format!(
+        "{} cannot be looked into (it is closed to us, does not answer, or needs a vhdfs mount to), and may be, or \
+         hold, a child of other disks: {stays}",
+        shown(Path::new("."), first).display()
+    ))
 }
 
 /// What a survey needs to know of the library.

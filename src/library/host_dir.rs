@@ -44,6 +44,12 @@ impl HostDir {
         path.iter().try_fold(self.root.try_clone()?, walk)
     }
 
+    /// Whether another file system lies at `path`, or on the way, which is not touched.
+    #[cfg(unix)]
+    pub(super) fn is_elsewhere(&self, path: &Path) -> bool {
+        matches!(self.root.directory_here(path), Ok(None))
+    }
+
     /// The directory that holds `path`, and `path`'s name in it.
     pub(super) fn parent<'a>(&self, path: &'a Path) -> io::Result<(Pin, &'a OsStr)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;

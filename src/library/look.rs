@@ -70,6 +70,18 @@ impl Core {
         })
     }
 
+    #[cfg(unix)]
+    pub(super) fn is_elsewhere(&self, id: NodeId, name: Option<&OsStr>) -> bool {
+        let Ok(node) = self.node(id) else {
+            return false;
+        };
+        let Some(name) = name else {
+            return self.host.is_elsewhere(&node.path);
+        };
+        let mut names = [names::backing(name), Some(name)].into_iter().flatten();
+        names.any(|name| self.host.is_elsewhere(&node.path.join(name)))
+    }
+
     pub(super) fn attributes(&self, id: NodeId) -> Result<Attributes, LibraryError> {
         let node = self.node(id)?;
         let fail = |source| LibraryError::io(&node.path, "read attributes", source);

@@ -292,6 +292,13 @@ impl Library {
         self.core.lookup_in(&directory.host, &directory.path, name)
     }
 
+    /// Whether what is asked about `node`, or about `name` in it, has another file system to answer than the
+    /// directory's own: it may keep the asker waiting, which this does not.
+    #[cfg(unix)]
+    pub fn is_elsewhere(&self, node: NodeId, name: Option<&OsStr>) -> bool {
+        self.core.is_elsewhere(node, name)
+    }
+
     /// Gives `count` references to `node` back. Without references, its number means nothing.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.core.nodes.lock().forget(node, count);

@@ -80,8 +80,7 @@ mod linux {
     use std::collections::HashMap;
     use std::ffi::{OsStr, OsString};
     use std::fs;
-    use std::os::unix::ffi::OsStringExt;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
     use std::path::{Path, PathBuf};
 
     use super::super::names;
@@ -178,32 +177,51 @@ mod linux {
             if entry.file_system == OURS || level > MOST_LEVELS {
                 return true;
             }
-            let source = entry.source.strip_prefix("/dev").ok();
-            let node = source.and_then(|_| fs::metadata(&entry.source).ok());
-            let node = node.filter(|node| node.rdev() != 0).map(|node| {
-                let device = node.rdev();
-                format!(
-                    "{}:{}",
-                    rustix::fs::major(device),
-                    rustix::fs::minor(device)
-                )
-            });
-            let devices = std::iter::once(entry.device.clone())
-                .chain(node)
-                .chain(self.devices_beside(&entry.source));
+            let block_device = self.block_device(&entry.source);
+            let is_device = entry.source.starts_with("/dev");
+            let is_programs = entry.file_system.starts_with("fuse");
+            // It has no device number of its own, and nobody can tell what it lies on.
+            if is_device && block_device.is_none() && !is_programs && entry.device.starts_with("0:")
+            {
+                return true;
+            }
+            let mut devices = vec![entry.device.clone()];
+            if let Some(name) = &block_device {
+                devices.extend(self.number_of(name));
+                devices.extend(self.devices_beside(name));
+            }
             let mut paths = layers(&entry.options);
-            if source.is_none() && entry.source.is_absolute() {
+            let is_file = block_device.is_none() && (is_programs || !is_device);
+            if is_file && entry.source.is_absolute() {
                 paths.push(entry.source.clone());
             }
-            { devices }.any(|device| self.is_device_on_vhdfs(&device, level + 1))
+            (devices.iter()).any(|device| self.is_device_on_vhdfs(device, level + 1))
                 || (paths.iter()).any(|path| self.is_path_on_vhdfs(path, level + 1))
         }
 
+        /// The kernel's name for the block device that `source` is. By the words: users choose what a FUSE mount
+        /// says there, and a path may lead through links to a file system that does not answer.
+        fn block_device(&self, source: &Path) -> Option<OsString> {
+            let known = self.sys.join("class/block");
+            let name = source.strip_prefix("/dev").ok()?.as_os_str();
+            if let Ok(mapped) = source.strip_prefix("/dev/mapper") {
+                let is_it = |name: &OsString| {
+                    let said = fs::read(known.join(name).join("dm/name"));
+                    said.is_ok_and(|said| said.trim_ascii_end() == mapped.as_os_str().as_bytes())
+                };
+                return listed(&known).into_iter().find(is_it);
+            }
+            // As the kernel writes a name of several parts.
+            let name = name.as_bytes().iter().map(|byte| match byte {
+                b'/' => b'!',
+                byte => *byte,
+            });
+            let name = OsString::from_vec(name.collect());
+            known.join(&name).join("dev").exists().then_some(name)
+        }
+
         /// The devices of a btrfs that has this one.
-        fn devices_beside(&self, device: &Path) -> Vec<String> {
-            let Some(name) = device.file_name() else {
-                return Vec::new();
-            };
+        fn devices_beside(&self, name: &OsStr) -> Vec<String> {
             let pools = listed(&self.sys.join("fs/btrfs")).into_iter();
             let own = pools
                 .map(|pool| self.sys.join("fs/btrfs").join(pool).join("devices"))
@@ -382,6 +400,10 @@ mod linux {
                 fs::write(at("devices").join(device).join("loop/backing_file"), file).unwrap();
             }
             fs::create_dir_all(at("devices/dm-0/slaves/loop1")).unwrap();
+            fs::create_dir_all(at("class/block/dm-0/dm")).unwrap();
+            fs::write(at("class/block/dm-0/dm/name"), "guest-disk\n").unwrap();
+            // What a device that every machine has would be, if it were asked.
+            symlink(at("devices/loop1"), at("dev/block/1:3")).unwrap();
             fs::create_dir_all(at("fs/btrfs/1234/devices/loop3")).unwrap();
             fs::create_dir_all(at("fs/btrfs/1234/devices/loop1")).unwrap();
             sys
@@ -408,7 +430,13 @@ mod linux {
 16 1 0:75 / /srv/disks/auto rw - autofs auto rw
 17 1 43:3 / /srv/disks/served rw - ext4 /dev/nbd3 rw
 18 1 0:76 / /srv/disks/ssh rw - fuse.sshfs host:/x rw
-19 1 8:1 /elsewhere /srv/disks rw - ext4 /dev/vda1 rw
+19 1 0:77 / /srv/disks/mapped\\040pool rw - btrfs /dev/mapper/guest-disk rw
+20 1 0:78 / /srv/disks/linked\\040pool rw - btrfs /dev/disk/by-id/x rw
+21 1 0:79 / /srv/disks/plain\\040pool rw - btrfs /dev/vda1 rw
+22 1 0:80 / /srv/disks/on\\040loop rw - fuse.fuse2fs /dev/loop1 rw
+23 1 0:82 / /srv/disks/in\\040dev rw - fuse.fuse2fs /dev/shm/a.vhd.raw rw
+24 1 0:81 / /srv/disks/named\\040by\\040users rw - fuse.sshfs /dev/null rw
+25 1 8:1 /elsewhere /srv/disks rw - ext4 /dev/vda1 rw
 ";
             let mounts = Table::parse(table, sys.path()).below(Path::new("/srv/disks"));
             for (path, access) in [
@@ -427,6 +455,12 @@ mod linux {
                 ("auto", Access::Closed),
                 ("served", Access::Closed),
                 ("ssh", Access::Foreign),
+                ("mapped pool", Access::Closed),
+                ("linked pool", Access::Closed),
+                ("plain pool", Access::Foreign),
+                ("on loop", Access::Closed),
+                ("in dev", Access::Closed),
+                ("named by users", Access::Foreign),
             ] {
                 let found = mounts.at(Path::new(path)).map(|mount| mount.access);
                 assert_eq!(found, Some(access), "{path}");
@@ -446,7 +480,7 @@ mod linux {
                     mounts.at(Path::new("")),
                     mounts.at(Path::new("x"))
                 ),
-                (15, None, None)
+                (21, None, None)
             );
         }
     }

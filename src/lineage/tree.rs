@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -261,10 +262,13 @@ impl Parts {
         }
         let (parts, at, begun) = (self.clone(), place.clone(), Instant::now());
         let walk = move || {
-            let found = match errand.look_behind(&door) {
-                Err(error) if !names::may_be_kin(&door.path, &error) => Ok(Found::default()),
-                found => found,
-            };
+            // Nobody would ever be sent again, if a panic ended it here.
+            let look = AssertUnwindSafe(|| errand.look_behind(&door));
+            let found =
+                match catch_unwind(look).unwrap_or_else(|_| Err(io::Error::other("a panic"))) {
+                    Err(error) if !names::may_be_kin(&door.path, &error) => Ok(Found::default()),
+                    found => found,
+                };
             let mut by_place = parts.by_place.lock();
             let part = by_place.entry(at).or_default();
             (part.walked_since, part.is_slow) = (None, false);

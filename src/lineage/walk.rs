@@ -217,7 +217,11 @@ impl Walk<'_> {
         };
         std::thread::scope(|scope| {
             for _ in 1..(unknown.len() / FILES_PER_WORKER).min(MAX_WORKERS) {
-                scope.spawn(work);
+                // Where there can be no more threads (a limit), fewer do.
+                let thread = std::thread::Builder::new().name("vhdfs-look".to_owned());
+                if thread.spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
             work();
         });

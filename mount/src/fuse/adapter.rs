@@ -47,15 +47,18 @@ impl Filesystem for VhdFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.library.lookup(node(parent), name) {
-            Ok(found) => reply.entry_with_ttls(
-                &ATTRIBUTES_VALID,
-                &NAMES_VALID,
-                &file_attr(&found),
-                GENERATION,
-            ),
-            Err(error) => reply.error(errno::of_library(&error)),
-        }
+        let (library, parent, wanted) = (self.library.clone(), node(parent), name.to_owned());
+        self.look(parent, Some(name), move || {
+            match library.lookup(parent, &wanted) {
+                Ok(found) => reply.entry_with_ttls(
+                    &ATTRIBUTES_VALID,
+                    &NAMES_VALID,
+                    &file_attr(&found),
+                    GENERATION,
+                ),
+                Err(error) => reply.error(errno::of_library(&error)),
+            }
+        });
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
@@ -63,10 +66,11 @@ impl Filesystem for VhdFs {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.library.attributes(node(inode)) {
+        let (library, node) = (self.library.clone(), node(inode));
+        self.look(node, None, move || match library.attributes(node) {
             Ok(found) => reply.attr(&ATTRIBUTES_VALID, &file_attr(&found)),
             Err(error) => reply.error(errno::of_library(&error)),
-        }
+        });
     }
 
     fn setattr(
@@ -87,29 +91,34 @@ impl Filesystem for VhdFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let found = match self.library.attributes(node(inode)) {
-            Ok(found) => found,
-            Err(error) => return reply.error(errno::of_library(&error)),
-        };
-        let same_time = |wanted: Option<TimeOrNow>, is: SystemTime| match wanted {
-            None => true,
-            Some(TimeOrNow::SpecificTime(wanted)) => wanted == is,
-            Some(TimeOrNow::Now) => false,
-        };
-        // The kernel sets the size that is when a direct write past the end has failed, and the
-        // times along with a change of size.
-        let is_so = mode.is_none_or(|mode| mode & 0o7777 == found.mode)
-            && uid.is_none_or(|uid| uid == found.uid)
-            && gid.is_none_or(|gid| gid == found.gid)
-            && match size {
-                Some(size) => size == found.size,
-                None => same_time(accessed, found.accessed) && same_time(modified, found.modified),
+        let (library, node) = (self.library.clone(), node(inode));
+        self.look(node, None, move || {
+            let found = match library.attributes(node) {
+                Ok(found) => found,
+                Err(error) => return reply.error(errno::of_library(&error)),
             };
-        if is_so {
-            reply.attr(&ATTRIBUTES_VALID, &file_attr(&found));
-        } else {
-            reply.error(Errno::EPERM);
-        }
+            let same_time = |wanted: Option<TimeOrNow>, is: SystemTime| match wanted {
+                None => true,
+                Some(TimeOrNow::SpecificTime(wanted)) => wanted == is,
+                Some(TimeOrNow::Now) => false,
+            };
+            // The kernel sets the size that is when a direct write past the end has failed, and the
+            // times along with a change of size.
+            let is_so = mode.is_none_or(|mode| mode & 0o7777 == found.mode)
+                && uid.is_none_or(|uid| uid == found.uid)
+                && gid.is_none_or(|gid| gid == found.gid)
+                && match size {
+                    Some(size) => size == found.size,
+                    None => {
+                        same_time(accessed, found.accessed) && same_time(modified, found.modified)
+                    }
+                };
+            if is_so {
+                reply.attr(&ATTRIBUTES_VALID, &file_attr(&found));
+            } else {
+                reply.error(Errno::EPERM);
+            }
+        });
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -121,7 +130,11 @@ impl Filesystem for VhdFs {
             flags,
             user: user_of(request),
         };
-        self.openers.run(Box::new(move || match opening.finish() {
+        let openers = match self.library.is_elsewhere(opening.node, None) {
+            true => &self.elsewhere,
+            false => &self.openers,
+        };
+        openers.run(Box::new(move || match opening.finish() {
             Ok((number, answer)) => reply.opened(FileHandle(number), answer),
             Err(error) => reply.error(errno::of_library(&error)),
         }));
@@ -227,17 +240,20 @@ impl Filesystem for VhdFs {
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let node = node(inode);
-        // Whether it can be read is told now.
-        let open = (self.library.directory(node))
-            .and_then(|directory| directory.read(&mut |_| ControlFlow::Break(())));
-        match open {
-            Ok(()) => match self.directories.insert(Reader::new(node)) {
-                Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
-                None => reply.error(Errno::ENOTCONN),
-            },
-            Err(error) => reply.error(errno::of_library(&error)),
-        }
+        let (library, node) = (self.library.clone(), node(inode));
+        let directories = self.directories.clone();
+        self.look(node, None, move || {
+            // Whether it can be read is told now.
+            let open = (library.directory(node))
+                .and_then(|directory| directory.read(&mut |_| ControlFlow::Break(())));
+            match open {
+                Ok(()) => match directories.insert(Reader::new(node)) {
+                    Some(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
+                    None => reply.error(Errno::ENOTCONN),
+                },
+                Err(error) => reply.error(errno::of_library(&error)),
+            }
+        });
     }
 
     fn readdir(
@@ -251,26 +267,29 @@ impl Filesystem for VhdFs {
         let Some(reader) = self.directories.get(number.0) else {
             return reply.error(Errno::EBADF);
         };
-        let from = (offset >= FIRST_PLACE).then_some(&offset);
-        let page = match (self.listings).page(&self.library, &reader, from, offset == 0) {
-            Ok(page) => page,
-            Err(error) => return reply.error(errno::of_library(&error)),
-        };
-        // An entry's offset is where to go on behind it.
-        let dots = [
-            (1, INodeNo(reader.node.get()), "."),
-            (2, UNKNOWN_INODE, ".."),
-        ]
-        .map(|(next, inode, name)| (next, inode, NodeKind::Directory, OsStr::new(name)));
-        let dots = dots.into_iter().filter(|(next, ..)| *next > offset);
-        let entries = (page.behind(from).iter())
-            .map(|entry| (*entry.place(), UNKNOWN_INODE, entry.kind, &*entry.name));
-        for (next, inode, kind, name) in dots.chain(entries) {
-            if reply.add(inode, next, attributes::file_type(kind), name) {
-                break;
+        let (library, listings) = (self.library.clone(), self.listings.clone());
+        self.look(reader.node, None, move || {
+            let from = (offset >= FIRST_PLACE).then_some(&offset);
+            let page = match listings.page(&library, &reader, from, offset == 0) {
+                Ok(page) => page,
+                Err(error) => return reply.error(errno::of_library(&error)),
+            };
+            // An entry's offset is where to go on behind it.
+            let dots = [
+                (1, INodeNo(reader.node.get()), "."),
+                (2, UNKNOWN_INODE, ".."),
+            ]
+            .map(|(next, inode, name)| (next, inode, NodeKind::Directory, OsStr::new(name)));
+            let dots = dots.into_iter().filter(|(next, ..)| *next > offset);
+            let entries = (page.behind(from).iter())
+                .map(|entry| (*entry.place(), UNKNOWN_INODE, entry.kind, &*entry.name));
+            for (next, inode, kind, name) in dots.chain(entries) {
+                if reply.add(inode, next, attributes::file_type(kind), name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn releasedir(

@@ -21,6 +21,7 @@ mod openers;
 mod session;
 mod xattrs;
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
@@ -38,9 +39,11 @@ pub(crate) use xattrs::PID_ATTRIBUTE;
 pub(crate) struct VhdFs {
     library: Arc<Library>,
     files: Arc<Handles<OpenFile>>,
-    directories: Handles<Reader>,
-    listings: Listings,
+    directories: Arc<Handles<Reader>>,
+    listings: Arc<Listings>,
     openers: Openers,
+    /// For what has another file system than the directory's own to answer, which it may never.
+    elsewhere: Openers,
     /// What the kernel is to do for handles that bypass its cache.
     direct: FopenFlags,
 }
@@ -50,9 +53,10 @@ impl VhdFs {
         Self {
             library,
             files: Arc::new(Handles::new()),
-            directories: Handles::new(),
-            listings: Listings::new(),
+            directories: Arc::new(Handles::new()),
+            listings: Arc::new(Listings::new()),
             openers: Openers::default(),
+            elsewhere: Openers::default(),
             direct: FopenFlags::empty(),
         }
     }
@@ -60,6 +64,15 @@ impl VhdFs {
     /// Takes the open disks away from the kernel: see [`Brake::stop`].
     pub(crate) fn brake(&self) -> Brake {
         Brake::new(self.library.clone(), self.files.clone())
+    }
+
+    /// Does `work`, which asks about `node`, or about `name` in it. Where that has to wait for another file system
+    /// than the directory's own, on another thread: disks that are open are served all the while.
+    fn look(&self, node: NodeId, name: Option<&OsStr>, work: impl FnOnce() + Send + 'static) {
+        match self.library.is_elsewhere(node, name) {
+            true => self.elsewhere.run(Box::new(work)),
+            false => work(),
+        }
     }
 
     /// Does `work` with an open disk; ENOTCONN if there is none, which only happens at the end.

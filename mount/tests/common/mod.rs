@@ -29,6 +29,14 @@ pub(crate) fn run<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item =
         .unwrap()
 }
 
+/// Copies the program to where others may run it. Not by ourselves: a process that another test starts
+/// meanwhile would keep it open for writing, and then it cannot be run.
+pub(crate) fn copy_program(to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_vhdfs")).arg(to);
+    assert!(copy.status().unwrap().success());
+}
+
 pub(crate) fn exit_code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }

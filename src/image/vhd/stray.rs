@@ -65,7 +65,10 @@ pub(crate) fn find(storage: &dyn Storage) -> io::Result<Option<Stray>> {
         Err(LayoutError::Format(_)) => {}
     }
     if matches!(tail.footer, Err(FooterFault::Checksum { .. })) {
-        let bytes: [u8; 512] = read_array(storage, tail.at)?;
+        // Virtual PC before 2004 left the last byte out.
+        let mut bytes = [0; 512];
+        let stored = usize_from(file_len.saturating_sub(tail.at.get())).min(bytes.len());
+        storage.read_exact_at(&mut bytes[..stored], tail.at)?;
         return Ok(stray(Footer::resealed(&bytes), tail.at, State::Damaged));
     }
     if tail.footer != Err(FooterFault::NoFooter) || is_dynamic(storage, file_len)? {

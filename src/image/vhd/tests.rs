@@ -242,6 +242,22 @@ fn a_guest_cannot_make_its_fixed_disk_another() {
 }
 
 #[test]
+fn a_damaged_footer_of_511_bytes_is_found_and_made_whole() {
+    let sim = SimStorage::new();
+    create(&sim, DiskType::Fixed, 1 << 20, 0).unwrap();
+    sim.set_len((1 << 20) + 511).unwrap();
+    // Where its creator's version is.
+    sim.write_all_at(&[0xff], at((1 << 20) + 32)).unwrap();
+    let found = stray::find(&sim).unwrap().unwrap();
+    assert_eq!(found.state, stray::State::Damaged);
+    assert_eq!(found.at, at(1 << 20));
+    found.put(&sim).unwrap();
+    let image = open(&sim, READ_ONLY).unwrap();
+    assert_eq!(image.geometry().disk_len, 1 << 20);
+    assert!(stray::find(&sim).unwrap().is_none());
+}
+
+#[test]
 fn spare_entries_in_use_stay_where_they_are() {
     let sim = with_slots(&[FLOOR]);
     // The table of 17 entries; the disk needs 16.

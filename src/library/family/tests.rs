@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(unix)]
 use std::time::SystemTime;
 use std::time::{Duration, Instant};
@@ -345,4 +346,78 @@ fn thousands_of_children_are_told_apart_quickly() {
     assert_eq!((children("copy.vhd"), children("plain7.vhd")), (0, 0));
     assert!(cold < Duration::from_secs(10), "{cold:?}");
     assert!(warm < Duration::from_secs(1), "{warm:?}");
+}
+
+/// Panics while it is asked for the first surveys' sake.
+struct Panicking(AtomicBool);
+
+impl Asker for Panicking {
+    fn is_over(&self) -> bool {
+        assert!(!self.0.load(Ordering::Relaxed), "as the test wants it");
+        false
+    }
+
+    fn open(&self, _: &Identity) -> Option<Lineage> {
+        None
+    }
+}
+
+#[test]
+fn a_survey_that_panics_has_failed_and_the_next_has_not() {
+    let root = sample();
+    let library = open(&root);
+    let core = &library.core;
+    let asker = Arc::new(Panicking(true.into()));
+    let families = &Families {
+        tree: Tree::new(core.host.root().unwrap(), LIMITS, asker.clone()),
+        bell: Arc::default(),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    };
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| families.run(&core.disks));
+        let survey = || {
+            let asked = families.ask();
+            loop {
+                match families.answer(asked) {
+                    Some(survey) => return survey,
+                    None => assert!(!looking.is_finished(), "nobody looks any more"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert_eq!(survey().family.unread, [Path::new("")]);
+        asker.0.store(false, Ordering::Relaxed);
+        let good = survey();
+        assert!(good.family.unread.is_empty());
+        assert_eq!(good.files.len(), 3);
+        asker.0.store(true, Ordering::Relaxed);
+        let failed = survey();
+        // What was found before still counts.
+        assert_eq!(failed.family.unread, [Path::new("")]);
+        assert_eq!(failed.files.len(), 3);
+        assert_eq!(survey().family.unread, [Path::new("")]);
+        families.bell.stop();
+        families.end();
+    });
+}
+
+#[test]
+fn what_could_not_be_looked_into_is_told_once_and_for_what_it_is() {
+    let top = [PathBuf::new()];
+    let sub = [PathBuf::from("sub"), PathBuf::from("z")];
+    let closed = warning(&top, false, &[]).unwrap();
+    assert!(closed.starts_with(". cannot be looked into"), "{closed}");
+    let closed = warning(&sub, false, &top).unwrap();
+    assert!(closed.contains("sub cannot be looked into"), "{closed}");
+    let many = warning(&sub, true, &sub).unwrap();
+    assert!(many.contains("more than 2000000 files"), "{many}");
+    for (unread, cut_off, before) in [
+        (&sub[..], false, &sub[..]),
+        (&top, false, &top),
+        (&sub, true, &top),
+        (&[], false, &sub),
+    ] {
+        assert_eq!(warning(unread, cut_off, before), None);
+    }
 }
