@@ -252,3 +252,41 @@ fn where_the_host_cannot_tell_the_file_must_have_been_quiet() {
     .join()
     .unwrap();
 }
+
+/// Somebody who comes, and does not wait.
+fn come(path: &Path) {
+    let nonblock = std::os::unix::fs::OpenOptionsExt::custom_flags;
+    let mut options = fs::OpenOptions::new();
+    let opened = nonblock(options.write(true), nix::libc::O_NONBLOCK).open(path);
+    assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_lease_that_was_not_looked_at_for_long_is_not_believed() {
+    let (_directory, path) = temp();
+    if !has_leases(&path) {
+        return;
+    }
+    for lends in [false, true] {
+        let file = writer(&path);
+        assert_eq!(file.take_lease().unwrap(), Hold::Alone);
+        file.write_all_at(&[1], FileOffset::new(0)).unwrap();
+        // As if this process had been stopped: somebody came, was let in by Linux, and has the file now.
+        come(&path);
+        match &mut *file.lease.as_ref().unwrap().state.lock() {
+            State::Held(held) => held.whole -= Duration::from_secs(46),
+            state => panic!("{state:?}"),
+        }
+        if lends {
+            file.lend().unwrap();
+            assert_eq!(file.take_lease().unwrap(), Hold::Changed);
+        }
+        let error = file.set_len(0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(!file.may_finish());
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 4096);
+    // Nor longer than half of the time after which they are let in.
+    assert_eq!([0, 45, 1000].map(|it| grace(it).as_secs()), [20, 18, 20]);
+    assert_eq!(grace(1).as_millis(), 400);
+}
