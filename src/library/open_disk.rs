@@ -234,6 +234,9 @@ impl OpenDisk {
         });
         if self.has_writers() {
             host.free_lease();
+        } else if hold == Hold::Unknown {
+            // From here on at least changes of others are noticed.
+            host.note(&|| self.has_writers());
         }
         hold
     }
@@ -331,11 +334,7 @@ impl OpenDisk {
         work.set_policy(*policy);
         let before = self.allocated();
         let next = work.step_while(go_on);
-        if !self.has_writers()
-            && let Some(host) = self.host.upgrade()
-        {
-            host.note();
-        }
+        self.note(&disk);
         if disk.gave_up_free.swap(false, Ordering::AcqRel) {
             // What readers cached of the free space is not there any more.
             self.content.store(probes.new_content(), Ordering::Release);
@@ -343,6 +342,14 @@ impl OpenDisk {
         let freed = before.saturating_sub(self.allocated());
         self.reclaimed.fetch_add(freed, Ordering::Relaxed);
         Some(next)
+    }
+
+    /// Remembers how we leave the file, unless a guest may write to it: what others make of it from here on
+    /// is not for our block table.
+    fn note(&self, disk: &Disk) {
+        if let Some(host) = self.host.upgrade() {
+            host.note(&|| !disk.writers.none());
+        }
     }
 
     fn allocated(&self) -> u64 {

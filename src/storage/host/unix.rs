@@ -211,11 +211,12 @@ impl HostFile {
             .is_some_and(|lease| lease.may_finish(&self.file))
     }
 
-    /// Remembers what this process has done to a file of which the host cannot tell who has it open
-    /// ([`Hold::Unknown`]), so that what others do to it from here on is noticed.
-    pub fn note(&self) {
+    /// Remembers what this process has made of a file that others may open, so that what they do to it from
+    /// here on is noticed. Not while somebody of this process goes on to change it, which `goes_on` must say
+    /// before that one has called [`Self::free_lease`].
+    pub fn note(&self, goes_on: &dyn Fn() -> bool) {
         if let Some(lease) = &self.lease {
-            lease.note(&self.file);
+            lease.note(&self.file, goes_on);
         }
     }
 

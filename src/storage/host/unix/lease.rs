@@ -231,9 +231,15 @@ impl Lease {
         }
         let mut state = self.state.lock();
         let may = match &mut *state {
-            State::Free(_) => {
-                self.put(&mut state, State::Free(None));
-                true
+            State::Free(look) => {
+                // What is known of the file is what it held then.
+                let is_same = look.is_none_or(|look| Look::of(file).is_ok_and(|it| it == look));
+                let next = match is_same {
+                    true => State::Free(None),
+                    false => State::Changed,
+                };
+                self.put(&mut state, next);
+                is_same
             }
             State::Held(held) => held.keeps_out(file),
             State::Lent(_) | State::Changed => false,
@@ -244,7 +250,10 @@ impl Lease {
                 Ok(())
             }
             false => {
-                let text = "another program has opened the file meanwhile";
+                let text = match &*state {
+                    State::Changed => "another program has changed the file meanwhile",
+                    _ => "another program has opened the file meanwhile",
+                };
                 Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
             }
         }
@@ -279,9 +288,7 @@ impl Lease {
             return Ok(Hold::Changed);
         }
         if taken.is_err() {
-            // From here on at least changes of others are noticed.
-            self.put(&mut state, State::Free(Some(look?)));
-            return Ok(Hold::Unknown);
+            return look.map(|_| Hold::Unknown);
         }
         self.put(&mut state, State::Held(Held::new(now)));
         HELD.lock()
@@ -362,10 +369,11 @@ impl Lease {
         }
     }
 
-    /// Remembers what this process has made of a file that it holds no lease on.
-    pub(super) fn note(&self, file: &File) {
+    /// Remembers what this process has made of a file that it holds no lease on, unless it goes on: then
+    /// `goes_on` says so before it [frees](Self::free) the file.
+    pub(super) fn note(&self, file: &File, goes_on: &dyn Fn() -> bool) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Free(_)) {
+        if matches!(*state, State::Free(None)) && !goes_on() {
             let look = Look::of(file).ok();
             self.put(&mut state, State::Free(look));
         }

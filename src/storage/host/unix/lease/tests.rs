@@ -243,7 +243,7 @@ fn where_the_host_cannot_tell_the_file_must_have_been_quiet() {
         file.claim(Duration::ZERO, &never).unwrap();
         // What it does itself is no reason, what others do is.
         file.write_all_at(&[1], FileOffset::new(0)).unwrap();
-        file.note();
+        file.note(&|| false);
         thread::sleep(TICK);
         assert_eq!(file.take_lease().unwrap(), Hold::Unknown);
         fs::write(&path, [1; 4097]).unwrap();
@@ -289,4 +289,35 @@ fn a_lease_that_was_not_looked_at_for_long_is_not_believed() {
     // Nor longer than half of the time after which they are let in.
     assert_eq!([0, 45, 1000].map(|it| grace(it).as_secs()), [20, 18, 20]);
     assert_eq!(grace(1).as_millis(), 400);
+}
+
+#[test]
+fn a_file_that_changed_since_it_was_looked_at_is_not_changed() {
+    let (_directory, path) = temp();
+    for noted in [false, true] {
+        let file = writer(&path);
+        if noted {
+            file.write_all_at(&[1], FileOffset::new(0)).unwrap();
+            // By a guest that is still there.
+            file.note(&|| true);
+            file.write_all_at(&[2], FileOffset::new(0)).unwrap();
+            file.note(&|| false);
+        }
+        let mut other = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        io::Write::write_all(&mut other, &[3; 4096]).unwrap();
+        drop(other);
+        let found = fs::read(&path).unwrap();
+        // Nor is what it looks like now taken for what it looked like.
+        file.note(&|| false);
+        let error = file.set_len(0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(error.to_string().contains("changed"), "{error}");
+        assert!(file.write_all_at(&[4], FileOffset::new(0)).is_err());
+        assert!(!file.may_finish() && !file.free_lease());
+        assert_eq!(fs::read(&path).unwrap(), found);
+    }
+    let file = writer(&path);
+    file.set_len(4096).unwrap();
+    file.note(&|| false);
+    file.write_all_at(&[5], FileOffset::new(0)).unwrap();
 }
