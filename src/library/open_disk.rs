@@ -383,11 +383,19 @@ impl OpenDisk {
             self.disk.lock().take()
         };
         let Some(disk) = disk else { return true };
-        // Whose file no guest wrote to is not changed by closing it, if others are at it.
-        if !self.was_written() && self.host.upgrade().is_some_and(|host| !host.may_finish()) {
-            disk.give_up();
+        let host = self.host.upgrade();
+        if let Some(host) = &host
+            && !host.may_finish()
+        {
+            return self.leave(&disk, host);
         }
         let closed = disk.close();
+        if let Some(host) = host
+            && !disk.writers.none()
+        {
+            // A guest goes on until it closes the disk: others would wait for it for ever.
+            host.free_lease();
+        }
         // While the lock is still held: what others do to the file from here on is not our content.
         let stamps = (self.pinned.stat()).map(|stat| stamps(stat.stamp(), &disk));
         drop(disk);
@@ -407,6 +415,25 @@ impl OpenDisk {
             }
         }
         closed.is_ok()
+    }
+
+    /// Closes a disk whose file others are at, or have changed: nothing is cut off it or put into it any more.
+    /// What guests wrote becomes durable. Whether that worked.
+    fn leave(&self, disk: &Disk, host: &HostFile) -> bool {
+        disk.give_up();
+        if !self.was_written() {
+            return true;
+        }
+        let path = self.path();
+        log::warn!(
+            "{}: left as it is: another program has opened or changed it",
+            path.display()
+        );
+        let synced = host.sync();
+        if let Err(error) = &synced {
+            log::error!("{}: not closed cleanly: {error}", path.display());
+        }
+        synced.is_ok()
     }
 }
 
@@ -471,6 +498,7 @@ impl Drop for DiskHandle {
     fn drop(&mut self) {
         if self.writable {
             self.disk.end_writing();
+            self.lease.owner.note(&self.disk);
         }
     }
 }
