@@ -321,3 +321,18 @@ fn a_file_that_changed_since_it_was_looked_at_is_not_changed() {
     file.note(&|| false);
     file.write_all_at(&[5], FileOffset::new(0)).unwrap();
 }
+
+#[test]
+fn who_only_looks_does_not_wait_for_a_lease() {
+    let (_directory, path) = temp();
+    if !has_leases(&path) {
+        return;
+    }
+    // Of somebody who does not give it up.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    sys::set_lease(&file, Kind::Write).unwrap();
+    let begun = Instant::now();
+    let error = Pin::file(&path).unwrap().glance().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(begun.elapsed() < Duration::from_secs(1), "it waited");
+}
