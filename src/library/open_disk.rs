@@ -258,6 +258,7 @@ impl OpenDisk {
         if let Err(error) = disk.close() {
             log::warn!("{}: {}", self.path().display(), chain(&error));
         }
+        disk.note_seen();
         if let Err(error) = host.lend() {
             log::warn!("{}: {error}", self.path().display());
         }

@@ -114,3 +114,25 @@ fn what_others_do_to_a_disk_once_its_guest_is_gone_is_not_cut_off() {
         file.set_len(end).unwrap();
     }
 }
+
+#[test]
+fn children_made_while_others_have_the_file_still_fit() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhdx");
+    let format = crate::disk::Format::Vhdx;
+    let options = CreateOptions::new(format, crate::disk::DiskType::Dynamic, SIZE);
+    create(&path, &options).unwrap();
+    if !has_leases(&path) {
+        return;
+    }
+    let library = open(&root);
+    let node = lookup(&library, "a.vhdx.raw").node;
+    let guest = library.open_disk(node, true).unwrap();
+    guest.disk().write_at(b"ours", 0).unwrap();
+    drop(guest);
+    let disk = library.core.disks.all().pop().unwrap();
+    assert!(disk.has_new_identity());
+    assert_eq!(disk.take(), crate::storage::host::Hold::Alone);
+    disk.let_in();
+    assert!(!disk.has_new_identity());
+}
