@@ -116,7 +116,8 @@ pub struct Disk {
     read_only: bool,
     length_at_open: u64,
     allocated_at_open: u64,
-    identity_at_open: Identity,
+    /// As others can have seen it last: when it was opened, or lent to them.
+    identity_seen: Mutex<Identity>,
     opened: Instant,
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
@@ -183,7 +184,7 @@ impl Disk {
         let image = opened.image;
         let geometry = *image.geometry();
         let blocks = image.map().len();
-        let identity_at_open = image.identity();
+        let identity_seen = Mutex::new(image.identity());
         Ok(Arc::new(Self {
             image,
             parent,
@@ -198,7 +199,7 @@ impl Disk {
             read_only: options.read_only,
             length_at_open,
             allocated_at_open,
-            identity_at_open,
+            identity_seen,
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
             changes: AtomicU64::new(0),
@@ -215,11 +216,16 @@ impl Disk {
         self.image.identity()
     }
 
-    /// Whether it is another disk for its children than when it was opened: those that were made over it
-    /// before are refused from now on. Never of a dynamic or differencing VHD, which keeps its identity
-    /// whatever changes.
+    /// Whether it is another disk for its children than when it was opened, or last let others in: those that
+    /// were made over it before are refused from now on. Never of a dynamic or differencing VHD, which keeps
+    /// its identity whatever changes.
     pub fn has_new_identity(&self) -> bool {
-        self.identity() != self.identity_at_open
+        self.identity() != *self.identity_seen.lock()
+    }
+
+    /// Says that others are let in, who may make children over the disk that it is now.
+    pub(crate) fn note_seen(&self) {
+        *self.identity_seen.lock() = self.identity();
     }
 
     /// Why compaction must leave what this disk's filesystems call free where it is, if it must: because of

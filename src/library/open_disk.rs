@@ -234,6 +234,9 @@ impl OpenDisk {
         });
         if self.has_writers() {
             host.free_lease();
+        } else if hold == Hold::Unknown {
+            // From here on at least changes of others are noticed.
+            host.note(&|| self.has_writers());
         }
         hold
     }
@@ -255,6 +258,7 @@ impl OpenDisk {
         if let Err(error) = disk.close() {
             log::warn!("{}: {}", self.path().display(), chain(&error));
         }
+        disk.note_seen();
         if let Err(error) = host.lend() {
             log::warn!("{}: {error}", self.path().display());
         }
@@ -334,11 +338,7 @@ impl OpenDisk {
         work.set_policy(*policy);
         let before = self.allocated();
         let next = work.step_while(go_on);
-        if !self.has_writers()
-            && let Some(host) = self.host.upgrade()
-        {
-            host.note();
-        }
+        self.note(&disk);
         if disk.gave_up_free.swap(false, Ordering::AcqRel) {
             // What readers cached of the free space is not there any more.
             self.content.store(probes.new_content(), Ordering::Release);
@@ -346,6 +346,14 @@ impl OpenDisk {
         let freed = before.saturating_sub(self.allocated());
         self.reclaimed.fetch_add(freed, Ordering::Relaxed);
         Some(next)
+    }
+
+    /// Remembers how we leave the file, unless a guest may write to it: what others make of it from here on
+    /// is not for our block table.
+    fn note(&self, disk: &Disk) {
+        if let Some(host) = self.host.upgrade() {
+            host.note(&|| !disk.writers.none());
+        }
     }
 
     fn allocated(&self) -> u64 {
@@ -379,11 +387,19 @@ impl OpenDisk {
             self.disk.lock().take()
         };
         let Some(disk) = disk else { return true };
-        // Whose file no guest wrote to is not changed by closing it, if others are at it.
-        if !self.was_written() && self.host.upgrade().is_some_and(|host| !host.may_finish()) {
-            disk.give_up();
+        let host = self.host.upgrade();
+        if let Some(host) = &host
+            && !host.may_finish()
+        {
+            return self.leave(&disk, host);
         }
         let closed = disk.close();
+        if let Some(host) = host
+            && !disk.writers.none()
+        {
+            // A guest goes on until it closes the disk: others would wait for it for ever.
+            host.free_lease();
+        }
         // While the lock is still held: what others do to the file from here on is not our content.
         let stamps = (self.pinned.stat()).map(|stat| stamps(stat.stamp(), &disk));
         drop(disk);
@@ -403,6 +419,25 @@ impl OpenDisk {
             }
         }
         closed.is_ok()
+    }
+
+    /// Closes a disk whose file others are at, or have changed: nothing is cut off it or put into it any more.
+    /// What guests wrote becomes durable. Whether that worked.
+    fn leave(&self, disk: &Disk, host: &HostFile) -> bool {
+        disk.give_up();
+        if !self.was_written() {
+            return true;
+        }
+        let path = self.path();
+        log::warn!(
+            "{}: left as it is: another program has opened or changed it",
+            path.display()
+        );
+        let synced = host.sync();
+        if let Err(error) = &synced {
+            log::error!("{}: not closed cleanly: {error}", path.display());
+        }
+        synced.is_ok()
     }
 }
 
@@ -467,6 +502,7 @@ impl Drop for DiskHandle {
     fn drop(&mut self) {
         if self.writable {
             self.disk.end_writing();
+            self.lease.owner.note(&self.disk);
         }
     }
 }

@@ -384,6 +384,10 @@ impl OpenDisks {
         };
         let weak = Arc::downgrade(&storage);
         let disk = Disk::open_storage_with(storage, &found.path, &options, &self.parents)?;
+        if let Some(host) = weak.upgrade() {
+            // What opening it has put right is ours.
+            host.note(&|| false);
+        }
         Ok((disk, weak))
     }
 

@@ -16,7 +16,6 @@ use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::image;
 use crate::storage::host::pin::Pin;
 use crate::storage::host::pin::{Identity, Stamp};
-use crate::storage::host::{HostFile, HostOptions};
 
 /// How many files are remembered: some hundred bytes each.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
@@ -228,19 +227,10 @@ fn probe(path: &Path, pin: impl FnOnce() -> io::Result<Pin>) -> Result<KnownDisk
             },
         )
     })?;
-    let file = open(&pinned)?;
+    let file = pinned.glance()?;
     let probe = image::glance(&file, path).map_err(|problem| OpenError::new(path, problem))?;
     Ok(KnownDisk {
         size: probe.virtual_size,
         frozen: probe.not_writable.is_some(),
     })
-}
-
-fn open(pinned: &Pin) -> Result<HostFile, OpenError> {
-    let options = HostOptions {
-        read_only: true,
-        lock: false,
-        no_follow: false,
-    };
-    pinned.open(&options)
 }

@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use super::family::Lineage;
 use crate::error::{OpenError, OpenProblem};
 use crate::image;
-use crate::storage::host::HostOptions;
 use crate::storage::host::pin::{Identity, Pin, Stamp, Stat};
 
 /// How many files are remembered at least: some hundred bytes each.
@@ -62,12 +61,7 @@ impl Eyes {
         stat: &Stat,
     ) -> io::Result<Option<Lineage>> {
         let pinned = directory.child(name)?;
-        let options = HostOptions {
-            read_only: true,
-            lock: false,
-            no_follow: false,
-        };
-        let file = pinned.open(&options).map_err(OpenError::into_host)?;
+        let file = pinned.glance().map_err(OpenError::into_host)?;
         let found = match image::identify(&file, Path::new(name)) {
             Ok(found) => Some(Lineage {
                 identity: found.identity,

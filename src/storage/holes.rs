@@ -54,7 +54,8 @@ pub fn hole_bytes(storage: &dyn Storage) -> io::Result<u64> {
 /// each piece is read and written back as it was read, so that a host that is wrong about its holes harms
 /// nothing. Nobody else may write to the file meanwhile.
 ///
-/// `go_on` is asked after each piece, with the bytes that are filled; where it says no, that is the end.
+/// `go_on` is asked before each piece, with the bytes that are filled; where it says no, that is the end. So it is
+/// where another program [waits](Storage::is_wanted) to open the file.
 ///
 /// # Errors
 /// What the host answers, as where it is full; what was filled stays filled.
@@ -65,7 +66,7 @@ pub fn fill_holes(storage: &dyn Storage, go_on: &mut dyn FnMut(u64) -> bool) -> 
         let hole = hole?;
         let mut at = hole.start;
         while at < hole.end() {
-            if !go_on(filled) {
+            if !go_on(filled) || storage.is_wanted() {
                 break 'all;
             }
             let part = &mut piece[..usize_from(hole.end().since(at).min(CHUNK))];
@@ -206,5 +207,25 @@ mod tests {
         // And says that it is not done.
         assert_eq!(found.left, u64_from(before.len()));
         assert!(content(&wrong.0) == before);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn filling_ends_where_another_program_waits() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let file = HostFile::create_new(&path).unwrap();
+        with_holes(&file);
+        if file.take_lease().unwrap() != crate::storage::host::Hold::Alone {
+            println!("skipped: no leases in the temporary directory");
+            return;
+        }
+        let mut other = std::fs::File::options();
+        other.read(true).custom_flags(nix::libc::O_NONBLOCK);
+        other.open(&path).unwrap_err();
+        let done = fill_holes(&file, &mut |_| true).unwrap();
+        assert_eq!(done.filled, 0);
+        assert!(done.left > 0);
     }
 }

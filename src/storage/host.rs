@@ -146,6 +146,8 @@ impl HostFile {
                 Hold::Others if go_on(begun.elapsed()) => std::thread::sleep(AGAIN),
                 Hold::Others => return Err(OpenProblem::InUse(self.holder())),
                 Hold::Unknown => {
+                    // From here on at least changes of others are noticed.
+                    self.note(&|| false);
                     let ago = self.unchanged_for().map_err(io)?;
                     return match ago < quiet {
                         true => Err(OpenProblem::NotQuiet { ago, quiet }),

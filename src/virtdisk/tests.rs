@@ -357,3 +357,19 @@ fn errors_say_their_names() {
     let text = "ERROR_VHD_INVALID_STATE (0xC03A001C)";
     assert_eq!(ERROR_VHD_INVALID_STATE.to_string(), text);
 }
+
+#[test]
+fn what_others_made_of_the_file_is_not_compacted() {
+    for name in ["a.vhd", "a.vhdx"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        make(&path);
+        let handle = open(&path);
+        let other = std::fs::OpenOptions::new().append(true).open(&path);
+        std::io::Write::write_all(&mut other.unwrap(), &[9; 4096]).unwrap();
+        let found = std::fs::read(&path).unwrap();
+        assert!(compact_virtual_disk(&handle, 0, None).is_err());
+        drop(handle);
+        assert!(std::fs::read(&path).unwrap() == found, "{name}");
+    }
+}

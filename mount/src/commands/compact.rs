@@ -219,67 +219,57 @@ fn compact_disk(
         punch_holes,
         ..OpenOptions::default()
     };
-    let disk = target.disk(storage, &open, &arguments.parents)?;
+    let mut disk = target.disk(storage, &open, &arguments.parents)?;
     let before = disk.info().map_err(|error| about(file, &error))?;
-    let children = children_of(file, &disk);
     let is_fixed = before.disk_type == DiskType::Fixed;
-    let not_now = (target.is_found() || arguments.unsparse && is_fixed)
-        .then(|| not_by_the_way(is_fixed, &children));
-    match not_now.flatten() {
+    let mut plan = Plan::of(file, &disk, arguments);
+    let not_now = |plan: &Plan| {
+        (target.is_found() || arguments.unsparse && is_fixed)
+            .then(|| not_by_the_way(is_fixed, &plan.children))
+            .flatten()
+    };
+    match not_now(&plan) {
         Some(_) if arguments.unsparse => return Ok(untouched(file, &disk, dry_run)),
         Some(reason) => return Err(LeftAlone(reason).into()),
         None => {}
     }
-    // Other disks read what is free here, too.
-    let reliance = disk.keeps_free_space(&children, arguments.no_children);
-    let (scan, fs_aware) = match arguments.mode {
-        Mode::Full => (true, true),
-        Mode::Quick => (false, true),
-        Mode::Prezeroed => (true, false),
-        Mode::Pretrimmed => (false, false),
-    };
-    let fs_aware = fs_aware && !arguments.no_fs_aware;
-    let (length, allocated) = disk.size_at_open();
-    let is_sparse = allocated < length;
-    let options = CompactOptions {
-        dry_run,
-        scan,
-        punch_holes,
-        drop_identical: !arguments.keep_identical,
-        fs_aware: fs_aware && reliance.is_none(),
-        // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
-        punch_free: arguments.punch_holes == PunchHoles::Auto
-            && is_sparse
-            && !arguments.unsparse
-            && !cfg!(windows),
-        free_swap: arguments.free_swap,
-        replay_journal: arguments.replay_journal,
-        no_children: arguments.no_children,
-        ..CompactOptions::default()
-    };
     if let Some(wanted) = arguments.min_reclaim {
-        check_reclaim(file, &disk, options, wanted, interrupted)?;
+        check_reclaim(file, &disk, plan.options, wanted, interrupted)?;
     }
-    let mut result = attend(file, disk.compact(&options), interrupted);
+    let mut result = attend(file, disk.compact(&plan.options), interrupted);
     while matches!(result, Err(CompactError::Wanted)) && storage.is_wanted_to_read() {
         // It gets the file as it ought to be, and keeps it as long as it likes.
         disk.close().map_err(|error| about(file, &error))?;
+        drop(disk);
         storage.lend().map_err(|error| about(file, &error))?;
         have_alone(target, storage, arguments.quiet.time, interrupted)?;
-        result = attend(file, disk.compact(&options), interrupted);
+        // It may have made a child of the disk, which so becomes another one again before it loses anything.
+        disk = target.disk(storage, &open, &arguments.parents)?;
+        plan = Plan::of(file, &disk, arguments);
+        if let Some(reason) = not_now(&plan) {
+            return Err(LeftAlone(reason).into());
+        }
+        result = attend(file, disk.compact(&plan.options), interrupted);
     }
     // Also after a failure: what was done is to be durable, and the file clean.
     let closed = disk.close();
     match (result, closed) {
         (Ok(report), Ok(())) => Ok(Compacted {
-            not_fs_aware: match reliance {
+            not_fs_aware: match plan.reliance {
                 None => report.not_surveyed.clone(),
-                Some(reason) => fs_aware.then(|| match &children.files[..] {
-                    [] => format!("{reason} (--no-children: there is none)"),
-                    _ => reason,
-                }),
+                Some(reason) => {
+                    asks_filesystems(arguments).then(|| match &plan.children.files[..] {
+                        [] => format!("{reason} (--no-children: there is none)"),
+                        _ => reason,
+                    })
+                }
             },
-            children: children.files.iter().map(|child| name(child)).collect(),
+            children: plan
+                .children
+                .files
+                .iter()
+                .map(|child| name(child))
+                .collect(),
             ..describe(file, report, dry_run)
         }),
         (Ok(_), Err(error)) => Err(about(file, &error)),
@@ -295,6 +285,49 @@ fn compact_disk(
             Err(about(file, &error))
         }
     }
+}
+
+/// What is done to a disk with the children that it has now.
+struct Plan {
+    children: Children,
+    /// Why these, or others, may rely on what is free in it.
+    reliance: Option<String>,
+    options: CompactOptions,
+}
+
+impl Plan {
+    fn of(file: &Path, disk: &Disk, arguments: &CompactArguments) -> Self {
+        let children = children_of(file, disk);
+        // Other disks read what is free here, too.
+        let reliance = disk.keeps_free_space(&children, arguments.no_children);
+        let (length, allocated) = disk.size_at_open();
+        let is_sparse = allocated < length;
+        let options = CompactOptions {
+            dry_run: arguments.dry_run,
+            scan: matches!(arguments.mode, Mode::Full | Mode::Prezeroed),
+            punch_holes: arguments.punch_holes == PunchHoles::On,
+            drop_identical: !arguments.keep_identical,
+            fs_aware: asks_filesystems(arguments) && reliance.is_none(),
+            // Windows attaches no sparse file, so there it takes the user's word to make more of it so.
+            punch_free: arguments.punch_holes == PunchHoles::Auto
+                && is_sparse
+                && !arguments.unsparse
+                && !cfg!(windows),
+            free_swap: arguments.free_swap,
+            replay_journal: arguments.replay_journal,
+            no_children: arguments.no_children,
+            ..CompactOptions::default()
+        };
+        Self {
+            children,
+            reliance,
+            options,
+        }
+    }
+}
+
+fn asks_filesystems(arguments: &CompactArguments) -> bool {
+    matches!(arguments.mode, Mode::Full | Mode::Quick) && !arguments.no_fs_aware
 }
 
 /// Sees to it that nobody else has the file open, who then waits until it is closed or lent.

@@ -84,6 +84,11 @@ pub(super) fn fill(
         _ if interrupted.load(Ordering::Relaxed) => {
             return Err(left("interrupted; a further run goes on from there"));
         }
+        _ if file.is_wanted() => {
+            return Err(left(
+                "another program waits to open the file; a further run goes on from there",
+            ));
+        }
         _ => {
             return Err(left(
                 "the host's file system keeps zeros as holes, as one that compresses does",

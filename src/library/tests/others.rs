@@ -78,3 +78,61 @@ fn a_disk_that_others_changed_while_it_was_read_is_not_written() {
     // Opened anew, it is what it is now.
     library.open_disk(node, true).unwrap();
 }
+
+#[test]
+fn what_others_do_to_a_disk_once_its_guest_is_gone_is_not_cut_off() {
+    let root = sample();
+    let path = root.path().join("a.vhd");
+    if !has_leases(&path) {
+        return;
+    }
+    // Whether the other program comes while the guest is there, and whether it is still there in the end.
+    for (is_early, stays) in [(true, true), (false, true), (false, false)] {
+        let library = open(&root);
+        let node = lookup(&library, "a.vhd.raw").node;
+        let guest = library.open_disk(node, true).unwrap();
+        guest.disk().write_at(b"ours", 0).unwrap();
+        // What its end is made of is free again.
+        guest.disk().write_at(&[1; 4 << 20], 2 << 20).unwrap();
+        guest.disk().discard(2 << 20, 4 << 20).unwrap();
+        guest.disk().flush().unwrap();
+        let end = fs::metadata(&path).unwrap().len();
+        let mut guest = Some(guest);
+        if !is_early {
+            guest = None;
+        }
+        let other = outsider(&path);
+        let more = vec![9; 1 << 20];
+        std::os::unix::fs::FileExt::write_all_at(&other, &more, end).unwrap();
+        drop(guest);
+        let other = stays.then_some(other);
+        let found = fs::read(&path).unwrap();
+        library.close();
+        assert!(fs::read(&path).unwrap() == found, "{is_early}, {stays}");
+        drop(other);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(end).unwrap();
+    }
+}
+
+#[test]
+fn children_made_while_others_have_the_file_still_fit() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.vhdx");
+    let format = crate::disk::Format::Vhdx;
+    let options = CreateOptions::new(format, crate::disk::DiskType::Dynamic, SIZE);
+    create(&path, &options).unwrap();
+    if !has_leases(&path) {
+        return;
+    }
+    let library = open(&root);
+    let node = lookup(&library, "a.vhdx.raw").node;
+    let guest = library.open_disk(node, true).unwrap();
+    guest.disk().write_at(b"ours", 0).unwrap();
+    drop(guest);
+    let disk = library.core.disks.all().pop().unwrap();
+    assert!(disk.has_new_identity());
+    assert_eq!(disk.take(), crate::storage::host::Hold::Alone);
+    disk.let_in();
+    assert!(!disk.has_new_identity());
+}

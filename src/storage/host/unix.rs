@@ -20,7 +20,7 @@ use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use self::lease::Lease;
-use self::open::{lock_as, open_beside_readers, open_file, open_regular};
+use self::open::{FOR_A_LEASE, lock_as, open_beside_readers, open_file, open_regular};
 use super::copy::Copying;
 use super::pin::Pin;
 use super::{FileKey, Hold, HostForm, HostOptions, Sharing};
@@ -86,7 +86,21 @@ impl HostFile {
             true => Access::Reader,
             false => Access::Writer,
         };
-        Self::open_as(path, options, options.lock.then_some(access))
+        Self::open_as(path, options, options.lock.then_some(access), FOR_A_LEASE)
+    }
+
+    /// Opens the regular file at `path` to look at what it is, without a lock. Nobody is waited for: a file
+    /// on which somebody has a lease is in use.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn glance(path: &Path) -> Result<Self, OpenError> {
+        let options = HostOptions {
+            read_only: true,
+            lock: false,
+            no_follow: false,
+        };
+        Self::open_as(path, &options, None, Duration::ZERO)
     }
 
     /// Opens the regular file at `path` as a handle of the virtual disk interface has it.
@@ -102,7 +116,7 @@ impl HostFile {
             read_only,
             ..HostOptions::default()
         };
-        Self::open_as(path, &options, Some(access))
+        Self::open_as(path, &options, Some(access), FOR_A_LEASE)
     }
 
     /// Whether somebody else has the disk attached by the virtual disk interface, in whichever process.
@@ -117,6 +131,7 @@ impl HostFile {
         path: &Path,
         options: &HostOptions,
         access: Option<Access>,
+        patience: Duration,
     ) -> Result<Self, OpenError> {
         let io = |action| move |source| OpenError::new(path, OpenProblem::Io { action, source });
         let attributes = io("read the file's attributes");
@@ -130,7 +145,7 @@ impl HostFile {
                 }
             };
         }
-        let mut file = open_regular(path, options)?;
+        let mut file = open_regular(path, options, patience)?;
         if let Some(access) = access {
             lock_as(&file, access, path)?;
             if !options.read_only && lease::is_alone(&file) == Some(false) {
@@ -211,11 +226,12 @@ impl HostFile {
             .is_some_and(|lease| lease.may_finish(&self.file))
     }
 
-    /// Remembers what this process has done to a file of which the host cannot tell who has it open
-    /// ([`Hold::Unknown`]), so that what others do to it from here on is noticed.
-    pub fn note(&self) {
+    /// Remembers what this process has made of a file that others may open, so that what they do to it from
+    /// here on is noticed. Not while somebody of this process goes on to change it, which `goes_on` must say
+    /// before that one has called [`Self::free_lease`].
+    pub fn note(&self, goes_on: &dyn Fn() -> bool) {
         if let Some(lease) = &self.lease {
-            lease.note(&self.file);
+            lease.note(&self.file, goes_on);
         }
     }
 

@@ -210,7 +210,7 @@ impl HostFile {
     }
 
     /// Nobody else can have changed it.
-    pub fn note(&self) {}
+    pub fn note(&self, _goes_on: &dyn Fn() -> bool) {}
 
     /// Nobody waits for it.
     pub fn is_wanted_to_read(&self) -> bool {

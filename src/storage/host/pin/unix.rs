@@ -215,6 +215,14 @@ impl Pin {
         HostFile::open(&self.path(), options)
     }
 
+    /// Opens exactly this file to look at what it is: see [`HostFile::glance`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn glance(&self) -> Result<HostFile, OpenError> {
+        HostFile::glance(&self.path())
+    }
+
     /// Whether the file `name` in this directory, with these attributes, may be written: its owner
     /// wants it written at all, and permissions and file system let this process. Not for a link.
     pub(crate) fn is_child_writable(&self, name: &OsStr, stat: &Stat) -> bool {

@@ -226,6 +226,18 @@ impl Pin {
             .map_err(|problem| OpenError::new(&self.real_path().unwrap_or_default(), problem))
     }
 
+    /// Opens exactly this file to look at what it is, without keeping others from it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn glance(&self) -> Result<HostFile, OpenError> {
+        self.open(&HostOptions {
+            read_only: true,
+            lock: false,
+            no_follow: false,
+        })
+    }
+
     /// Opens exactly this file anew, for other rights, whatever it is called by now. What a file
     /// system puts in the place of the bytes that it stores for itself is seen.
     pub(crate) fn reopen(&self, access: u32, share: u32) -> io::Result<OwnedHandle> {

@@ -34,9 +34,12 @@ use super::sys::{self, Kind};
 use crate::storage::host::pin::Pin;
 use crate::storage::host::{FileKey, Hold};
 
-/// How long a change may still begin after somebody has come: Linux lets them in, lease or not, after 45
-/// seconds, unless it was told otherwise.
+/// How long a change may begin at most after the lease was last seen whole. Linux lets others in, lease or
+/// not, after [`BREAK_TIME`]: also while this process is stopped, or waits for its storage.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Seconds, which are 45 unless somebody has set them otherwise. With 0, Linux waits for ever.
+const BREAK_TIME: &str = "/proc/sys/fs/lease-break-time";
 
 /// Two changes that far apart have different times, whatever the host's tick.
 const TICK: Duration = Duration::from_millis(20);
@@ -135,12 +138,61 @@ impl Look {
 enum State {
     /// Not held. How the file looked, until this process changed it.
     Free(Option<Look>),
-    /// Held, and since when somebody waits.
-    Held(Option<Instant>),
+    Held(Held),
     /// Given up for others. Nothing is changed until it is taken again.
     Lent(Look),
     /// Others have changed the file: what is known of it is not true any more.
     Changed,
+}
+
+/// A lease that was taken.
+#[derive(Debug)]
+struct Held {
+    /// When it was last seen whole. Linux counts its time by a clock that stops with the system, as this
+    /// one does, but for no process.
+    whole: Instant,
+    /// How long after that a change may begin.
+    grace: Duration,
+    /// Somebody has come.
+    is_wanted: bool,
+}
+
+impl Held {
+    /// One that was taken at `whole`, or later.
+    fn new(whole: Instant) -> Self {
+        let limit = std::fs::read_to_string(BREAK_TIME);
+        let limit = limit.ok().and_then(|text| text.trim().parse().ok());
+        Self {
+            whole,
+            grace: grace(limit.unwrap_or(0)),
+            is_wanted: false,
+        }
+    }
+
+    /// Whether somebody waits for the lease on `file`.
+    fn is_wanted(&mut self, file: &File) -> bool {
+        if !self.is_wanted {
+            let now = Instant::now();
+            match sys::lease(file) {
+                Ok(Kind::Write) => self.whole = now,
+                _ => self.is_wanted = true,
+            }
+        }
+        self.is_wanted
+    }
+
+    /// Whether nobody can have been let in yet.
+    fn keeps_out(&mut self, file: &File) -> bool {
+        !self.is_wanted(file) || self.whole.elapsed() < self.grace
+    }
+}
+
+/// How long a change may begin, where Linux lets others in after `limit` seconds: it is to end by then.
+fn grace(limit: u32) -> Duration {
+    match limit {
+        0 => GRACE,
+        limit => GRACE.min(Duration::from_secs(limit.into()) * 2 / 5),
+    }
 }
 
 /// What is known of others who use an open file.
@@ -179,11 +231,17 @@ impl Lease {
         }
         let mut state = self.state.lock();
         let may = match &mut *state {
-            State::Free(_) => {
-                self.put(&mut state, State::Free(None));
-                true
+            State::Free(look) => {
+                // What is known of the file is what it held then.
+                let is_same = look.is_none_or(|look| Look::of(file).is_ok_and(|it| it == look));
+                let next = match is_same {
+                    true => State::Free(None),
+                    false => State::Changed,
+                };
+                self.put(&mut state, next);
+                is_same
             }
-            State::Held(since) => since_when(file, since).is_none_or(|it| it.elapsed() < GRACE),
+            State::Held(held) => held.keeps_out(file),
             State::Lent(_) | State::Changed => false,
         };
         match may {
@@ -192,7 +250,10 @@ impl Lease {
                 Ok(())
             }
             false => {
-                let text = "another program has opened the file meanwhile";
+                let text = match &*state {
+                    State::Changed => "another program has changed the file meanwhile",
+                    _ => "another program has opened the file meanwhile",
+                };
                 Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
             }
         }
@@ -205,13 +266,14 @@ impl Lease {
             State::Free(look) => *look,
             State::Lent(look) => Some(*look),
             State::Changed => return Ok(Hold::Changed),
-            State::Held(since) => {
-                return Ok(match since_when(file, since) {
-                    None => Hold::Alone,
-                    Some(_) => Hold::Others,
+            State::Held(held) => {
+                return Ok(match held.is_wanted(file) {
+                    false => Hold::Alone,
+                    true => Hold::Others,
                 });
             }
         };
+        let now = Instant::now();
         let taken = match is_local(file) {
             true => sys::set_lease(file, Kind::Write),
             false => Err(Errno::EOPNOTSUPP),
@@ -219,18 +281,16 @@ impl Lease {
         if taken == Err(Errno::EAGAIN) {
             return Ok(Hold::Others);
         }
-        let now = Look::of(file);
-        if before.is_some_and(|before| now.as_ref().ok() != Some(&before)) {
+        let look = Look::of(file);
+        if before.is_some_and(|before| look.as_ref().ok() != Some(&before)) {
             give_up(file);
             self.put(&mut state, State::Changed);
             return Ok(Hold::Changed);
         }
         if taken.is_err() {
-            // From here on at least changes of others are noticed.
-            self.put(&mut state, State::Free(Some(now?)));
-            return Ok(Hold::Unknown);
+            return look.map(|_| Hold::Unknown);
         }
-        self.put(&mut state, State::Held(None));
+        self.put(&mut state, State::Held(Held::new(now)));
         HELD.lock()
             .push((Pin::stat_of(file)?.key, Arc::downgrade(file)));
         Ok(Hold::Alone)
@@ -247,7 +307,7 @@ impl Lease {
             return false;
         }
         match &mut *self.state.lock() {
-            State::Held(since) => since_when(file, since).is_some(),
+            State::Held(held) => held.is_wanted(file),
             _ => false,
         }
     }
@@ -260,11 +320,15 @@ impl Lease {
     /// Lets in who waits. Nothing can be changed until it is taken again.
     pub(super) fn lend(&self, file: &File) -> io::Result<()> {
         let mut state = self.state.lock();
-        if matches!(*state, State::Held(_)) {
+        if let State::Held(held) = &mut *state {
             // Whatever others do to the file has another time than our last change.
             std::thread::sleep(TICK);
             let look = Look::of(file)?;
-            self.put(&mut state, State::Lent(look));
+            let lent = match held.keeps_out(file) {
+                true => State::Lent(look),
+                false => State::Changed,
+            };
+            self.put(&mut state, lent);
             release(file);
         }
         Ok(())
@@ -279,7 +343,7 @@ impl Lease {
             State::Free(Some(look)) | State::Lent(look) => {
                 Look::of(file).is_ok_and(|it| it == *look)
             }
-            State::Held(since) => since_when(file, since).is_none(),
+            State::Held(held) => !held.is_wanted(file),
             State::Changed => return false,
         };
         if may {
@@ -296,16 +360,20 @@ impl Lease {
     pub(super) fn may_finish(&self, file: &Arc<File>) -> bool {
         match self.take(file) {
             Ok(Hold::Alone) => true,
-            Ok(Hold::Others) => self.is_held(),
+            Ok(Hold::Others) => match &mut *self.state.lock() {
+                State::Held(held) => held.keeps_out(file),
+                _ => false,
+            },
             Ok(Hold::Unknown) => self.worked.load(Ordering::Relaxed),
             Ok(Hold::Changed) | Err(_) => false,
         }
     }
 
-    /// Remembers what this process has made of a file that it holds no lease on.
-    pub(super) fn note(&self, file: &File) {
+    /// Remembers what this process has made of a file that it holds no lease on, unless it goes on: then
+    /// `goes_on` says so before it [frees](Self::free) the file.
+    pub(super) fn note(&self, file: &File, goes_on: &dyn Fn() -> bool) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Free(_)) {
+        if matches!(*state, State::Free(None)) && !goes_on() {
             let look = Look::of(file).ok();
             self.put(&mut state, State::Free(look));
         }
@@ -324,14 +392,6 @@ fn release(file: &File) {
     let file = std::ptr::from_ref(file);
     HELD.lock()
         .retain(|(_, held)| held.strong_count() > 0 && !std::ptr::eq(held.as_ptr(), file));
-}
-
-/// Since when somebody waits for the lease on `file`, as far as was noticed; `since` remembers it.
-fn since_when(file: &File, since: &mut Option<Instant>) -> Option<Instant> {
-    if since.is_none() && sys::lease(file) != Ok(Kind::Write) {
-        *since = Some(Instant::now());
-    }
-    *since
 }
 
 #[cfg(test)]

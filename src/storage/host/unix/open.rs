@@ -15,8 +15,9 @@ use crate::storage::host::HostOptions;
 use crate::storage::host::pin::Pin;
 use crate::storage::lock::{self, Access, LockError};
 
-/// How long somebody may take to give up a lease before the file counts as in use.
-const FOR_A_LEASE: Duration = Duration::from_secs(2);
+/// How long somebody may take to give up a lease before the file counts as in use, where it is to be worked
+/// on.
+pub(super) const FOR_A_LEASE: Duration = Duration::from_secs(2);
 
 /// How long a process that is just being started may keep a descriptor that was closed already.
 const FOR_A_CHILD: Duration = Duration::from_millis(100);
@@ -30,8 +31,12 @@ pub(super) fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<File> 
     })?))
 }
 
-/// Opens the regular file at `path`. Who has a lease on it is waited for.
-pub(super) fn open_regular(path: &Path, options: &HostOptions) -> Result<File, OpenError> {
+/// Opens the regular file at `path`. Who has a lease on it is waited for with `patience`.
+pub(super) fn open_regular(
+    path: &Path,
+    options: &HostOptions,
+    patience: Duration,
+) -> Result<File, OpenError> {
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
     // A FIFO without a writer must not hang us. Regular files ignore the flag, but for leases.
     flags |= OFlags::NONBLOCK;
@@ -47,7 +52,7 @@ pub(super) fn open_regular(path: &Path, options: &HostOptions) -> Result<File, O
     let begun = Instant::now();
     let opened = loop {
         match open_file(path, flags) {
-            Err(Errno::AGAIN) if begun.elapsed() < FOR_A_LEASE => std::thread::sleep(AGAIN),
+            Err(Errno::AGAIN) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
             opened => break opened,
         }
     };
@@ -97,7 +102,8 @@ pub(super) fn open_beside_readers(
         ..options
     };
     loop {
-        let reader = open_regular(&pin.path(), &reading).map_err(|error| error.renamed(path))?;
+        let reader = open_regular(&pin.path(), &reading, FOR_A_LEASE)
+            .map_err(|error| error.renamed(path))?;
         if lease::has_writer(&reader) != Some(true) {
             break;
         }
@@ -108,7 +114,8 @@ pub(super) fn open_beside_readers(
         drop(reader);
         std::thread::sleep(AGAIN);
     }
-    let file = open_regular(&pin.path(), &options).map_err(|error| error.renamed(path))?;
+    let file =
+        open_regular(&pin.path(), &options, FOR_A_LEASE).map_err(|error| error.renamed(path))?;
     lock_as(&file, access, path)?;
     Ok(file)
 }

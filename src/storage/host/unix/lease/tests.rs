@@ -243,7 +243,7 @@ fn where_the_host_cannot_tell_the_file_must_have_been_quiet() {
         file.claim(Duration::ZERO, &never).unwrap();
         // What it does itself is no reason, what others do is.
         file.write_all_at(&[1], FileOffset::new(0)).unwrap();
-        file.note();
+        file.note(&|| false);
         thread::sleep(TICK);
         assert_eq!(file.take_lease().unwrap(), Hold::Unknown);
         fs::write(&path, [1; 4097]).unwrap();
@@ -251,4 +251,88 @@ fn where_the_host_cannot_tell_the_file_must_have_been_quiet() {
     })
     .join()
     .unwrap();
+}
+
+/// Somebody who comes, and does not wait.
+fn come(path: &Path) {
+    let nonblock = std::os::unix::fs::OpenOptionsExt::custom_flags;
+    let mut options = fs::OpenOptions::new();
+    let opened = nonblock(options.write(true), nix::libc::O_NONBLOCK).open(path);
+    assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_lease_that_was_not_looked_at_for_long_is_not_believed() {
+    let (_directory, path) = temp();
+    if !has_leases(&path) {
+        return;
+    }
+    for lends in [false, true] {
+        let file = writer(&path);
+        assert_eq!(file.take_lease().unwrap(), Hold::Alone);
+        file.write_all_at(&[1], FileOffset::new(0)).unwrap();
+        // As if this process had been stopped: somebody came, was let in by Linux, and has the file now.
+        come(&path);
+        match &mut *file.lease.as_ref().unwrap().state.lock() {
+            State::Held(held) => held.whole -= Duration::from_secs(46),
+            state => panic!("{state:?}"),
+        }
+        if lends {
+            file.lend().unwrap();
+            assert_eq!(file.take_lease().unwrap(), Hold::Changed);
+        }
+        let error = file.set_len(0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(!file.may_finish());
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 4096);
+    // Nor longer than half of the time after which they are let in.
+    assert_eq!([0, 45, 1000].map(|it| grace(it).as_secs()), [20, 18, 20]);
+    assert_eq!(grace(1).as_millis(), 400);
+}
+
+#[test]
+fn a_file_that_changed_since_it_was_looked_at_is_not_changed() {
+    let (_directory, path) = temp();
+    for noted in [false, true] {
+        let file = writer(&path);
+        if noted {
+            file.write_all_at(&[1], FileOffset::new(0)).unwrap();
+            // By a guest that is still there.
+            file.note(&|| true);
+            file.write_all_at(&[2], FileOffset::new(0)).unwrap();
+            file.note(&|| false);
+        }
+        let mut other = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        io::Write::write_all(&mut other, &[3; 4096]).unwrap();
+        drop(other);
+        let found = fs::read(&path).unwrap();
+        // Nor is what it looks like now taken for what it looked like.
+        file.note(&|| false);
+        let error = file.set_len(0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(error.to_string().contains("changed"), "{error}");
+        assert!(file.write_all_at(&[4], FileOffset::new(0)).is_err());
+        assert!(!file.may_finish() && !file.free_lease());
+        assert_eq!(fs::read(&path).unwrap(), found);
+    }
+    let file = writer(&path);
+    file.set_len(4096).unwrap();
+    file.note(&|| false);
+    file.write_all_at(&[5], FileOffset::new(0)).unwrap();
+}
+
+#[test]
+fn who_only_looks_does_not_wait_for_a_lease() {
+    let (_directory, path) = temp();
+    if !has_leases(&path) {
+        return;
+    }
+    // Of somebody who does not give it up.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    sys::set_lease(&file, Kind::Write).unwrap();
+    let begun = Instant::now();
+    let error = Pin::file(&path).unwrap().glance().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(begun.elapsed() < Duration::from_secs(1), "it waited");
 }
