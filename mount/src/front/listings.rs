@@ -279,6 +279,11 @@ mod tests {
         for n in 0..40 {
             fs::remove_file(root.path().join(format!("{n}.vhd"))).unwrap();
         }
-        assert_eq!(page(&readers[0], None, true).entries.len(), 0);
+        // Windows keeps the name of a file as long as a search for children looks into it.
+        let gone = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            page(&readers[0], None, true).entries.is_empty()
+        });
+        assert!(gone);
     }
 }
