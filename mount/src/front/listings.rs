@@ -3,7 +3,7 @@
 //! A reader may stop at any entry and go on much later, while names come and go. A listing kept for each
 //! would cost memory for every directory that anybody has open. So entries have an order to which no other
 //! entry matters: on Linux that of a keyed hash of the name, which is the offset that `telldir` gives; on
-//! Windows that of the names. A reader is told what lies behind the last entry that it got, however often the
+//! Windows that of the names. A reader is told what lies after the last entry that it got, however often the
 //! directory has been read since: an entry that stays is listed exactly once. What comes or goes
 //! meanwhile is listed or not.
 //!
@@ -26,7 +26,7 @@ const PAGE_ENTRIES: usize = 1 << 16;
 const PAGE_BYTES: usize = 8 << 20;
 const KEPT: usize = 8;
 
-/// Where a reader goes on: behind the entry with this hash, or this name.
+/// Where a reader goes on: after the entry with this hash, or this name.
 #[cfg(unix)]
 pub(crate) type Place = u64;
 #[cfg(windows)]
@@ -56,7 +56,7 @@ impl Listed {
     }
 }
 
-/// A part of a directory: all that is behind one place, up to another or to the end.
+/// A part of a directory: all that is after one place, up to another or to the end.
 #[derive(Debug)]
 pub(crate) struct Page {
     node: NodeId,
@@ -64,18 +64,18 @@ pub(crate) struct Page {
     begun: Instant,
     from: Option<Place>,
     entries: Vec<Listed>,
-    /// Whether nothing is behind it.
+    /// Whether nothing is after it.
     pub(crate) is_last: bool,
 }
 
 impl Page {
-    /// Its entries behind `from`.
+    /// Its entries after `from`.
     pub(crate) fn behind(&self, from: Option<&Place>) -> &[Listed] {
         let before = |entry: &Listed| from.is_some_and(|from| entry.place() <= from);
         &self.entries[self.entries.partition_point(before)..]
     }
 
-    /// Whether it has what is next behind `from`.
+    /// Whether it has what is next after `from`.
     fn covers(&self, from: Option<&Place>) -> bool {
         self.from.as_ref() <= from
             && (self.is_last || from < self.entries.last().map(Listed::place))
@@ -132,7 +132,7 @@ impl Listings {
         }
     }
 
-    /// What is next for `reader` behind `from`; `begins` as in [`Reader::since`]. Where that is not the last
+    /// What is next for `reader` after `from`; `begins` as in [`Reader::since`]. Where that is not the last
     /// page, there is an entry.
     pub(crate) fn page(
         &self,
@@ -165,7 +165,7 @@ impl Listings {
         Ok(page)
     }
 
-    /// The first entries behind `from`, and whether that is all.
+    /// The first entries after `from`, and whether that is all.
     fn read(
         &self,
         directory: &Directory,
