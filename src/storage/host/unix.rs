@@ -46,7 +46,7 @@ const SEEK_ATTEMPTS: u32 = 8;
 /// Locks ask others to keep away, and some do not ask. Whoever cuts the file takes bytes out of it, and a
 /// write behind the cut would make them zeros, as if that had been in order. So the file is looked at
 /// before it is changed and before it is called durable, and none of both happens once it is too short.
-/// Who has it open without a lock is found out by [leases](lease).
+/// Who has it open without a lock is found out by leases.
 #[derive(Debug)]
 pub struct HostFile {
     file: Arc<File>,
