@@ -19,7 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use self::lease::Lease;
+use self::lease::{Change, Lease};
 use self::open::{FOR_A_LEASE, lock_as, open_beside_readers, open_file, open_regular};
 use super::copy::Copying;
 use super::pin::Pin;
@@ -316,12 +316,12 @@ impl HostFile {
         Ok(())
     }
 
-    /// To be called before each change of the file.
-    fn check_others(&self) -> io::Result<()> {
+    /// To be called before each change of the file, and its result to be dropped after it.
+    fn begin_change(&self) -> io::Result<Option<Change<'_>>> {
         match &self.lease {
-            Some(lease) => lease.before_change(&self.file),
+            Some(lease) => lease.before_change(&self.file).map(Some),
             // The host refuses.
-            None if self.owns_locks => Ok(()),
+            None if self.owns_locks => Ok(None),
             None => Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 "the file is open for reading only",
@@ -346,7 +346,7 @@ impl HostFile {
         end: FileOffset,
         change: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
-        self.check_others()?;
+        let _change = self.begin_change()?;
         if end.get() <= self.known_len.load(Ordering::Acquire) {
             self.check_len()?;
             return change();
@@ -460,7 +460,7 @@ impl Storage for HostFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check_others()?;
+        let _change = self.begin_change()?;
         let _length = self.lock_length()?;
         self.file.set_len(len)?;
         self.known_len.store(len, Ordering::Release);
@@ -478,7 +478,7 @@ impl Storage for HostFile {
         if self.no_punch.load(Ordering::Relaxed) {
             return Err(unsupported());
         }
-        self.check_others()?;
+        let _change = self.begin_change()?;
         match self.fallocate(FallocateFlags::PUNCH_HOLE, range) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 self.no_punch.store(true, Ordering::Relaxed);
@@ -493,7 +493,7 @@ impl Storage for HostFile {
         if range.end().get() > len {
             return Err(past_end(range, len));
         }
-        self.check_others()?;
+        let _change = self.begin_change()?;
         self.check_len()?;
         self.zero(range)
     }

@@ -22,7 +22,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -201,8 +201,27 @@ pub(super) struct Lease {
     state: Mutex<State>,
     /// [`State::Free`] of nothing: there is nothing to ask before a change.
     is_plain: AtomicBool,
+    /// Changes of this process that are under way.
+    changing: AtomicUsize,
     /// This process has changed the file.
     worked: AtomicBool,
+}
+
+/// A change of the file, under way until this is dropped.
+#[derive(Debug)]
+pub(super) struct Change<'a>(&'a AtomicUsize);
+
+impl<'a> Change<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Lease {
@@ -211,6 +230,7 @@ impl Lease {
         Ok(Self {
             state: Mutex::new(State::Free(Some(Look::of(file)?))),
             is_plain: AtomicBool::new(false),
+            changing: AtomicUsize::new(0),
             worked: AtomicBool::new(false),
         })
     }
@@ -218,16 +238,18 @@ impl Lease {
     fn put(&self, state: &mut State, new: State) {
         *state = new;
         let is_plain = matches!(state, State::Free(None));
-        self.is_plain.store(is_plain, Ordering::Release);
+        self.is_plain.store(is_plain, Ordering::SeqCst);
     }
 
-    /// To be called before each change of the file.
+    /// To be called before each change of the file, and its result to be dropped after it.
     ///
     /// # Errors
     /// Where others use it.
-    pub(super) fn before_change(&self, file: &File) -> io::Result<()> {
-        if self.is_plain.load(Ordering::Acquire) {
-            return Ok(());
+    pub(super) fn before_change(&self, file: &File) -> io::Result<Change<'_>> {
+        // Before the question: either this is plain, or a note that is taken now counts it.
+        let change = Change::begin(&self.changing);
+        if self.is_plain.load(Ordering::SeqCst) {
+            return Ok(change);
         }
         let mut state = self.state.lock();
         let may = match &mut *state {
@@ -247,7 +269,7 @@ impl Lease {
         match may {
             true => {
                 self.worked.store(true, Ordering::Relaxed);
-                Ok(())
+                Ok(change)
             }
             false => {
                 let text = match &*state {
@@ -370,11 +392,15 @@ impl Lease {
     }
 
     /// Remembers what this process has made of a file that it holds no lease on, unless it goes on: then
-    /// `goes_on` says so before it [frees](Self::free) the file.
+    /// `goes_on` says so before it [frees](Self::free) the file, or a change is under way, whose thread
+    /// notes its end.
     pub(super) fn note(&self, file: &File, goes_on: &dyn Fn() -> bool) {
         let mut state = self.state.lock();
         if matches!(*state, State::Free(None)) && !goes_on() {
-            let look = Look::of(file).ok();
+            // Changes that begin from here on wait for the note.
+            self.is_plain.store(false, Ordering::SeqCst);
+            let is_still = self.changing.load(Ordering::SeqCst) == 0;
+            let look = is_still.then(|| Look::of(file).ok()).flatten();
             self.put(&mut state, State::Free(look));
         }
     }

@@ -323,6 +323,24 @@ fn a_file_that_changed_since_it_was_looked_at_is_not_changed() {
 }
 
 #[test]
+fn a_change_that_is_under_way_is_not_taken_for_one_of_others() {
+    let (_directory, path) = temp();
+    let file = writer(&path);
+    file.write_all_at(&[1], FileOffset::new(0)).unwrap();
+    thread::sleep(TICK);
+    // Background work changes the file while the last guest's handle is dropped, which notes how it looks.
+    let change = file.begin_change().unwrap();
+    file.note(&|| false);
+    std::os::unix::fs::FileExt::write_all_at(&*file.file, &[2], 0).unwrap();
+    drop(change);
+    assert!(file.may_finish());
+    file.write_all_at(&[3], FileOffset::new(0)).unwrap();
+    file.note(&|| false);
+    fs::write(&path, [4; 4097]).unwrap();
+    assert!(!file.may_finish(), "what others change is noticed again");
+}
+
+#[test]
 fn who_only_looks_does_not_wait_for_a_lease() {
     let (_directory, path) = temp();
     if !has_leases(&path) {
