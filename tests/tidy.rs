@@ -11,7 +11,8 @@ const LAYERS: &[&[&str]] = &[
     &["image"],
     &["lineage"],
     &["check", "create"],
-    &["disk", "guest", "compact"],
+    &["disk", "guest"],
+    &["compact"],
     &["library", "virtdisk"],
 ];
 /// What the layers above must know nothing of, and who may.

@@ -11,22 +11,24 @@ use rangemap::RangeSet;
 
 use super::freed::{Freed, free_in_parents};
 use super::plan::{Move, Plan, plan, without};
-use super::relocate::{copy_and_commit, is_stored};
 use super::report::{CompactReport, part_reports, stored_in_free_space};
-use super::same::{Comparison, drop_if_same};
-use super::scan::{Scanned, Scanner};
 use super::{CompactError, CompactOptions, LastWord, Phase, Progress};
-use crate::disk::{Content, Disk, Tracker, Watch};
+use crate::disk::{
+    Added, Announcement, Comparison, Disk, FreeBook, Relocation, Scanned, Scanner, drop_if_same,
+};
 use crate::error::DiskError;
 use crate::format::{DiskType, Format};
 use crate::guest::Rest;
-use crate::image::{Frame, Reads};
+use crate::image::Frame;
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
 /// Bytes that a step scans at most.
 const SCAN_STEP: u64 = 1 << 20;
 /// Bytes of slots that a batch of moves copies at most; at least one slot.
 const MOVE_BATCH: u64 = 32 << 20;
+/// Bytes that are copied between two looks whether to go on.
+const COPY_PIECE: u64 = 4 << 20;
+
 /// Whether there is more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -78,8 +80,8 @@ pub(crate) struct Compactor {
     comparing: Option<BlockIndex>,
     /// What the parents' filesystems call free, once it was needed.
     parents_free: Option<RangeSet<u64>>,
-    /// Whether children of the disk as it was refuse it by now.
-    is_disowned: bool,
+    /// What was said of free bytes that go.
+    announcement: Announcement,
     last_word: Option<LastWord>,
     /// When that was last asked for.
     asked: Option<Instant>,
@@ -110,7 +112,7 @@ impl Compactor {
 
     fn begin(disk: Arc<Disk>, options: CompactOptions) -> Result<Self, CompactError> {
         if !options.dry_run {
-            disk.image.check_writable()?;
+            disk.maintenance().check_writable()?;
         }
         let (length_before, allocated_before) = disk.size_at_open();
         let mut compactor = Self {
@@ -140,7 +142,7 @@ impl Compactor {
             scanner: Scanner::new(options.punch_holes),
             comparing: None,
             parents_free: None,
-            is_disowned: false,
+            announcement: Announcement::default(),
             last_word: None,
             asked: None,
         };
@@ -164,7 +166,7 @@ impl Compactor {
 
     /// Reports sizes as of now instead of as of the disk's opening.
     pub(crate) fn measured_from_now(mut self) -> Result<Self, CompactError> {
-        self.report.length_before = self.disk.image.file_len();
+        self.report.length_before = self.disk.file_len();
         self.report.allocated_before = self.disk.allocated_bytes()?;
         Ok(self)
     }
@@ -225,8 +227,8 @@ impl Compactor {
     // ---- survey
 
     fn survey_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        let alone = || self.disk.writers.none() && go_on();
-        if !self.disk.writers.none() {
+        let alone = || !self.disk.has_writers() && go_on();
+        if self.disk.has_writers() {
             self.report.not_surveyed = Some("somebody has the disk open for writing".to_owned());
         } else {
             let freed = Freed::find(&self.disk, self.options.free_swap, self.rest, &alone)?;
@@ -238,10 +240,9 @@ impl Compactor {
         Ok(())
     }
 
-    /// What each block is taken to hold.
-    fn known(&self) -> &Tracker {
-        let freed = self.freed.as_ref();
-        freed.map_or(&self.disk.tracker, |freed| &freed.tracker)
+    /// What counts as zero though it is not.
+    fn book(&self) -> Option<&FreeBook> {
+        self.freed.as_ref().map(|freed| &freed.book)
     }
 
     fn begin_scan(&mut self) {
@@ -259,7 +260,7 @@ impl Compactor {
         self.slots()
             .into_iter()
             .map(|(_, block)| block)
-            .filter(|block| self.compares() || self.scanner.wants(self.known(), *block))
+            .filter(|block| self.compares() || self.scanner.wants(&self.disk, self.book(), *block))
             .collect()
     }
 
@@ -269,32 +270,19 @@ impl Compactor {
     }
 
     fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
-        // What a damaged table has behind the end of the file, there is nothing of.
-        let end = FileOffset::new(self.disk.image.file_len());
-        let present = self.disk.image.map().present();
-        let mut slots: Vec<_> = { present }
-            .map(|(block, slot)| (slot, block))
-            .filter(|(slot, _)| *slot < end)
-            .collect();
+        let present = self.disk.maintenance().slots();
+        let mut slots: Vec<_> = present.map(|(block, slot)| (slot, block)).collect();
         slots.sort_unstable();
         slots
     }
 
     /// The blocks with a slot that they need not have.
     fn dead(&self) -> impl Iterator<Item = BlockIndex> + '_ {
-        let present = self.disk.image.map().present();
-        (present.map(|(block, _)| block)).filter(|block| self.reads_without(*block).is_some())
-    }
-
-    /// What may be read of `block` once it has lost its slot, if it may lose it.
-    fn reads_without(&self, block: BlockIndex) -> Option<Reads> {
-        if self.same.contains(&block) {
-            return Some(Reads::Parent);
-        }
-        if self.known().content(block) != Content::Dead {
-            return None;
-        }
-        self.disk.reads_when_dropped(block)
+        let present = self.disk.maintenance().slots().map(|(block, _)| block);
+        present.filter(|block| {
+            self.same.contains(block)
+                || (self.disk.maintenance().reads_without(*block, self.book())).is_some()
+        })
     }
 
     /// What is left to do now, as known.
@@ -322,20 +310,21 @@ impl Compactor {
 
     /// What the file's end depends on, once `dead` blocks are gone.
     fn frame(&self, dead: &HashSet<BlockIndex>) -> Frame {
-        self.disk.image.frame(&|block| dead.contains(&block))
+        self.disk
+            .maintenance()
+            .frame(&|block| dead.contains(&block))
     }
 
     /// Bytes that the file's length, and the host's storage inside blocks, would lose now.
     pub(crate) fn reclaimable(&self) -> u64 {
         let planned = self.plan();
-        let planned = planned.file_len(&self.disk.image.frame(&|_| false));
+        let planned = planned.file_len(&self.disk.maintenance().frame(&|_| false));
         let inside = if self.punches() {
-            self.known().punchable_bytes()
+            self.disk.maintenance().zeros_inside(self.book())
         } else {
             0
         };
         self.disk
-            .image
             .file_len()
             .saturating_sub(planned)
             .saturating_add(inside)
@@ -353,10 +342,9 @@ impl Compactor {
                 self.queue.pop_front();
                 continue;
             }
-            let known = (self.freed.as_ref()).map_or(&self.disk.tracker, |freed| &freed.tracker);
-            let scanned = if self.scanner.wants(known, block) {
-                let freed = self.freed.as_ref();
-                self.scanner.scan(&self.disk, freed, block, left)?
+            let book = self.freed.as_ref().map(|freed| &freed.book);
+            let scanned = if self.scanner.wants(&self.disk, book, block) {
+                self.scanner.scan(&self.disk, book, block, left)?
             } else {
                 Scanned::Nothing
             };
@@ -371,7 +359,7 @@ impl Compactor {
         if self.options.dry_run {
             self.phase = Phase::Done;
         } else {
-            let kept = self.disk.image.kept_for();
+            let kept = self.disk.maintenance().kept_for();
             self.kept = kept.into_iter().map(|(_, block)| block).collect();
             let dead = self.dead().chain(self.kept.iter().copied()).collect();
             self.enter(Phase::Drop, dead);
@@ -397,7 +385,7 @@ impl Compactor {
         self.comparing = Some(block);
         let before = self.scanner.bytes_read;
         let how = Comparison {
-            freed: self.freed.as_ref(),
+            book: self.freed.as_ref().map(|freed| &freed.book),
             parents_free,
             dry_run: self.options.dry_run,
             go_on,
@@ -420,8 +408,8 @@ impl Compactor {
         let moves: VecDeque<Move> = plan.moves.into();
         self.metadata_moves = plan.metadata_moves.into();
         if moves.is_empty() && self.metadata_moves.is_empty() {
-            self.disk.image.sync()?;
-            self.disk.image.shrink()?;
+            self.disk.maintenance().sync()?;
+            self.disk.maintenance().cut()?;
             let queue = if self.punches() {
                 self.to_punch()
             } else {
@@ -439,7 +427,7 @@ impl Compactor {
 
     fn move_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
         if let (None, Some((from, to))) = (self.moves.front(), self.metadata_moves.pop_front()) {
-            self.moved_since_plan |= self.disk.image.move_metadata(from, to)?;
+            self.moved_since_plan |= self.disk.maintenance().move_metadata(from, to)?;
             return Ok(());
         }
         if self.moves.is_empty() {
@@ -451,64 +439,49 @@ impl Compactor {
             if self.room == Room::None {
                 self.without_room = u64_from(self.plan().moves.len());
             }
-            self.disk.image.shrink()?;
+            self.disk.maintenance().cut()?;
             self.enter(Phase::Punch, VecDeque::new());
             return Ok(());
         }
+        let mut batch = self.take_batch();
+        while go_on() && batch.advance(COPY_PIECE) {}
+        let takes_space = batch.takes_space();
+        let (moved, concluded) = batch.conclude();
+        self.report.blocks_moved += moved.blocks;
+        self.report.bytes_moved += moved.blocks * self.disk.geometry().slot.len;
+        self.moved_since_plan |= moved.blocks > 0;
         let disk = Arc::clone(&self.disk);
-        let (batch, sparse) = self.take_batch(&disk);
-        let moved = match copy_and_commit(&disk, &batch, go_on) {
-            Err(CompactError::Disk(DiskError::NoSpace(_))) if self.room != Room::None => {
-                drop(batch);
-                let made = self.room == Room::Enough && disk.image.make_room()?;
+        match concluded {
+            Err(DiskError::NoSpace(_)) if self.room != Room::None => {
+                let made = self.room == Room::Enough && disk.maintenance().make_room()?;
                 self.room = if made { Room::Made } else { Room::None };
                 return self.plan_moves();
             }
             other => other?,
-        };
-        self.report.blocks_moved += moved;
-        self.report.bytes_moved += moved * disk.geometry().slot.len;
-        self.moved_since_plan |= moved > 0;
-        if sparse {
-            disk.image.shrink()?;
+        }
+        if takes_space {
+            disk.maintenance().cut()?;
         }
         Ok(())
     }
 
-    /// Reserves targets for the next moves. Says whether one of them takes new host space.
-    fn take_batch<'a>(&mut self, disk: &'a Disk) -> (Vec<(Move, Watch<'a>)>, bool) {
-        let slot_len = disk.geometry().slot.len;
-        let mut batch = Vec::new();
-        let mut sparse = false;
+    /// Takes the targets of the next moves. One of them may take new host space.
+    fn take_batch(&mut self) -> Relocation {
+        let slot_len = self.disk.geometry().slot.len;
+        let mut batch = Relocation::new(Arc::clone(&self.disk));
         while let Some(step) = self.moves.front().copied() {
-            let full = (u64_from(batch.len()) + 1) * slot_len > MOVE_BATCH;
-            if !batch.is_empty() && full {
+            if !batch.is_empty() && batch.bytes() + slot_len > MOVE_BATCH {
                 break;
             }
-            let Some(reserved) = disk.image.reserve_at(step.to) else {
-                self.moves.pop_front();
-                continue;
-            };
-            let new_space = reserved.clean || !is_stored(disk, step.to);
-            if new_space && self.room == Room::None {
-                disk.image.give_back(step.to);
-                self.moves.pop_front();
-                continue;
+            let may_take_space = self.room != Room::None && !batch.takes_space();
+            match batch.add(step, may_take_space) {
+                Added::Taken | Added::Stale => {}
+                Added::TakesSpace if self.room == Room::None => {}
+                Added::TakesSpace | Added::Full => break,
             }
-            if new_space && sparse {
-                disk.image.give_back(step.to);
-                break;
-            }
-            sparse |= new_space;
             self.moves.pop_front();
-            let watch = disk.gates.watch(step.block);
-            if disk.image.map().get(step.block).slot() == Some(step.from) {
-                batch.push((step, watch));
-            } else {
-                disk.image.give_back(step.to);
-            }
         }
-        (batch, sparse)
+        batch
     }
 
     /// What was done, with the sizes as they are now; of a dry run, as they would be.
@@ -521,31 +494,36 @@ impl Compactor {
         let frame = self.frame(&dead);
         if self.options.dry_run {
             for block in &dead {
-                self.count_reclaimed(*block);
+                if disk.maintenance().gives_up_free(*block, self.book()) {
+                    self.count_reclaimed(*block);
+                }
             }
         }
         let punched = match self.options.dry_run && self.punches() {
             true => self.ranges_to_punch(&live),
             false => Vec::new(),
         };
-        let loses_free = dead.iter().any(|block| self.gives_up_free(*block))
-            || self.freed.is_some() && !punched.is_empty();
+        let gives_up_free = |block| disk.maintenance().gives_up_free(block, self.book());
+        let loses_free =
+            dead.iter().copied().any(gives_up_free) || self.freed.is_some() && !punched.is_empty();
         let report = &mut self.report;
+        report.new_identity = self.announcement.new_identity;
         report.bytes_read += self.scanner.bytes_read;
         if self.options.dry_run {
             report.new_identity = loses_free && disk.geometry().format == Format::Vhdx;
             report.length_after = planned.file_len(&frame);
-            report.blocks_dropped = u64_from(dead.len() + disk.image.kept_for().len());
+            report.blocks_dropped = u64_from(dead.len() + disk.maintenance().kept_for().len());
             report.blocks_moved = u64_from(planned.moves.len());
             report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
             let freed = stored_in_free_space(disk, &dead, punched.into_iter())?;
             report.allocated_after = report.allocated_before.saturating_sub(freed);
         } else {
-            report.length_after = disk.image.file_len();
+            report.length_after = disk.file_len();
             report.allocated_after = disk.allocated_bytes()?;
         }
         let live: Vec<_> = live.iter().map(|(_, block)| *block).collect();
-        report.explain(disk, &frame, self.freed.as_ref(), &live);
+        let book = self.freed.as_ref().map(|freed| &freed.book);
+        report.explain(disk, &frame, book, &live);
         Ok(self.report)
     }
 }

@@ -34,13 +34,13 @@ pub(super) fn run(
         return Err(CompactError::Fixed);
     }
     if !options.dry_run {
-        disk.image.check_writable()?;
+        disk.maintenance().check_writable()?;
     }
     let (length_before, allocated_before) = disk.size_at_open();
     let mut report = CompactReport {
         length_before,
         allocated_before,
-        length_after: disk.image.file_len(),
+        length_after: disk.file_len(),
         ..CompactReport::default()
     };
     let turn = Turn { disk, shared };
@@ -52,7 +52,7 @@ pub(super) fn run(
         }
         Some(_) => {
             pack::pack(disk, &turn, &mut report)?;
-            report.length_after = disk.image.file_len();
+            report.length_after = disk.file_len();
         }
         None => {}
     }
@@ -63,7 +63,7 @@ pub(super) fn run(
     report.allocated_after = if options.dry_run {
         allocated_before.saturating_sub(given_back)
     } else {
-        disk.image.sync()?;
+        disk.maintenance().sync()?;
         disk.allocated_bytes()?
     };
     turn.publish(Phase::Done, 0, 0);
@@ -77,7 +77,7 @@ fn kept(disk: &Disk, length: u64) -> Vec<Kept> {
     let all = if geometry.is_flat {
         geometry.disk_len
     } else {
-        u64::from(disk.image.map().len()) * geometry.block_size
+        u64::from(disk.maintenance().block_count()) * geometry.block_size
     };
     let all = all.min(length);
     [
@@ -109,7 +109,7 @@ impl Turn<'_> {
     }
 
     fn goes_on(&self) -> bool {
-        !self.shared.is_cancelled() && !self.disk.image.storage().is_wanted()
+        !self.shared.is_cancelled() && !self.disk.maintenance().is_wanted()
     }
 
     /// # Errors

@@ -1,5 +1,5 @@
 //! What the guest's filesystems call free, as compaction uses it: counted as zero, in a book of its
-//! own, for the bytes are still there and the guest's view of them must not be mistaken.
+//! own ([`FreeBook`]).
 //!
 //! Free bytes are lost only while nobody may write, checked at every step:
 //! * [`Disk::begin_writing`] waits for the step under way, and ends the work;
@@ -11,16 +11,14 @@
 //! what is zero.
 
 use std::io;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rangemap::RangeSet;
 
 use super::CompactError;
-use crate::disk::{Disk, Tracker};
+use crate::disk::{Disk, FreeBook};
 use crate::error::DiskError;
 use crate::guest::{Outcome, Rest, Source, Survey, SurveyOptions, survey};
-use crate::units::{BlockIndex, FileRange, low_u32};
 
 /// How old a look at the metadata may be when blocks go by it.
 const FRESH: Duration = Duration::from_millis(250);
@@ -51,16 +49,12 @@ impl Source for GuestView<'_> {
     }
 }
 
-/// What is free on a disk, and what that makes of its blocks.
+/// What is free on a disk, and how that is known.
 #[derive(Debug)]
 pub(super) struct Freed {
     survey: Survey,
-    /// All that is free and believed, in disk offsets.
-    pub(super) free: RangeSet<u64>,
-    /// What each block holds if what is free counts as zero.
-    pub(super) tracker: Tracker,
-    /// The disk's count of changes before the survey.
-    at: u64,
+    /// All that is free and believed, and what that makes of blocks.
+    pub(super) book: FreeBook,
     /// When the metadata was last seen to be the same.
     verified: Option<Instant>,
 }
@@ -94,65 +88,16 @@ impl Freed {
                 (part.ranges.iter()).for_each(|range| free.remove(range.clone()));
             }
         }
-        let tracker = disk.tracker.snapshot();
-        let freed = Self {
+        Ok(Self {
             survey,
-            free,
-            tracker,
-            at,
+            book: FreeBook::new(disk, free, at),
             verified: None,
-        };
-        freed.enter_free(disk)?;
-        Ok(freed)
+        })
     }
 
     /// What was surveyed.
     pub(super) fn survey(&self) -> &Survey {
         &self.survey
-    }
-
-    /// What is free of `block`, in bytes from its start.
-    pub(super) fn free_in(
-        &self,
-        disk: &Disk,
-        block: BlockIndex,
-    ) -> impl Iterator<Item = Range<u64>> + '_ {
-        let start = disk.offset_of(block);
-        let end = start + disk.geometry().block_size;
-        (self.free.overlapping(start..end))
-            .map(move |free| free.start.max(start) - start..free.end.min(end) - start)
-    }
-
-    /// Counts what is free of the blocks that are present as zero.
-    fn enter_free(&self, disk: &Disk) -> Result<(), DiskError> {
-        let block_size = disk.geometry().block_size;
-        let blocks = self.free.iter().flat_map(|free| {
-            let last = (free.end - 1).min(disk.len() - 1) / block_size;
-            free.start / block_size..=last
-        });
-        let mut done = None;
-        for number in blocks {
-            if done.replace(number) == Some(number) {
-                continue;
-            }
-            let block = BlockIndex::new(low_u32(number));
-            let Some(slot) = disk.image.map().get(block).slot() else {
-                continue;
-            };
-            for free in self.free_in(disk, block) {
-                let at = disk.geometry().data_at(slot).plus(free.start);
-                let range = FileRange::new(at, free.end - free.start);
-                let stored = disk.image.storage().next_data(range.start, range.end());
-                let stored = stored.map_or(true, |data| data.is_some());
-                self.tracker.note_zero(block, free.start, range.len, stored);
-            }
-            // The disk may end inside its last block: what is behind, nobody can read.
-            let end = disk.len().saturating_sub(disk.offset_of(block));
-            if end < block_size {
-                self.tracker.note_zero(block, end, block_size - end, false);
-            }
-        }
-        Ok(())
     }
 
     /// Whether the metadata is what it was, as seen a moment ago or now.
@@ -174,16 +119,10 @@ impl Freed {
         }
         if self.verified.is_none() {
             // From here on free bytes go, also those that were only looked at for a magic number.
-            evidence.without(&self.free);
+            evidence.without(self.book.free());
         }
         self.verified = Some(Instant::now());
         Ok(true)
-    }
-
-    /// Whether nothing was written since the survey. The answer stays right for a block while its gate
-    /// is held.
-    pub(super) fn is_untouched(&self, disk: &Disk) -> bool {
-        disk.io_count() == self.at
     }
 }
 

@@ -123,7 +123,7 @@ impl IdleWork {
         }
         let disk = Arc::clone(&self.disk);
         // A compaction that somebody asked for comes first.
-        let Some(_only) = disk.compacting.try_lock() else {
+        let Some(_only) = disk.try_turn() else {
             return Next::Wait(self.policy.idle_after.max(Duration::from_millis(100)));
         };
         match self.work(count, go_on) {
@@ -150,10 +150,10 @@ impl IdleWork {
             return Next::Wait(wait);
         }
         self.last_turn = Instant::now();
-        if self.disk.image.punchable_bytes() < self.policy.min_reclaim.max(1) {
+        if self.disk.maintenance().punchable_free() < self.policy.min_reclaim.max(1) {
             return Next::Wait(wait);
         }
-        match self.disk.image.punch_free() {
+        match self.disk.maintenance().punch_free() {
             Ok(_) => Next::Wait(wait),
             Err(error) => Next::Failed(error.into()),
         }
@@ -169,7 +169,7 @@ impl IdleWork {
                     punch_holes: self.policy.punch_holes,
                     // It costs reading both disks, for what is seldom there: on request only.
                     drop_identical: false,
-                    fs_aware: self.policy.fs_aware && disk.writers.none(),
+                    fs_aware: self.policy.fs_aware && !disk.has_writers(),
                     ..CompactOptions::default()
                 };
                 match Compactor::new(Arc::clone(&disk), options) {
@@ -183,8 +183,7 @@ impl IdleWork {
         let looking = |phase| matches!(phase, Phase::Survey | Phase::Scan);
         let scanned = !looking(compactor.phase());
         let is_idle = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
-        let storage = disk.image.storage();
-        let step = compactor.step(&|| is_idle() && go_on() && !storage.is_wanted())?;
+        let step = compactor.step(&|| is_idle() && go_on() && !disk.maintenance().is_wanted())?;
         if !scanned
             && !looking(compactor.phase())
             && compactor.reclaimable() < self.policy.min_reclaim

@@ -4,19 +4,22 @@
 //! ```text
 //!   survey        what the guest's filesystems call free, if that is on [freed.rs, guest/]
 //!    |
-//!   scan          what nobody has looked at: which granules are zero   [scan.rs, disk/tracker.rs]
-//!    |            blocks that hold what the parent has leave the table   [same.rs]
+//!   scan          what nobody has looked at: which granules are zero
+//!    |            blocks that hold what the parent has leave the table
 //!    |
 //!   drop          dead blocks leave the table, sync, cut the free end
 //!    |
 //!   plan          the last block into the first hole ...               [plan.rs, pure]
 //!    |
-//!   move          copy a batch, sync, commit, sync, cut               [relocate.rs]
+//!   move          copy a batch, sync, commit, sync, cut
 //!    |            then what blocks of metadata can move, and plan again
 //!    |
 //!   punch         holes for zeros inside live blocks, if that is on
 //! ```
 //! Fixed disks go another way: no block of theirs is dropped [fixed.rs].
+//!
+//! What is here decides what is done to which block, and when. How it is done beside a guest is the business
+//! of the room that [`crate::disk`] has for maintenance.
 //!
 //! All of it runs in bounded steps beside guest I/O, and may stop after each. [`Operation`] runs the
 //! steps on a thread until they are done; [`IdleWork`] runs them while a disk is idle.
@@ -38,10 +41,7 @@ mod fixed;
 mod freed;
 mod idle;
 mod plan;
-mod relocate;
 mod report;
-mod same;
-mod scan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -221,7 +221,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    pub(crate) fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
+    fn start(disk: Arc<Disk>, options: CompactOptions) -> Self {
         let control = Control::default();
         let thread = std::thread::spawn({
             let control = control.clone();
@@ -260,19 +260,31 @@ impl Operation {
     }
 }
 
-/// Looks at every block of `disk` that nobody has looked at yet, so that [`Disk::regions`] can tell what holds
-/// data. Changes nothing, and says nothing of what a compaction would do.
-pub(crate) fn look(disk: &Arc<Disk>) -> Result<(), CompactError> {
-    let _only = disk.compacting.lock();
-    let options = CompactOptions {
-        dry_run: true,
-        fs_aware: false,
-        drop_identical: false,
-        ..CompactOptions::default()
-    };
-    let mut compactor = Compactor::new(Arc::clone(disk), options)?;
-    while compactor.step(&|| true)? == Step::More {}
-    Ok(())
+impl Disk {
+    /// Starts to compact the disk on a thread of its own, while it stays in use.
+    ///
+    /// One compaction runs at a time; a second one waits for the first.
+    pub fn compact(self: &Arc<Self>, options: &CompactOptions) -> Operation {
+        Operation::start(Arc::clone(self), *options)
+    }
+
+    /// Looks at every block that nobody has looked at yet, so that [`Self::regions`] can tell which hold
+    /// data. Changes nothing.
+    ///
+    /// # Errors
+    /// [`CompactError::Fixed`], or the disk's failure.
+    pub fn scan(self: &Arc<Self>) -> Result<(), CompactError> {
+        let _only = self.take_turn();
+        let options = CompactOptions {
+            dry_run: true,
+            fs_aware: false,
+            drop_identical: false,
+            ..CompactOptions::default()
+        };
+        let mut compactor = Compactor::new(Arc::clone(self), options)?;
+        while compactor.step(&|| true)? == Step::More {}
+        Ok(())
+    }
 }
 
 /// Compacts `disk` on the calling thread; others follow it and cancel it with `control`. Waits for
@@ -286,11 +298,11 @@ pub(crate) fn run(
     control: &Control,
 ) -> Result<CompactReport, CompactError> {
     let shared = &*control.shared;
-    let _only = disk.compacting.lock();
-    let storage = disk.image.storage();
-    let go_on = || !shared.is_cancelled() && !storage.is_wanted();
+    let _only = disk.take_turn();
+    let is_wanted = || disk.maintenance().is_wanted();
+    let go_on = || !shared.is_cancelled() && !is_wanted();
     let ended = |error| match error {
-        CompactError::Cancelled if storage.is_wanted() => CompactError::Wanted,
+        CompactError::Cancelled if is_wanted() => CompactError::Wanted,
         error => error,
     };
     if disk.geometry().disk_type == DiskType::Fixed {

@@ -2,20 +2,10 @@
 
 use std::collections::HashSet;
 
+pub use crate::disk::Move;
 use crate::image::Frame;
 use crate::map::SlotShape;
 use crate::units::{BlockIndex, FileOffset, FileRange, round_up};
-
-/// A block that goes from one slot to another, nearer to the start of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// The block.
-    pub block: BlockIndex,
-    /// Its slot.
-    pub from: FileOffset,
-    /// The slot it goes to.
-    pub to: FileOffset,
-}
 
 /// The moves of a compaction and what they lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::freed::Freed;
-use crate::disk::Disk;
+use crate::disk::{Disk, FreeBook};
 use crate::error::DiskError;
 use crate::guest::{Outcome, Rest, Survey};
 use crate::image::{Frame, Geometry};
@@ -120,7 +119,7 @@ impl CompactReport {
         &mut self,
         disk: &Disk,
         frame: &Frame,
-        freed: Option<&Freed>,
+        book: Option<&FreeBook>,
         live: &[BlockIndex],
     ) {
         let geometry = disk.geometry();
@@ -139,10 +138,10 @@ impl CompactReport {
             let range = start..start + geometry.block_size;
             let mut parts = self.parts.iter();
             let unknown = parts.position(|part| part.skipped.is_some() && part.overlap(&range) > 0);
-            match (unknown, freed) {
+            match (unknown, book) {
                 (Some(part), _) => in_skipped[part] += geometry.block_size,
-                (None, Some(freed)) => {
-                    let parts = freed.free_in(disk, *block);
+                (None, Some(book)) => {
+                    let parts = book.free_in(disk, *block);
                     free += parts.map(|free| free.end - free.start).sum::<u64>();
                 }
                 (None, None) => {}
@@ -189,24 +188,12 @@ pub(super) fn stored_in_free_space(
     dead: &HashSet<BlockIndex>,
     punched: impl Iterator<Item = FileRange>,
 ) -> Result<u64, DiskError> {
-    let image = &*disk.image;
-    let slots = dead
-        .iter()
-        .filter_map(|block| image.map().get(*block).slot());
+    let slots = (dead.iter()).filter_map(|block| disk.maintenance().slot_of(*block));
     let ranges = slots
-        .map(|slot| image.geometry().slot_range(slot))
-        .chain(image.free_runs())
+        .map(|slot| disk.geometry().slot_range(slot))
+        .chain(disk.maintenance().free_runs())
         .chain(punched);
-    let mut stored = 0;
-    for range in ranges {
-        let mut from = range.start;
-        let next = |from| image.storage().next_data(from, range.end());
-        while let Some(data) =
-            next(from).map_err(|error| DiskError::io("look for holes in the file", error))?
-        {
-            stored += data.len;
-            from = data.end();
-        }
-    }
-    Ok(stored)
+    ranges
+        .map(|range| disk.maintenance().stored_in(range))
+        .sum()
 }

@@ -10,7 +10,7 @@
 //! takes the gate to conclude, and starts over or gives up. The guest never waits for it.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::sync::{AtomicUsize, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::units::{BlockIndex, usize_from_u32};
@@ -20,6 +20,9 @@ const GROUP: usize = 1024;
 
 type Group = Box<[RwLock<()>]>;
 
+/// 1 once a watched block was changed.
+type Touched = AtomicUsize;
+
 /// The gates of one disk.
 #[derive(Debug)]
 pub(crate) struct Gates {
@@ -28,8 +31,8 @@ pub(crate) struct Gates {
     groups: Box<[OnceLock<Group>]>,
     /// How many watches there are: 0 spares every write the look into `watched`.
     watching: AtomicUsize,
-    /// The watched blocks, and whether each was written to since.
-    watched: Mutex<HashMap<BlockIndex, bool>>,
+    /// Those who watch each block.
+    watched: Mutex<HashMap<BlockIndex, Vec<Arc<Touched>>>>,
 }
 
 impl Gates {
@@ -67,50 +70,54 @@ impl Gates {
     /// Says that `block` is about to be changed. The caller holds its gate, in either way.
     pub(crate) fn touch(&self, block: BlockIndex) {
         if self.watching.load(Ordering::SeqCst) != 0
-            && let Some(touched) = self.watched.lock().get_mut(&block)
+            && let Some(watches) = self.watched.lock().get(&block)
         {
-            *touched = true;
+            for touched in watches {
+                touched.store(1, Ordering::SeqCst);
+            }
         }
     }
 
     /// Watches `block` for changes from now on: one that was under way is finished on return.
-    /// A block has at most one watch; compaction, the only one to watch, runs once per disk.
-    pub(crate) fn watch(&self, block: BlockIndex) -> Watch<'_> {
-        self.watched.lock().insert(block, false);
+    pub(crate) fn watch(self: &Arc<Self>, block: BlockIndex) -> Watch {
+        let touched = Arc::new(Touched::new(0));
+        let watches = Arc::clone(&touched);
+        (self.watched.lock().entry(block).or_default()).push(watches);
         self.watching.fetch_add(1, Ordering::SeqCst);
         drop(self.exclusive(block));
-        Watch { gates: self, block }
+        Watch {
+            gates: Arc::clone(self),
+            block,
+            touched,
+        }
     }
 }
 
 /// A block that is being watched, until dropped.
 #[derive(Debug)]
-pub(crate) struct Watch<'a> {
-    gates: &'a Gates,
+pub(crate) struct Watch {
+    gates: Arc<Gates>,
     block: BlockIndex,
+    touched: Arc<Touched>,
 }
 
-impl Watch<'_> {
-    /// The block.
-    pub(crate) fn block(&self) -> BlockIndex {
-        self.block
-    }
-
+impl Watch {
     /// Whether the block was changed, or is about to be, since the watch began. The answer stays
     /// right while the caller holds the block's gate exclusively.
     pub(crate) fn is_touched(&self) -> bool {
-        self.gates
-            .watched
-            .lock()
-            .get(&self.block)
-            .copied()
-            .unwrap_or(true)
+        self.touched.load(Ordering::SeqCst) != 0
     }
 }
 
-impl Drop for Watch<'_> {
+impl Drop for Watch {
     fn drop(&mut self) {
-        self.gates.watched.lock().remove(&self.block);
+        let mut watched = self.gates.watched.lock();
+        if let Some(watches) = watched.get_mut(&self.block) {
+            watches.retain(|touched| !Arc::ptr_eq(touched, &self.touched));
+            if watches.is_empty() {
+                watched.remove(&self.block);
+            }
+        }
         self.gates.watching.fetch_sub(1, Ordering::SeqCst);
     }
 }

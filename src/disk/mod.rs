@@ -17,6 +17,7 @@ mod files;
 mod gate;
 mod io;
 mod layout;
+mod maintenance;
 pub(crate) mod parents;
 mod tracker;
 mod writers;
@@ -29,7 +30,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::compact::{CompactError, CompactOptions, Operation};
 use crate::error::{DiskError, OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 pub use crate::format::{DiskType, Format};
@@ -39,14 +39,19 @@ use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
 pub use files::{DiskFiles, disk_files};
-pub(crate) use gate::{Gates, Watch};
+use gate::{Gates, Watch};
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
+pub use maintenance::Move;
+pub(crate) use maintenance::{
+    Added, Announcement, Candidates, Comparison, Doubt, FreeBook, Hollow, Punched, Relocation,
+    Scanned, Scanner, drop_if_same,
+};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
     give_identity, relink,
 };
-pub(crate) use tracker::{Content, Tracker};
-pub(crate) use writers::Writers;
+use tracker::{Content, Tracker};
+use writers::Writers;
 
 /// How to open a [`Disk`].
 #[derive(Clone, Copy, Debug)]
@@ -99,19 +104,19 @@ pub struct DiskInfo {
 /// Dropping the last reference does what [`Disk::close`] does, without telling of errors.
 #[derive(Debug)]
 pub struct Disk {
-    pub(crate) image: Box<dyn Image>,
+    image: Box<dyn Image>,
     /// What shows where the image has nothing. Read-only.
     parent: Option<Arc<Disk>>,
-    pub(crate) gates: Gates,
-    pub(crate) tracker: Tracker,
-    pub(crate) writers: Writers,
+    gates: Arc<Gates>,
+    tracker: Tracker,
+    writers: Writers,
     /// Set when bytes that the guest's filesystems call free were given up.
-    pub(crate) gave_up_free: AtomicBool,
+    gave_up_free: AtomicBool,
     /// Set when the file belongs to others now: nothing is written any more.
     given_up: AtomicBool,
     /// Held by the one compaction that may run.
-    pub(crate) compacting: Mutex<()>,
-    pub(crate) punch_holes: bool,
+    compacting: Mutex<()>,
+    punch_holes: bool,
     path: PathBuf,
     read_only: bool,
     length_at_open: u64,
@@ -188,7 +193,7 @@ impl Disk {
         Ok(Arc::new(Self {
             image,
             parent,
-            gates: Gates::new(blocks.max(1)),
+            gates: Arc::new(Gates::new(blocks.max(1))),
             tracker: Tracker::new(blocks, geometry.block_size),
             writers: Writers::default(),
             gave_up_free: AtomicBool::new(false),
@@ -327,8 +332,8 @@ impl Disk {
     ///
     /// Writes are allowed without it; they only end such work by themselves.
     pub fn begin_writing(&self) {
-        self.writers.announce();
-        self.writers.wait();
+        self.announce_writing();
+        self.wait_to_write();
     }
 
     /// Ends what [`Self::begin_writing`] began, which may be nested.
@@ -361,20 +366,9 @@ impl Disk {
         self.given_up.store(true, Ordering::Release);
     }
 
-    /// Starts to compact the disk on a thread of its own, while it stays in use.
-    ///
-    /// One compaction runs at a time; a second one waits for the first.
-    pub fn compact(self: &Arc<Self>, options: &CompactOptions) -> Operation {
-        Operation::start(Arc::clone(self), *options)
-    }
-
-    /// Looks at every block that nobody has looked at yet, so that [`Self::regions`] can tell which hold
-    /// data.
-    ///
-    /// # Errors
-    /// [`CompactError::Fixed`], or the disk's failure.
-    pub fn scan(self: &Arc<Self>) -> Result<(), CompactError> {
-        crate::compact::look(self)
+    /// The file's length in bytes, as last set.
+    pub(crate) fn file_len(&self) -> u64 {
+        self.image.file_len()
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {

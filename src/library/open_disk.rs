@@ -171,7 +171,7 @@ impl OpenDisk {
     ) -> Option<DiskHandle> {
         self.users.fetch_add(1, Ordering::Acquire);
         if write {
-            disk.writers.announce();
+            disk.announce_writing();
         }
         let handle = DiskHandle {
             disk,
@@ -208,7 +208,7 @@ impl OpenDisk {
 
     /// Whether a guest has it open for writing.
     pub(super) fn has_writers(&self) -> bool {
-        self.disk().is_some_and(|disk| !disk.writers.none())
+        self.disk().is_some_and(|disk| disk.has_writers())
     }
 
     /// Whether another program waits to open the file.
@@ -339,7 +339,7 @@ impl OpenDisk {
         let before = self.allocated();
         let next = work.step_while(go_on);
         self.note(&disk);
-        if disk.gave_up_free.swap(false, Ordering::AcqRel) {
+        if disk.took_free() {
             // What readers cached of the free space is not there any more.
             self.content.store(probes.new_content(), Ordering::Release);
         }
@@ -352,7 +352,7 @@ impl OpenDisk {
     /// is not for our block table.
     fn note(&self, disk: &Disk) {
         if let Some(host) = self.host.upgrade() {
-            host.note(&|| !disk.writers.none());
+            host.note(&|| disk.has_writers());
         }
     }
 
@@ -395,7 +395,7 @@ impl OpenDisk {
         }
         let closed = disk.close();
         if let Some(host) = host
-            && !disk.writers.none()
+            && disk.has_writers()
         {
             // A guest goes on until it closes the disk: others would wait for it for ever.
             host.free_lease();
@@ -464,7 +464,7 @@ impl DiskHandle {
     /// Waits for background work that nobody who may write must meet: no longer than one commit.
     pub(super) fn wait_to_write(&self) {
         if self.writable {
-            self.disk.writers.wait();
+            self.disk.wait_to_write();
         }
     }
 

@@ -9,9 +9,9 @@ use super::constants::*;
 use super::disk::VirtualDisk;
 use super::error::*;
 use crate::disk::{Disk, OpenOptions};
-use crate::format::parent::Identity;
+use crate::format::parent::{Identity, ParentLink};
 use crate::format::{DiskType, Format};
-use crate::image::{self, Image, ImageOptions};
+use crate::image::{self, Geometry, Image, ImageOptions};
 use crate::storage::Storage;
 
 /// What [`super::get_virtual_disk_information`] tells (`GET_VIRTUAL_DISK_INFO`).
@@ -59,10 +59,31 @@ enum Look {
 }
 
 impl Look {
-    fn image(&self) -> &dyn Image {
+    fn geometry(&self) -> &Geometry {
         match self {
-            Self::Disk(disk) => &*disk.image,
-            Self::Image(image) => &**image,
+            Self::Disk(disk) => disk.geometry(),
+            Self::Image(image) => image.geometry(),
+        }
+    }
+
+    fn file_len(&self) -> u64 {
+        match self {
+            Self::Disk(disk) => disk.file_len(),
+            Self::Image(image) => image.file_len(),
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        match self {
+            Self::Disk(disk) => disk.identity(),
+            Self::Image(image) => image.identity(),
+        }
+    }
+
+    fn parent_link(&self) -> Option<&ParentLink> {
+        match self {
+            Self::Disk(disk) => disk.parent_link(),
+            Self::Image(image) => image.parent(),
         }
     }
 }
@@ -116,24 +137,23 @@ impl VirtualDisk {
             _ => {}
         }
         let look = self.look_now()?;
-        let image = look.image();
-        let geometry = image.geometry();
+        let geometry = look.geometry();
         // Sector and block sizes are checked against the formats' when a file is opened.
         let small = |size: u64| u32::try_from(size).map_err(|_| ERROR_FILE_CORRUPT);
         Ok(match version {
             GET_VIRTUAL_DISK_INFO_SIZE => VirtualDiskInfo::Size {
                 virtual_size: geometry.disk_len,
-                physical_size: image.file_len(),
+                physical_size: look.file_len(),
                 block_size: match geometry.is_flat {
                     true => 0,
                     false => small(geometry.block_size)?,
                 },
                 sector_size: small(geometry.sector_size)?,
             },
-            GET_VIRTUAL_DISK_INFO_IDENTIFIER => VirtualDiskInfo::Identifier(id(image.identity())),
+            GET_VIRTUAL_DISK_INFO_IDENTIFIER => VirtualDiskInfo::Identifier(id(look.identity())),
             GET_VIRTUAL_DISK_INFO_PARENT_LOCATION => parent_location(&look)?,
             GET_VIRTUAL_DISK_INFO_PARENT_IDENTIFIER => {
-                let link = image.parent().ok_or(ERROR_VHD_INVALID_TYPE)?;
+                let link = look.parent_link().ok_or(ERROR_VHD_INVALID_TYPE)?;
                 let first = link.identities.first().ok_or(ERROR_FILE_CORRUPT)?;
                 VirtualDiskInfo::ParentIdentifier(id(*first))
             }
@@ -160,7 +180,7 @@ impl VirtualDisk {
 }
 
 fn parent_location(look: &Look) -> Result<VirtualDiskInfo, Win32Error> {
-    let link = look.image().parent().ok_or(ERROR_VHD_INVALID_TYPE)?;
+    let link = look.parent_link().ok_or(ERROR_VHD_INVALID_TYPE)?;
     let found: Option<PathBuf> = match look {
         Look::Disk(disk) => disk.parent().map(|parent| parent.path().to_owned()),
         Look::Image(_) => None,

@@ -51,7 +51,7 @@ fn held(test: impl Fn(&VirtualDisk, &Path, &mut dyn FnMut())) {
         let before = len(&path);
         let handle = open(&path);
         let disk = handle.open_disk().unwrap();
-        let mut hold = Some(disk.compacting.lock());
+        let mut hold = Some(disk.take_turn());
         test(&handle, &path, &mut || hold = None);
         drop(hold);
         drop(disk);
@@ -188,7 +188,7 @@ impl Waiter for Holding {
         let go = self.go.take().unwrap();
         let (held, is_held) = channel();
         thread::spawn(move || {
-            let _hold = disk.compacting.lock();
+            let _hold = disk.take_turn();
             held.send(()).unwrap();
             let _ = go.recv();
         });

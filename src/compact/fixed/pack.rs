@@ -12,9 +12,6 @@ use crate::compact::execute::{Compactor, Step};
 use crate::compact::plan::plan;
 use crate::compact::{CompactError, CompactReport, Phase};
 use crate::disk::Disk;
-use crate::error::DiskError;
-use crate::image::MapEdit;
-use crate::storage::zero_stored;
 use crate::units::{BlockIndex, FileOffset, round_up, u64_from};
 
 /// Blocks that get their places together.
@@ -30,24 +27,23 @@ pub(super) struct Packed {
 
 /// What packing the file of `disk` leads to; `None` where it has no room for a block more than it needs.
 pub(super) fn packed(disk: &Disk) -> Option<Packed> {
-    let image = &*disk.image;
-    let shape = image.geometry().slot;
-    if image.geometry().is_flat {
+    let shape = disk.geometry().slot;
+    if disk.geometry().is_flat {
         return None;
     }
     let missing = missing(disk);
     let places = places(disk, missing.len());
     // Where there are too few, blocks that move make some.
-    let end = round_up(image.file_len(), shape.align);
+    let end = round_up(disk.file_len(), shape.align);
     let further = (0..).map(|n| FileOffset::new(end).plus(n * shape.len));
     let places = places.into_iter().chain(further);
-    let present = image.map().present().map(|(block, at)| (at, block));
+    let present = (disk.maintenance().slots()).map(|(block, at)| (at, block));
     let mut slots: Vec<_> = present.chain(places.zip(missing)).collect();
     slots.sort_unstable();
-    let frame = image.frame(&|_| false);
+    let frame = disk.maintenance().frame(&|_| false);
     let plan = plan(&slots, &frame, shape);
     let len = plan.file_len(&frame);
-    (len + shape.len <= image.file_len()).then(|| Packed {
+    (len + shape.len <= disk.file_len()).then(|| Packed {
         len,
         moves: u64_from(plan.moves.len()),
     })
@@ -55,16 +51,16 @@ pub(super) fn packed(disk: &Disk) -> Option<Packed> {
 
 /// The blocks that have no place.
 fn missing(disk: &Disk) -> Vec<BlockIndex> {
-    let map = disk.image.map();
-    (map.blocks())
-        .filter(|block| map.get(*block).slot().is_none())
+    let blocks = disk.maintenance().blocks();
+    blocks
+        .filter(|block| disk.maintenance().slot_of(*block).is_none())
         .collect()
 }
 
 /// The lowest free places of the file, at most `most`.
 fn places(disk: &Disk, most: usize) -> Vec<FileOffset> {
     let shape = disk.geometry().slot;
-    let runs = disk.image.free_runs().into_iter();
+    let runs = disk.maintenance().free_runs().into_iter();
     runs.flat_map(|run| shape.places(run)).take(most).collect()
 }
 
@@ -112,51 +108,7 @@ fn place_missing(disk: &Disk, turn: &Turn<'_>) -> Result<(), CompactError> {
         let done = done * u64_from(BATCH);
         turn.publish(Phase::Move, done * block_size, total * block_size);
         turn.go_on()?;
-        let mut taken = Vec::new();
-        let prepared = prepare(disk, batch, &mut taken);
-        if let Err(error) = prepared {
-            taken.iter().for_each(|(_, at)| disk.image.give_back(*at));
-            return Err(error.into());
-        }
-        for (block, slot) in taken {
-            place(disk, block, slot)?;
-        }
+        disk.maintenance().place_blocks(batch)?;
     }
-    Ok(disk.image.sync()?)
-}
-
-/// Takes the places of `batch` that are free still, and makes them read as zeros, durably.
-fn prepare(
-    disk: &Disk,
-    batch: &[(BlockIndex, FileOffset)],
-    taken: &mut Vec<(BlockIndex, FileOffset)>,
-) -> Result<(), DiskError> {
-    for (block, slot) in batch {
-        let Some(reserved) = disk.image.reserve_at(*slot) else {
-            continue;
-        };
-        taken.push((*block, *slot));
-        if !reserved.clean {
-            let range = disk.geometry().slot_range(*slot);
-            zero_stored(&**disk.image.storage(), range)
-                .map_err(|error| DiskError::io("clean free space", error))?;
-        }
-    }
-    disk.image.note_payload();
-    disk.image.sync()
-}
-
-/// Gives a block its place, unless a guest was faster.
-fn place(disk: &Disk, block: BlockIndex, slot: FileOffset) -> Result<(), DiskError> {
-    let _gate = disk.gates.exclusive(block);
-    if disk.image.map().get(block).slot().is_some() {
-        disk.image.give_back(slot);
-        return Ok(());
-    }
-    disk.tracker.set_fresh(block);
-    disk.image.commit(&[MapEdit::Place {
-        block,
-        slot,
-        sectors: None,
-    }])
+    Ok(disk.maintenance().sync()?)
 }

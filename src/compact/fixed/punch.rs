@@ -6,18 +6,14 @@
 //! [`crate::image::Image::disown`].
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::Turn;
 use crate::compact::freed::Freed;
 use crate::compact::report::part_reports;
 use crate::compact::{CompactError, CompactOptions, CompactReport, Phase};
-use crate::disk::{Disk, zero};
-use crate::error::DiskError;
+use crate::disk::{Announcement, Disk, Doubt, Hollow};
 use crate::guest::Rest;
-use crate::units::{
-    BlockIndex, FileOffset, FileRange, GRANULE_SIZE, round_down, u64_from, usize_from,
-};
+use crate::units::BlockIndex;
 
 /// Bytes that are looked at together.
 const PIECE: u64 = 1 << 20;
@@ -38,10 +34,9 @@ pub(super) fn punch(
         options,
         turn,
         freed: None,
-        is_announced: false,
+        announcement: Announcement::new(options.no_children && disk.geometry().is_flat),
         given_back: 0,
         report,
-        buf: Vec::new(),
     };
     if options.fs_aware {
         work.survey()?;
@@ -50,7 +45,7 @@ pub(super) fn punch(
     if geometry.is_flat {
         work.punch_block(BlockIndex::new(0), 0..disk.len())?;
     } else {
-        for block in disk.image.map().blocks() {
+        for block in disk.maintenance().blocks() {
             let start = disk.offset_of(block);
             let end = (start + geometry.block_size).min(disk.len());
             work.punch_block(block, start..end)?;
@@ -65,26 +60,17 @@ struct Work<'a> {
     turn: &'a Turn<'a>,
     /// What the guest's filesystems call free, while that is believed.
     freed: Option<Freed>,
-    /// Whether it was said, durably, that free bytes go.
-    is_announced: bool,
+    /// What was said of free bytes that go.
+    announcement: Announcement,
     given_back: u64,
     report: &'a mut CompactReport,
-    buf: Vec<u8>,
-}
-
-/// A part of the disk that the host need not store.
-struct Unused {
-    /// In disk offsets.
-    range: Range<u64>,
-    /// Whether it holds something else than zeros, that the guest's filesystems call free.
-    is_free: bool,
 }
 
 impl Work<'_> {
     fn survey(&mut self) -> Result<(), CompactError> {
         self.turn.publish(Phase::Survey, 0, 0);
         let disk = self.disk;
-        if !disk.writers.none() {
+        if disk.has_writers() {
             self.report.not_surveyed = Some("somebody has the disk open for writing".to_owned());
             return Ok(());
         }
@@ -92,7 +78,7 @@ impl Work<'_> {
             true => Rest::Replayed,
             false => Rest::Unmarked,
         };
-        let alone = || disk.writers.none() && self.turn.goes_on();
+        let alone = || !disk.has_writers() && self.turn.goes_on();
         let freed = Freed::find(disk, self.options.free_swap, rest, &alone)?;
         self.report.bytes_read += freed.survey().evidence.bytes();
         self.report.parts = part_reports(freed.survey());
@@ -106,10 +92,11 @@ impl Work<'_> {
         while at < range.end {
             self.turn.publish(Phase::Punch, at, self.disk.len());
             self.turn.go_on()?;
-            let Some(stored) = self.next_stored(block, at..range.end)? else {
+            let stored = (self.disk.maintenance()).next_stored(block, at..range.end)?;
+            let Some(stored) = stored else {
                 return Ok(());
             };
-            at = round_down(stored.start, GRANULE_SIZE).max(at);
+            at = stored.start;
             let piece = at..range.end.min(at + PIECE);
             if self.punch_piece(block, piece.clone())? {
                 at = piece.end;
@@ -118,148 +105,40 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Where `offset`, in `block`, lies in the file; `None` where the block has no place.
-    fn place_of(&self, block: BlockIndex, offset: u64) -> Option<FileOffset> {
-        if self.disk.geometry().is_flat {
-            return Some(FileOffset::new(offset));
-        }
-        let slot = self.disk.image.map().get(block).slot()?;
-        let data = self.disk.geometry().data_at(slot);
-        Some(data.plus(offset - self.disk.offset_of(block)))
-    }
-
-    /// The first part of `range` that the host stores.
-    fn next_stored(
-        &self,
-        block: BlockIndex,
-        range: Range<u64>,
-    ) -> Result<Option<Range<u64>>, DiskError> {
-        let Some(place) = self.place_of(block, range.start) else {
-            return Ok(None);
-        };
-        let end = place.plus(range.end - range.start);
-        let data = self.disk.image.storage().next_data(place, end);
-        let data = data.map_err(|error| DiskError::io("look for holes in the file", error))?;
-        Ok(data.map(|data| {
-            let start = range.start + data.start.since(place);
-            start..start + data.len
-        }))
-    }
-
     /// Looks at `piece`, and punches; says whether that is done with it.
     fn punch_piece(&mut self, block: BlockIndex, piece: Range<u64>) -> Result<bool, CompactError> {
         if !self.freed_still_holds()? {
             return Ok(false);
         }
-        let disk = self.disk;
-        let watch = disk.gates.watch(block);
-        let unused = self.look(piece)?;
-        if unused.is_empty() {
-            return Ok(true);
-        }
-        let alone = self.freed.as_ref().map(|_| disk.writers.keep_out());
-        if alone.as_ref().is_some_and(Option::is_none) {
-            self.disbelieve("somebody opened the disk for writing");
-            return Ok(false);
-        }
-        let _gate = disk.gates.exclusive(block);
-        // Asked under the gate: a write that comes later waits for it.
-        if watch.is_touched() {
-            return Ok(true);
-        }
-        if (self.freed.as_ref()).is_some_and(|freed| !freed.is_untouched(disk)) {
-            self.disbelieve("the disk was written to meanwhile");
-            return Ok(false);
-        }
-        for part in unused {
-            self.punch_part(block, &part)?;
-        }
-        Ok(true)
-    }
-
-    /// What of `piece` the host need not store. Nobody is kept from changing it.
-    fn look(&mut self, piece: Range<u64>) -> Result<Vec<Unused>, DiskError> {
-        let overlaps = |freed: &Freed| freed.free.overlaps(&piece);
-        if !self.options.scan && !self.freed.as_ref().is_some_and(overlaps) {
-            return Ok(Vec::new());
-        }
-        self.buf.resize(usize_from(piece.end - piece.start), 0);
-        self.disk.read_quietly(&mut self.buf, piece.start)?;
-        self.report.bytes_read += piece.end - piece.start;
-        let mut without_free = self.buf.clone();
-        for free in self
-            .freed
-            .iter()
-            .flat_map(|freed| freed.free.overlapping(&piece))
-        {
-            let (start, end) = (free.start.max(piece.start), free.end.min(piece.end));
-            let part = usize_from(start - piece.start)..usize_from(end - piece.start);
-            without_free[part].fill(0);
-        }
-        let zeros = zero::runs(&without_free, 0).filter(|run| run.zero);
-        let unused = zeros.map(|run| {
-            let start = piece.start + u64_from(run.start);
-            Unused {
-                range: start..start + u64_from(run.len),
-                is_free: !zero::is_zero(&self.buf[run.start..run.start + run.len]),
-            }
-        });
-        Ok(unused.collect())
-    }
-
-    /// Gives the host what it stores of a part, or counts it in a dry run. The gate is held.
-    fn punch_part(&mut self, block: BlockIndex, part: &Unused) -> Result<(), DiskError> {
-        let range = part.range.clone();
-        let Some(place) = self.place_of(block, range.start) else {
-            return Ok(());
+        let how = Hollow {
+            book: self.freed.as_ref().map(|freed| &freed.book),
+            scan: self.options.scan,
+            dry_run: self.options.dry_run,
         };
-        let mut stored = 0;
-        let mut at = range.start;
-        while let Some(data) = self.next_stored(block, at..range.end)? {
-            stored += data.end - data.start;
-            at = data.end;
-        }
-        if stored == 0 {
-            return Ok(());
-        }
-        if part.is_free {
-            self.count_reclaimed(&range);
-            self.announce()?;
-        }
-        self.given_back += stored;
-        if self.options.dry_run {
-            return Ok(());
-        }
-        let image = &*self.disk.image;
-        let hole = FileRange::new(place, range.end - range.start);
-        (image.storage().punch_hole(hole))
-            .map_err(|error| DiskError::io("punch a hole in the file", error))?;
-        image.note_payload();
-        self.report.bytes_punched += hole.len;
-        Ok(())
-    }
-
-    /// Has, once, all know that free bytes go: caches above the disk, and, by its identity, disks over it.
-    fn announce(&mut self) -> Result<(), DiskError> {
-        let is_vouched_for = self.options.no_children;
-        if self.is_announced {
-            return Ok(());
-        }
-        self.is_announced = true;
-        self.report.new_identity = !is_vouched_for || !self.disk.geometry().is_flat;
-        if self.options.dry_run {
-            return Ok(());
-        }
-        if self.report.new_identity {
-            self.disk.image.disown()?;
-        }
-        self.disk.gave_up_free.store(true, Ordering::Release);
-        Ok(())
+        let hollowed =
+            (self.disk.maintenance()).hollow(block, piece, how, &mut self.announcement)?;
+        let hollowed = match hollowed {
+            Ok(hollowed) => hollowed,
+            Err(doubt) => {
+                self.disbelieve(doubt.reason());
+                return Ok(false);
+            }
+        };
+        self.report.bytes_read += hollowed.read;
+        self.report.bytes_punched += hollowed.punched;
+        self.given_back += hollowed.given_back;
+        self.report.new_identity |=
+            !hollowed.free.is_empty() && !self.announcement.keeps_identity();
+        hollowed
+            .free
+            .iter()
+            .for_each(|range| self.count_reclaimed(range));
+        Ok(true)
     }
 
     fn count_reclaimed(&mut self, range: &Range<u64>) {
         let Some(freed) = &self.freed else { return };
-        for free in freed.free.overlapping(range) {
+        for free in freed.book.free().overlapping(range) {
             let free = free.start.max(range.start)..free.end.min(range.end);
             for part in self.report.parts.iter_mut() {
                 if part.skipped.is_none() {
@@ -275,13 +154,11 @@ impl Work<'_> {
             return Ok(true);
         };
         let (disk, turn) = (self.disk, self.turn);
-        let holds = freed.still_holds(disk, &|| disk.writers.none() && turn.goes_on());
+        let holds = freed.still_holds(disk, &|| !disk.has_writers() && turn.goes_on());
         let reason = match holds {
             Ok(true) => return Ok(true),
             Ok(false) => "the guest's filesystems changed meanwhile",
-            Err(CompactError::Cancelled) if turn.goes_on() => {
-                "somebody opened the disk for writing"
-            }
+            Err(CompactError::Cancelled) if turn.goes_on() => Doubt::WriterCame.reason(),
             Err(error) => return Err(error),
         };
         self.disbelieve(reason);

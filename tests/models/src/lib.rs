@@ -36,7 +36,7 @@ fn model(scenario: impl Fn() + Send + Sync + 'static) {
 
 /// A disk of one block, which is in the first of two slots.
 struct Disk {
-    gates: Gates,
+    gates: std::sync::Arc<Gates>,
     /// The slot of the block.
     map: AtomicUsize,
     slots: [AtomicUsize; 2],
@@ -47,7 +47,7 @@ const BLOCK: BlockIndex = BlockIndex::new(0);
 impl Disk {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            gates: Gates::new(1),
+            gates: std::sync::Arc::new(Gates::new(1)),
             map: AtomicUsize::new(0),
             slots: [AtomicUsize::new(0), AtomicUsize::new(0)],
         })

@@ -8,8 +8,7 @@
 
 use rangemap::RangeSet;
 
-use super::freed::Freed;
-use super::relocate::COPY_PIECE;
+use super::FreeBook;
 use crate::disk::{Disk, zero};
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
@@ -17,16 +16,18 @@ use crate::units::{BlockIndex, u64_from, usize_from};
 
 /// Bytes that are compared first: most blocks differ there already.
 const FIRST_LOOK: u64 = 64 << 10;
+/// Bytes that are compared together from there on.
+const PIECE: u64 = 1 << 20;
 
 /// How to look for a block that is the same.
 #[derive(Clone, Copy)]
-pub(super) struct Comparison<'a> {
+pub(crate) struct Comparison<'a> {
     /// What is free may be zeros in the parent instead: a block that is found so is left for later.
-    pub(super) freed: Option<&'a Freed>,
+    pub(crate) book: Option<&'a FreeBook>,
     /// What the filesystems of the parents call free, in disk offsets.
-    pub(super) parents_free: &'a RangeSet<u64>,
-    pub(super) dry_run: bool,
-    pub(super) go_on: &'a dyn Fn() -> bool,
+    pub(crate) parents_free: &'a RangeSet<u64>,
+    pub(crate) dry_run: bool,
+    pub(crate) go_on: &'a dyn Fn() -> bool,
 }
 
 /// Compares what `block` has of its own with what the parent has there. Where all of it is the same,
@@ -37,7 +38,7 @@ pub(super) struct Comparison<'a> {
 ///
 /// # Errors
 /// Where one of the two cannot be read, or the block table not be written.
-pub(super) fn drop_if_same(
+pub(crate) fn drop_if_same(
     disk: &Disk,
     block: BlockIndex,
     how: Comparison<'_>,
@@ -71,8 +72,8 @@ pub(super) fn drop_if_same(
             }
             disk.read_parent(&mut parents, start + at)?;
             *bytes_read += len;
-            if let Some(freed) = how.freed {
-                for free in freed.free_in(disk, block) {
+            if let Some(book) = how.book {
+                for free in book.free_in(disk, block) {
                     let (from, to) = (free.start.max(at), free.end.min(at + len));
                     if from < to {
                         let part = usize_from(from - at)..usize_from(to - at);
@@ -84,14 +85,14 @@ pub(super) fn drop_if_same(
                 return Ok(false);
             }
             at += len;
-            piece = COPY_PIECE;
+            piece = PIECE;
         }
     }
     let _gate = disk.gates.exclusive(block);
     if watch.is_touched() || disk.image.map().get(block).slot().is_none() {
         return Ok(false);
     }
-    if !how.dry_run && how.freed.is_none() {
+    if !how.dry_run && how.book.is_none() {
         let reads = Reads::Parent;
         disk.image.commit(&[MapEdit::Drop { block, reads }])?;
         disk.tracker.forget(block);

@@ -1,7 +1,7 @@
 //! Finds out which granules of a block are zero, reading as little as that takes.
 
-use super::freed::Freed;
-use crate::disk::{Content, Disk, Tracker, zero};
+use super::FreeBook;
+use crate::disk::{Content, Disk, zero};
 use crate::error::DiskError;
 use crate::format::sector_bitmap::SectorBitmap;
 use crate::map::BlockState;
@@ -13,13 +13,13 @@ use crate::units::{
 /// matters only for holes inside it.
 const FIRST_LOOK: u64 = 64 << 10;
 
-/// Reads blocks and tells the disk's tracker what they hold.
+/// Reads blocks and tells the tracker what they hold.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     /// Look at every granule, not only as far as it takes to know that a block lives.
     whole_blocks: bool,
     /// Bytes read so far.
-    pub(super) bytes_read: u64,
+    pub(crate) bytes_read: u64,
     buf: Vec<u8>,
     /// A hole of the host file, of a disk that nobody writes to.
     hole: FileRange,
@@ -27,7 +27,7 @@ pub(super) struct Scanner {
 
 /// What became of a piece of scanning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scanned {
+pub(crate) enum Scanned {
     /// This many bytes are known now.
     Bytes(u64),
     /// The block is gone, known, or in use: leave it.
@@ -35,7 +35,7 @@ pub(super) enum Scanned {
 }
 
 impl Scanner {
-    pub(super) fn new(whole_blocks: bool) -> Self {
+    pub(crate) fn new(whole_blocks: bool) -> Self {
         Self {
             whole_blocks,
             bytes_read: 0,
@@ -45,25 +45,25 @@ impl Scanner {
     }
 
     /// Whether a look at `block` would find out something that matters.
-    pub(super) fn wants(&self, known: &Tracker, block: BlockIndex) -> bool {
-        let gaps = known.gaps(block);
+    pub(crate) fn wants(&self, disk: &Disk, book: Option<&FreeBook>, block: BlockIndex) -> bool {
+        let gaps = disk.known(book).gaps(block);
         gaps.has_unknown && (self.whole_blocks || !gaps.has_data)
     }
 
     /// Finds out about the next unknown granules of `block`, at most `limit` bytes of them. What its
-    /// sector bitmap or the host tells to be zero is not read; what is `freed` counts as zero, and
-    /// then the book to keep is that of `freed`.
+    /// sector bitmap or the host tells to be zero is not read; what is free by `book` counts as zero, and
+    /// then it is that book which is kept.
     ///
     /// # Errors
     /// Where the host cannot read.
-    pub(super) fn scan(
+    pub(crate) fn scan(
         &mut self,
         disk: &Disk,
-        freed: Option<&Freed>,
+        book: Option<&FreeBook>,
         block: BlockIndex,
         limit: u64,
     ) -> Result<Scanned, DiskError> {
-        let known = freed.map_or(&disk.tracker, |freed| &freed.tracker);
+        let known = disk.known(book);
         if disk.is_read_only()
             && known.content(block) == Content::Unknown
             && self.is_hole(disk, block, 0)?
@@ -89,8 +89,8 @@ impl Scanner {
             (zeros.collect(), false, GRANULE_SIZE)
         } else {
             let stored = self.load(disk, block, slot, start, len)?;
-            if let Some(freed) = freed {
-                for free in freed.free_in(disk, block) {
+            if let Some(book) = book {
+                for free in book.free_in(disk, block) {
                     let (from, to) = (free.start.max(start), free.end.min(start + len));
                     if from < to {
                         self.buf[usize_from(from - start)..usize_from(to - start)].fill(0);

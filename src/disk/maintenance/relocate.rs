@@ -1,0 +1,259 @@
+//! Moves blocks to other slots. `compact/mod.rs` has the order of writes and why it is safe.
+
+use std::sync::Arc;
+
+use crate::disk::{Disk, Watch};
+use crate::error::DiskError;
+use crate::image::MapEdit;
+use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
+
+/// Blocks that one batch moves at most: so many gates are held while the table is written.
+const MOST: usize = 16;
+
+/// A block that goes from one slot to another, nearer to the start of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The block.
+    pub block: BlockIndex,
+    /// Its slot.
+    pub from: FileOffset,
+    /// The slot it goes to.
+    pub to: FileOffset,
+}
+
+/// What became of a move that was to be part of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// It is part of it.
+    Taken,
+    /// The target is in use by now, or the block is no longer where it was.
+    Stale,
+    /// The host does not store all of the target: writing there takes new space.
+    TakesSpace,
+    /// The batch has as many as it can have.
+    Full,
+}
+
+/// What a batch of moves came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Blocks that lie elsewhere now.
+    pub(crate) blocks: u64,
+    /// Blocks that stayed where they were because a guest changed them meanwhile.
+    pub(crate) given_up: u64,
+    /// Bytes that were copied for those.
+    pub(crate) copied_in_vain: u64,
+}
+
+/// One block of a batch. Its target is taken.
+#[derive(Debug)]
+struct Moving {
+    step: Move,
+    watch: Watch,
+    /// Bytes that were copied.
+    copied: u64,
+}
+
+/// A batch of moves under way, which may take many calls: blocks are copied piece by piece, and switched over
+/// together once all copies are durable. A guest that touches one of the blocks makes that one stay; the
+/// others go on. What is not concluded when this is dropped has changed nothing.
+#[derive(Debug)]
+pub(crate) struct Relocation {
+    disk: Arc<Disk>,
+    /// Those that are not given up, in the order in which they are copied.
+    moves: Vec<Moving>,
+    takes_space: bool,
+    /// Why no further copies are made.
+    failure: Option<DiskError>,
+    moved: Moved,
+}
+
+impl Relocation {
+    /// Of no block yet.
+    pub(crate) fn new(disk: Arc<Disk>) -> Self {
+        Self {
+            disk,
+            moves: Vec::new(),
+            takes_space: false,
+            failure: None,
+            moved: Moved::default(),
+        }
+    }
+
+    /// Whether nothing is to be moved.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.moves.is_empty()
+    }
+
+    /// Bytes of all the slots that move.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.slot_len() * u64_from(self.moves.len())
+    }
+
+    /// Whether one of the targets is not stored by the host yet.
+    pub(crate) fn takes_space(&self) -> bool {
+        self.takes_space
+    }
+
+    fn slot_len(&self) -> u64 {
+        self.disk.geometry().slot.len
+    }
+
+    /// Takes the target of `step`, and watches its block from here on. Where that takes new space of the
+    /// host, only if it `may_take_space`.
+    pub(crate) fn add(&mut self, step: Move, may_take_space: bool) -> Added {
+        if self.moves.len() == MOST {
+            return Added::Full;
+        }
+        let disk = &*self.disk;
+        let Some(reserved) = disk.image.reserve_at(step.to) else {
+            return Added::Stale;
+        };
+        let new_space = reserved.clean || !is_stored(disk, step.to);
+        if new_space && !may_take_space {
+            disk.image.give_back(step.to);
+            return Added::TakesSpace;
+        }
+        let watch = disk.gates.watch(step.block);
+        if disk.image.map().get(step.block).slot() != Some(step.from) {
+            disk.image.give_back(step.to);
+            return Added::Stale;
+        }
+        self.takes_space |= new_space;
+        self.moves.push(Moving {
+            step,
+            watch,
+            copied: 0,
+        });
+        Added::Taken
+    }
+
+    /// Copies the next piece, `most` bytes of it; says whether there is more to be copied.
+    pub(crate) fn advance(&mut self, most: u64) -> bool {
+        let len = self.slot_len();
+        let next = (self.moves.iter()).position(|moving| moving.copied < len);
+        let Some(at) = next.filter(|_| self.failure.is_none()) else {
+            return false;
+        };
+        if !is_whole(&self.moves[at]) {
+            let given_up = self.moves.remove(at);
+            self.give_up(given_up);
+        } else if let Err(error) = copy_piece(&self.disk, &mut self.moves[at], most) {
+            self.failure = Some(error);
+            return false;
+        }
+        self.moves.last().is_some_and(|last| last.copied < len)
+    }
+
+    /// Leaves a block where it is, because a guest was at it.
+    fn give_up(&mut self, moving: Moving) {
+        self.moved.given_up += 1;
+        self.give_back(moving);
+    }
+
+    fn give_back(&mut self, moving: Moving) {
+        self.disk.image.give_back(moving.step.to);
+        self.moved.copied_in_vain += moving.copied;
+    }
+
+    /// Switches the table over to the copies that are complete, durably; the others are given up.
+    ///
+    /// # Errors
+    /// The image's. What was copied and not switched over is as if nothing had happened.
+    pub(crate) fn conclude(mut self) -> (Moved, Result<(), DiskError>) {
+        let len = self.slot_len();
+        while let Some(at) = (self.moves.iter()).position(|moving| moving.copied < len) {
+            let part = self.moves.remove(at);
+            self.give_back(part);
+        }
+        let switched = self.switch_over();
+        let failure = self.failure.take();
+        (self.moved, switched.and(failure.map_or(Ok(()), Err)))
+    }
+
+    fn switch_over(&mut self) -> Result<(), DiskError> {
+        if self.moves.is_empty() {
+            return Ok(());
+        }
+        let disk = Arc::clone(&self.disk);
+        disk.image.note_payload();
+        disk.image.sync()?;
+        let committed = self.commit(&disk);
+        // Only now, that the table is durable, are the old slots free.
+        committed.and(disk.image.sync())
+    }
+
+    /// Writes the table entries of all blocks whose copies are whole, under their gates, in one commit; in
+    /// another one of those that a guest is at right now.
+    fn commit(&mut self, disk: &Disk) -> Result<(), DiskError> {
+        while !self.moves.is_empty() {
+            let (mut ready, mut gates) = (Vec::new(), Vec::new());
+            for moving in std::mem::take(&mut self.moves) {
+                let block = moving.step.block;
+                // Nobody waits for one gate while he holds others up by those that he has.
+                let gate = match gates.is_empty() {
+                    true => Some(disk.gates.exclusive(block)),
+                    false => disk.gates.try_exclusive(block),
+                };
+                match gate {
+                    Some(_) if !stays_whole(disk, &moving) => self.give_up(moving),
+                    Some(gate) => {
+                        gates.push(gate);
+                        ready.push(moving);
+                    }
+                    None => self.moves.push(moving),
+                }
+            }
+            let edits = ready.iter().map(|moving| MapEdit::Move {
+                block: moving.step.block,
+                to: moving.step.to,
+            });
+            // What it does not commit, it gives back itself.
+            let committed = disk.image.commit(&edits.collect::<Vec<_>>());
+            let is_moved = |moving: &&Moving| {
+                disk.image.map().get(moving.step.block).slot() == Some(moving.step.to)
+            };
+            self.moved.blocks += u64_from(ready.iter().filter(is_moved).count());
+            committed?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Relocation {
+    fn drop(&mut self) {
+        for moving in &self.moves {
+            self.disk.image.give_back(moving.step.to);
+        }
+    }
+}
+
+/// Whether the host stores all of the slot at `slot`, so that writing there takes no new space.
+fn is_stored(disk: &Disk, slot: FileOffset) -> bool {
+    let range = disk.geometry().slot_range(slot);
+    let data = disk.image.storage().next_data(range.start, range.end());
+    matches!(data, Ok(Some(data)) if data == range)
+}
+
+/// Copies the next piece of a block, `most` bytes of it.
+fn copy_piece(disk: &Disk, moving: &mut Moving, most: u64) -> Result<(), DiskError> {
+    let left = disk.geometry().slot.len - moving.copied;
+    let part = FileRange::new(moving.step.from.plus(moving.copied), left.min(most));
+    disk.image
+        .storage()
+        .copy_within(part, moving.step.to.plus(moving.copied))
+        .map_err(|error| DiskError::io("copy a block", error))?;
+    moving.copied += part.len;
+    Ok(())
+}
+
+/// Whether the block is still where it was, as its copy has it. Its gate is held.
+fn stays_whole(disk: &Disk, moving: &Moving) -> bool {
+    disk.image.map().get(moving.step.block).slot() == Some(moving.step.from) && is_whole(moving)
+}
+
+/// Whether what was copied is what the block holds. The answer stays right while its gate is held
+/// exclusively.
+fn is_whole(moving: &Moving) -> bool {
+    !moving.watch.is_touched()
+}
