@@ -17,6 +17,11 @@ mod files;
 mod gate;
 mod io;
 mod layout;
+#[allow(
+    dead_code,
+    reason = "most of it is read by the pace of background work"
+)]
+mod meter;
 pub(crate) mod parents;
 mod tracker;
 mod writers;
@@ -41,6 +46,8 @@ use crate::units::{DiskOffset, DiskRange};
 pub use files::{DiskFiles, disk_files};
 pub(crate) use gate::{Gates, Watch};
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
+#[allow(unused_imports, reason = "read by the pace of background work")]
+pub(crate) use meter::{Activity, Latencies, Latency, Meter, Reading, Request, Working};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
     give_identity, relink,
@@ -122,6 +129,7 @@ pub struct Disk {
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
     changes: AtomicU64,
+    meter: Meter,
 }
 
 impl Disk {
@@ -203,6 +211,7 @@ impl Disk {
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            meter: Meter::default(),
         }))
     }
 
@@ -319,6 +328,11 @@ impl Disk {
     /// compaction would find nothing new.
     pub fn io_count(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
+    }
+
+    /// How long its requests take.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Says that somebody may write from now on, though nothing is written yet: what the guest's
