@@ -242,6 +242,7 @@ impl Disk {
             self.image.give_back(slot);
             return Err(error);
         }
+        self.meter().note_allocated();
         self.tracker.forget(piece.block);
         self.image.commit(&[MapEdit::Place {
             block: piece.block,

@@ -1,7 +1,7 @@
 //! Reads, writes, zeroing and discarding.
 
 use super::chain::Source;
-use super::{Content, Disk};
+use super::{Content, Disk, Request};
 use crate::disk::zero;
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
@@ -33,6 +33,7 @@ impl Disk {
     /// [`DiskError::OutOfRange`]; [`DiskError::Io`] where the host cannot read.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         self.note_io();
+        let _measured = self.meter().begin(Request::Read, u64_from(buf.len()));
         self.read_quietly(buf, offset)
     }
 
@@ -60,6 +61,7 @@ impl Disk {
         let range = self.range(offset, u64_from(buf.len()))?;
         self.image.check_writable()?;
         self.note_change();
+        let _measured = self.meter().begin(Request::Write, range.len);
         if self.geometry().is_flat {
             return self.change_flat(|| self.write_file(buf, FileOffset::new(offset)));
         }
@@ -105,6 +107,7 @@ impl Disk {
         let range = self.range(offset, len)?;
         self.image.check_writable()?;
         self.note_change();
+        let _measured = self.meter().begin(Request::Zero, range.len);
         if self.geometry().is_flat {
             let range = FileRange::new(FileOffset::new(offset), len);
             return self.change_flat(|| {
@@ -136,6 +139,7 @@ impl Disk {
     /// change fails with [`DiskError::Poisoned`] until the disk is reopened.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.note_io();
+        let _measured = self.meter().begin(Request::Flush, 0);
         self.image.sync()
     }
 
@@ -289,6 +293,7 @@ impl Disk {
             self.image.give_back(slot);
             return Err(error);
         }
+        self.meter().note_allocated();
         self.tracker.set_fresh(piece.block);
         for run in &runs {
             let within = piece.within + u64_from(run.start);

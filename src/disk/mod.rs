@@ -18,6 +18,11 @@ mod gate;
 mod io;
 mod layout;
 mod maintenance;
+#[allow(
+    dead_code,
+    reason = "most of it is read by the pace of background work"
+)]
+mod meter;
 pub(crate) mod parents;
 mod tracker;
 mod writers;
@@ -46,6 +51,8 @@ pub(crate) use maintenance::{
     Added, Announcement, Candidates, Comparison, Doubt, FreeBook, Hollow, Punched, Relocation,
     Scanned, Scanner, drop_if_same,
 };
+#[allow(unused_imports, reason = "read by the pace of background work")]
+pub(crate) use meter::{Activity, Latencies, Latency, Meter, Reading, Request, Working};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
     give_identity, relink,
@@ -127,6 +134,7 @@ pub struct Disk {
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
     changes: AtomicU64,
+    meter: Meter,
 }
 
 impl Disk {
@@ -208,6 +216,7 @@ impl Disk {
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            meter: Meter::default(),
         }))
     }
 
@@ -324,6 +333,11 @@ impl Disk {
     /// compaction would find nothing new.
     pub fn io_count(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
+    }
+
+    /// How long its requests take.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Says that somebody may write from now on, though nothing is written yet: what the guest's
