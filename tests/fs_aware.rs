@@ -483,6 +483,7 @@ fn the_background_does_not_believe_what_may_be_mounted() {
                 min_reclaim: 1,
                 punch_holes: false,
                 fs_aware: true,
+                ..IdlePolicy::default()
             };
             let mut work = IdleWork::new(Arc::clone(disk), policy);
             while matches!(work.step(), Next::Again) {}

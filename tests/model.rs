@@ -135,6 +135,7 @@ fn idle_work(disk: &Arc<Disk>) -> IdleWork {
         min_reclaim: 1,
         punch_holes: true,
         fs_aware: false,
+        ..IdlePolicy::default()
     };
     IdleWork::new(disk.clone(), policy)
 }

@@ -121,6 +121,7 @@ fn idle(disk: &Arc<Disk>) {
         min_reclaim: 1,
         punch_holes: true,
         fs_aware: true,
+        ..IdlePolicy::default()
     };
     let mut work = IdleWork::new(Arc::clone(disk), policy);
     loop {

@@ -183,6 +183,7 @@ fn compact(disk: &Arc<Disk>, stop: &AtomicBool) -> u64 {
         min_reclaim: 0,
         punch_holes: true,
         fs_aware: false,
+        ..IdlePolicy::default()
     };
     let mut idle = IdleWork::new(Arc::clone(disk), policy);
     let mut moved = 0;

@@ -14,6 +14,10 @@ pub(crate) enum MountOption {
     IdleAfter(Duration),
     /// `quiet-time=TIME`.
     QuietTime(Duration),
+    /// `busy-share=PERCENT`.
+    BusyShare(u8),
+    /// `low-space=SIZE|PERCENT%`.
+    LowSpace(Share),
     /// `min-reclaim=SIZE`.
     MinReclaim(u64),
     /// `no-compact`.
@@ -81,6 +85,8 @@ pub(crate) fn mount_option(text: &str) -> Result<MountOption, String> {
         "allow-other" => MountOption::AllowOther,
         "idle-after" => MountOption::IdleAfter(duration(needed()?)?),
         "quiet-time" => MountOption::QuietTime(duration(needed()?)?),
+        "busy-share" => MountOption::BusyShare(percent(needed()?)?),
+        "low-space" => MountOption::LowSpace(share(needed()?)?),
         "min-reclaim" => MountOption::MinReclaim(size(needed()?)?),
         "no-compact" | "nocompact" => MountOption::NoCompact,
         "no-children" => MountOption::NoChildren,
@@ -135,10 +141,16 @@ impl Share {
 pub(crate) fn share(text: &str) -> Result<Share, String> {
     match text.strip_suffix('%') {
         None => size(text).map(Share::Bytes),
-        Some(number) => match number.trim_end().parse() {
-            Ok(percent @ 0..=100) => Ok(Share::Percent(percent)),
-            _ => Err(format!("{text:?} is no percentage from 0% to 100%")),
-        },
+        Some(_) => percent(text).map(Share::Percent),
+    }
+}
+
+/// Reads a percentage, with or without its sign: `5%`, `0`.
+pub(crate) fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    match number.parse() {
+        Ok(percent @ 0..=100) => Ok(percent),
+        _ => Err(format!("{text:?} is no percentage from 0% to 100%")),
     }
 }
 
@@ -207,6 +219,8 @@ mod tests {
         for text in ["101%", "-1%", "%", "1.5%", "1M%"] {
             assert!(share(text).is_err(), "{text}");
         }
+        assert_eq!((percent("5"), percent("0%")), (Ok(5), Ok(0)));
+        assert!(percent("5M").is_err() && percent("101").is_err());
         assert_eq!(Share::Percent(25).of(u64::MAX), u64::MAX / 100 * 25);
         assert_eq!(Share::Bytes(7).of(1 << 30), 7);
     }
@@ -266,6 +280,14 @@ mod tests {
             mount_option("quiet-time=2m"),
             Ok(MountOption::QuietTime(Duration::from_secs(120)))
         );
+        assert_eq!(
+            mount_option("busy-share=10%"),
+            Ok(MountOption::BusyShare(10))
+        );
+        assert_eq!(
+            mount_option("low_space=20G"),
+            Ok(MountOption::LowSpace(Share::Bytes(20 << 30)))
+        );
         for ignored in [
             "nofail",
             "x-systemd.automount",
@@ -282,6 +304,8 @@ mod tests {
             "fs-aware=on",
             "idle-after",
             "threads=0",
+            "busy-share=150%",
+            "low-space=half",
             "Ro",
         ] {
             assert!(mount_option(wrong).is_err(), "{wrong}");

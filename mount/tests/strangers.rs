@@ -517,6 +517,7 @@ fn what_may_be_a_child_keeps_what_is_free() {
             min_reclaim: 1,
             punch_holes: false,
             fs_aware: true,
+            ..IdlePolicy::default()
         };
         let options = LibraryOptions {
             compact: Some(policy),
@@ -549,6 +550,7 @@ fn a_child_that_comes_before_what_is_free_goes_keeps_it() {
         min_reclaim: 1,
         punch_holes: false,
         fs_aware: true,
+        ..IdlePolicy::default()
     };
     let options = LibraryOptions {
         compact: Some(policy),

@@ -85,6 +85,10 @@ pub(crate) struct Compactor {
     last_word: Option<LastWord>,
     /// When that was last asked for.
     asked: Option<Instant>,
+    /// Bytes that stay free at the end of the file.
+    spare: u64,
+    /// Bytes that the step goes through at most.
+    budget: u64,
 }
 
 impl Compactor {
@@ -145,6 +149,8 @@ impl Compactor {
             announcement: Announcement::default(),
             last_word: None,
             asked: None,
+            spare: 0,
+            budget: 0,
         };
         if !options.fs_aware {
             compactor.begin_scan();
@@ -162,6 +168,16 @@ impl Compactor {
     pub(crate) fn asking(mut self, last_word: Option<LastWord>) -> Self {
         self.last_word = last_word;
         self
+    }
+
+    /// Leaves `spare` bytes free at the end of the file from now on, for a guest that allocates.
+    pub(crate) fn keep_ahead(&mut self, spare: u64) {
+        self.spare = spare;
+    }
+
+    /// Bytes that were read and copied so far.
+    pub(crate) fn bytes_done(&self) -> u64 {
+        self.scanner.bytes_read + self.report.bytes_moved
     }
 
     /// Reports sizes as of now instead of as of the disk's opening.
@@ -202,7 +218,12 @@ impl Compactor {
     ///
     /// # Errors
     /// The disk's. What was reserved is given back.
-    pub(crate) fn step(&mut self, go_on: &dyn Fn() -> bool) -> Result<Step, CompactError> {
+    pub(crate) fn step(
+        &mut self,
+        budget: u64,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Step, CompactError> {
+        self.budget = budget;
         match self.phase {
             Phase::Survey => self.survey_step(go_on)?,
             Phase::Scan => self.scan_step(go_on)?,
@@ -324,16 +345,15 @@ impl Compactor {
         } else {
             0
         };
-        self.disk
-            .file_len()
-            .saturating_sub(planned)
+        (self.disk.file_len())
+            .saturating_sub(planned.saturating_add(self.spare))
             .saturating_add(inside)
     }
 
     // ---- scan
 
     fn scan_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        let mut left = SCAN_STEP;
+        let mut left = SCAN_STEP.min(self.budget);
         while let Some(block) = self.queue.front().copied() {
             if left == 0 {
                 return Ok(());
@@ -409,7 +429,7 @@ impl Compactor {
         self.metadata_moves = plan.metadata_moves.into();
         if moves.is_empty() && self.metadata_moves.is_empty() {
             self.disk.maintenance().sync()?;
-            self.disk.maintenance().cut()?;
+            self.disk.maintenance().cut(self.spare)?;
             let queue = if self.punches() {
                 self.to_punch()
             } else {
@@ -439,7 +459,7 @@ impl Compactor {
             if self.room == Room::None {
                 self.without_room = u64_from(self.plan().moves.len());
             }
-            self.disk.maintenance().cut()?;
+            self.disk.maintenance().cut(self.spare)?;
             self.enter(Phase::Punch, VecDeque::new());
             return Ok(());
         }
@@ -460,7 +480,7 @@ impl Compactor {
             other => other?,
         }
         if takes_space {
-            disk.maintenance().cut()?;
+            disk.maintenance().cut(self.spare)?;
         }
         Ok(())
     }

@@ -1,20 +1,34 @@
-//! Compaction of one disk whenever it is idle.
+//! Compaction of one disk in the background: at full speed while it is idle, at a small share of the time
+//! while its guest is active.
+//!
+//! A run survives the guest: what was scanned, planned and copied stays, and what the guest changes
+//! meanwhile is looked at again. Nothing is begun anew unless there is something new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
+use super::ahead::Ahead;
 use super::execute::{Compactor, Step};
-use super::{CompactError, CompactOptions, LastWord, Phase};
+use super::pace::{Beside, LowSpace, Pace};
+use super::{CompactError, CompactOptions, CompactReport, LastWord, Phase};
 use crate::disk::Disk;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 
-/// When an idle disk is compacted.
+/// How disks are compacted in the background.
 #[derive(Clone, Copy, Debug)]
 pub struct IdlePolicy {
-    /// How long the guest must have asked for nothing.
+    /// How long the guest must have asked for nothing for the disk to count as idle.
     pub idle_after: Duration,
+    /// Of how much of the time work goes on while the guest is active, in hundredths; less where that makes
+    /// guests slower. 0: not at all, but that the space of what was discarded is punched now and then.
+    pub busy_share: u8,
     /// How many bytes must be there to be given back.
     pub min_reclaim: u64,
+    /// When the host counts as about to be full: then `min_reclaim` does not count, and work beside active
+    /// guests takes more and more of the time, up to a half.
+    pub low_space: LowSpace,
     /// Whether zeros inside live blocks are punched out of the host file.
     pub punch_holes: bool,
     /// Whether what the guest's filesystems call free is given up, too, while nobody has announced
@@ -24,11 +38,13 @@ pub struct IdlePolicy {
 }
 
 impl Default for IdlePolicy {
-    /// 5 seconds, 16 MiB, with holes, and without asking filesystems.
+    /// 5 seconds, 5 %, 16 MiB, a tenth of the host, with holes, and without asking filesystems.
     fn default() -> Self {
         Self {
             idle_after: Duration::from_secs(5),
+            busy_share: 5,
             min_reclaim: 16 << 20,
+            low_space: LowSpace::Percent(10),
             punch_holes: PUNCH_BY_DEFAULT,
             fs_aware: false,
         }
@@ -40,7 +56,7 @@ impl Default for IdlePolicy {
 pub enum Next {
     /// At once: there is more to do.
     Again,
-    /// After this time: the guest is, or was just now, active.
+    /// After this time: there is, or may be, more to do, and not now.
     Wait(Duration),
     /// When [`Disk::io_count`] has changed: there is nothing more to do.
     Done,
@@ -48,34 +64,71 @@ pub enum Next {
     Failed(CompactError),
 }
 
+/// A run under way.
+#[derive(Debug)]
+struct Run {
+    compactor: Compactor,
+    /// The disk's count of changes when it began.
+    count: u64,
+    begun: Instant,
+    last_step: Instant,
+    /// The time in which the guest was active.
+    beside_guest: Duration,
+}
+
 /// The background compaction of one disk. Whoever owns it calls [`Self::step`] from one thread.
 #[derive(Debug)]
 pub struct IdleWork {
     disk: Arc<Disk>,
     policy: IdlePolicy,
-    /// The disk's count of changes when the present, or last, run began.
+    /// That of the host device.
+    pace: Arc<Mutex<Pace>>,
+    ahead: Ahead,
+    /// The disk's count of changes when the last run began that left nothing to do.
     seen: Option<u64>,
-    running: Option<Compactor>,
+    running: Option<Run>,
+    /// The runs in a row that left something because the guest was at it, and when the next may begin.
+    left: u32,
+    not_before: Instant,
     /// When the disk was last found idle, or busy for so long that something was done about it.
     last_turn: Instant,
     last_word: Option<LastWord>,
+    /// What the last run came to.
+    report: Option<CompactReport>,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
-/// to the host in place, without the file becoming shorter.
+/// to the host in place, where nothing else is done beside its guest.
 const BUSY_TURNS: u32 = 12;
+
+/// How long after a run that left what the guest was at the next one begins; twice as long after each more, up
+/// to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 impl IdleWork {
     /// Of `disk`, of which nothing is known yet.
     pub fn new(disk: Arc<Disk>, policy: IdlePolicy) -> Self {
+        let now = Instant::now();
         Self {
             disk,
             policy,
+            pace: Arc::new(Mutex::new(Pace::new(policy.busy_share))),
+            ahead: Ahead::new(now),
             seen: None,
             running: None,
-            last_turn: Instant::now(),
+            left: 0,
+            not_before: now,
+            last_turn: now,
             last_word: None,
+            report: None,
         }
+    }
+
+    /// At the pace of all work on the disk's host device.
+    pub(crate) fn at_pace(mut self, pace: Arc<Mutex<Pace>>) -> Self {
+        self.pace = pace;
+        self
     }
 
     /// Asks `last_word` before anything goes that only filesystems call free.
@@ -98,42 +151,43 @@ impl IdleWork {
         &self.disk
     }
 
-    /// Does one bounded step, if the disk is idle and there is something to do.
-    ///
-    /// A guest that comes back ends the run: what was learned and done so far stays, and the next
-    /// run goes on from there.
+    /// What the last run that came to its end did.
+    pub fn report(&self) -> Option<&CompactReport> {
+        self.report.as_ref()
+    }
+
+    /// Does one bounded step, if it is time for it and there is something to do.
     pub fn step(&mut self) -> Next {
         self.step_while(&|| true)
     }
 
     /// As [`Self::step`]; where `go_on` says no, it ends early.
     pub fn step_while(&mut self, go_on: &dyn Fn() -> bool) -> Next {
-        let idle = self.disk.idle_for();
-        if idle < self.policy.idle_after {
-            if self.running.take().is_some() {
-                // It may only have read: what the run had left is still there.
-                self.seen = None;
-            }
+        let now = Instant::now();
+        let (count, idle) = (self.disk.io_count(), self.disk.idle_for());
+        let beside = match idle >= self.policy.idle_after {
+            true => Beside::Nobody,
+            false => Beside::Guest,
+        };
+        self.observe(now, beside);
+        if beside == Beside::Nobody {
+            self.last_turn = now;
+        } else if self.policy.busy_share == 0 {
             return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
-        self.last_turn = Instant::now();
-        let count = self.disk.io_count();
         if self.running.is_none() && self.seen == Some(count) {
-            return Next::Done;
+            return self.rest(now);
+        }
+        if self.running.is_none() && now < self.not_before {
+            return Next::Wait(self.not_before - now);
         }
         let disk = Arc::clone(&self.disk);
         // A compaction that somebody asked for comes first.
         let Some(_only) = disk.try_turn() else {
             return Next::Wait(self.policy.idle_after.max(Duration::from_millis(100)));
         };
-        match self.work(count, go_on) {
+        match self.work(now, count, beside, go_on) {
             Ok(next) => next,
-            // A guest came back, or the caller has enough, in the middle of a step.
-            Err(CompactError::Cancelled) => {
-                self.running = None;
-                self.seen = None;
-                Next::Wait(self.policy.idle_after)
-            }
             Err(error) => {
                 self.running = None;
                 self.seen = Some(count);
@@ -142,15 +196,33 @@ impl IdleWork {
         }
     }
 
-    /// A disk that is never idle still gives the host the space of what was discarded, now and then
-    /// and a bounded part at a time.
+    /// Takes in what guests asked for since the last call.
+    fn observe(&mut self, now: Instant, beside: Beside) {
+        let reading = self.disk.meter().take();
+        let slots = reading
+            .allocated
+            .saturating_mul(self.disk.geometry().slot.len);
+        self.ahead.note(now, slots, self.policy.idle_after);
+        self.pace.lock().observe(now, &reading, beside);
+    }
+
+    /// Where there is nothing to do: when what is kept ahead is to be cut off, if anything is.
+    fn rest(&self, now: Instant) -> Next {
+        match self.ahead.expires(now, self.policy.idle_after) {
+            Some(wait) => Next::Wait(wait),
+            None => Next::Done,
+        }
+    }
+
+    /// Where nothing else is done beside a guest: the host still gets the space of what was discarded, now and
+    /// then and a bounded part at a time.
     fn busy_step(&mut self, wait: Duration) -> Next {
         let patience = self.policy.idle_after.saturating_mul(BUSY_TURNS);
         if !self.policy.punch_holes || self.last_turn.elapsed() < patience {
             return Next::Wait(wait);
         }
         self.last_turn = Instant::now();
-        if self.disk.maintenance().punchable_free() < self.policy.min_reclaim.max(1) {
+        if self.disk.maintenance().punchable_free() < self.min_reclaim().max(1) {
             return Next::Wait(wait);
         }
         match self.disk.maintenance().punch_free() {
@@ -159,56 +231,127 @@ impl IdleWork {
         }
     }
 
-    fn work(&mut self, count: u64, go_on: &dyn Fn() -> bool) -> Result<Next, CompactError> {
-        let disk = Arc::clone(&self.disk);
-        let mut compactor = match self.running.take() {
+    /// Bytes that must be there to be given back: any, on a host that is about to be full.
+    fn min_reclaim(&self) -> u64 {
+        match self.pace.lock().is_urgent() {
+            true => 1,
+            false => self.policy.min_reclaim,
+        }
+    }
+
+    fn begin(&self, now: Instant, count: u64) -> Result<Run, CompactError> {
+        let options = CompactOptions {
+            punch_holes: self.policy.punch_holes,
+            // It costs reading both disks, for what is seldom there: on request only.
+            drop_identical: false,
+            fs_aware: self.policy.fs_aware && !self.disk.has_writers(),
+            ..CompactOptions::default()
+        };
+        let compactor = Compactor::new(Arc::clone(&self.disk), options)?;
+        Ok(Run {
+            compactor: (compactor.cautious())
+                .asking(self.last_word.clone())
+                .measured_from_now()?,
+            count,
+            begun: now,
+            last_step: now,
+            beside_guest: Duration::ZERO,
+        })
+    }
+
+    fn work(
+        &mut self,
+        now: Instant,
+        count: u64,
+        beside: Beside,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Next, CompactError> {
+        let mut run = match self.running.take() {
             Some(running) => running,
-            None => {
-                self.seen = Some(count);
-                let options = CompactOptions {
-                    punch_holes: self.policy.punch_holes,
-                    // It costs reading both disks, for what is seldom there: on request only.
-                    drop_identical: false,
-                    fs_aware: self.policy.fs_aware && !disk.has_writers(),
-                    ..CompactOptions::default()
-                };
-                match Compactor::new(Arc::clone(&disk), options) {
-                    Err(CompactError::Fixed) => return Ok(Next::Done),
-                    other => (other?.cautious())
-                        .asking(self.last_word.clone())
-                        .measured_from_now()?,
+            None => match self.begin(now, count) {
+                Err(CompactError::Fixed) => {
+                    self.seen = Some(count);
+                    return Ok(Next::Done);
                 }
-            }
+                begun => begun?,
+            },
         };
         let looking = |phase| matches!(phase, Phase::Survey | Phase::Scan);
-        let scanned = !looking(compactor.phase());
-        let is_idle = || disk.io_count() == count && disk.idle_for() >= self.policy.idle_after;
-        let step = compactor.step(&|| is_idle() && go_on() && !disk.maintenance().is_wanted())?;
-        if !scanned
-            && !looking(compactor.phase())
-            && compactor.reclaimable() < self.policy.min_reclaim
-        {
-            log::debug!("{}: nothing worth compacting", disk.path().display());
-            return Ok(Next::Done);
+        let was_looking = looking(run.compactor.phase());
+        let (step, pause) = self.paced_step(&mut run, beside, go_on)?;
+        if was_looking && !looking(run.compactor.phase()) {
+            let gain = run.compactor.reclaimable();
+            if gain < self.min_reclaim() {
+                self.seen = Some(run.count);
+                return Ok(self.rest(now));
+            }
         }
         if step == Step::Done {
-            if compactor.has_skipped() {
-                self.seen = None;
-            }
-            let report = compactor.into_report()?;
-            log::info!(
-                "{}: compacted from {} to {} bytes ({} to {} on the host), {} blocks dropped, {} moved",
-                disk.path().display(),
-                report.length_before,
-                report.length_after,
-                report.allocated_before,
-                report.allocated_after,
-                report.blocks_dropped,
-                report.blocks_moved,
-            );
-            return Ok(Next::Done);
+            return self.conclude(run);
         }
-        self.running = Some(compactor);
-        Ok(Next::Again)
+        self.running = Some(run);
+        Ok(match pause {
+            Some(Duration::ZERO) => Next::Again,
+            Some(pause) => Next::Wait(pause),
+            // Only once the disk is idle.
+            None => Next::Wait(self.policy.idle_after),
+        })
+    }
+
+    /// One step, and how long to do nothing after it; `None`: until the disk is idle.
+    fn paced_step(
+        &self,
+        run: &mut Run,
+        beside: Beside,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(Step, Option<Duration>), CompactError> {
+        let (disk, idle_after) = (&self.disk, self.policy.idle_after);
+        let budget = self.pace.lock().budget(beside);
+        run.compactor.keep_ahead(self.ahead.spare(disk.file_len()));
+        let before = run.compactor.bytes_done();
+        // A guest that comes back to an idle disk finds a step as long as one of an active guest.
+        let is_as_before = || beside == Beside::Guest || disk.idle_for() >= idle_after;
+        let activity = Arc::clone(disk.meter().activity());
+        let begun = Instant::now();
+        let step = {
+            let _working = activity.working();
+            let go_on = || is_as_before() && go_on() && !disk.maintenance().is_wanted();
+            run.compactor.step(budget, &go_on)
+        };
+        let took = begun.elapsed();
+        if beside == Beside::Guest {
+            // With the pause before it.
+            run.beside_guest += begun.duration_since(run.last_step) + took;
+        }
+        run.last_step = begun + took;
+        let bytes = run.compactor.bytes_done() - before;
+        let pause = self.pace.lock().after(beside, took, bytes);
+        match step {
+            Ok(step) => Ok((step, pause)),
+            // What it had begun it goes on with.
+            Err(CompactError::Cancelled) => Ok((Step::More, pause)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends a run that has come to its end.
+    fn conclude(&mut self, run: Run) -> Result<Next, CompactError> {
+        let now = Instant::now();
+        let has_skipped = run.compactor.has_skipped();
+        let mut report = run.compactor.into_report()?;
+        report.took = now.duration_since(run.begun);
+        report.beside_guest = run.beside_guest;
+        log::info!("{}: compacted {report}", self.disk.path().display());
+        self.report = Some(report);
+        if has_skipped {
+            let pause = PAUSE.saturating_mul(1 << self.left.min(16));
+            self.left += 1;
+            self.seen = None;
+            self.not_before = now + pause.min(LONGEST_PAUSE);
+            return Ok(Next::Wait(self.not_before - now));
+        }
+        self.left = 0;
+        self.seen = Some(run.count);
+        Ok(self.rest(now))
     }
 }

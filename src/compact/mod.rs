@@ -36,10 +36,12 @@
 //! flushed content or later writes. Host space grows by at most one slot: a batch takes at most one
 //! target that the host does not already store, and the file is cut before the next batch.
 
+mod ahead;
 mod execute;
 mod fixed;
 mod freed;
 mod idle;
+mod pace;
 mod plan;
 mod report;
 
@@ -49,6 +51,7 @@ use std::thread::JoinHandle;
 
 pub use crate::error::CompactError;
 pub use idle::{IdlePolicy, IdleWork, Next};
+pub use pace::{LowSpace, Room};
 pub use plan::{Move, Plan, plan};
 pub use report::{CompactReport, Kept, PartReport};
 
@@ -282,7 +285,7 @@ impl Disk {
             ..CompactOptions::default()
         };
         let mut compactor = Compactor::new(Arc::clone(self), options)?;
-        while compactor.step(&|| true)? == Step::More {}
+        while compactor.step(pace::IDLE_STEP, &|| true)? == Step::More {}
         Ok(())
     }
 }
@@ -314,7 +317,7 @@ pub(crate) fn run(
         if !go_on() {
             return Err(ended(CompactError::Cancelled));
         }
-        if compactor.step(&go_on).map_err(ended)? == Step::Done {
+        if (compactor.step(pace::IDLE_STEP, &go_on)).map_err(ended)? == Step::Done {
             shared.publish(compactor.progress());
             return match compactor.without_room() {
                 0 => Ok(compactor.into_report()?),

@@ -1,7 +1,9 @@
 //! What a compaction did, and why the rest of the file stays.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::disk::{Disk, FreeBook};
 use crate::error::DiskError;
@@ -111,6 +113,40 @@ pub struct CompactReport {
     pub new_identity: bool,
     /// Why what they call free was not touched, or no longer, though that was asked for.
     pub not_surveyed: Option<String>,
+    /// How long it took, pauses included.
+    pub took: Duration,
+    /// How much of that its guest was active.
+    pub beside_guest: Duration,
+    /// What could go from the file, or from the host, and has not, and why.
+    pub left: Vec<Kept>,
+}
+
+impl fmt::Display for CompactReport {
+    /// What it came to, for a log: completes "compacted ".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "from {} to {} bytes ({} to {} on the host), {} blocks dropped, {} moved",
+            self.length_before,
+            self.length_after,
+            self.allocated_before,
+            self.allocated_after,
+            self.blocks_dropped,
+            self.blocks_moved,
+        )?;
+        write!(
+            f,
+            ", in {:.1} s, {:.1} s of them beside an active guest; {} bytes read, {} moved",
+            self.took.as_secs_f64(),
+            self.beside_guest.as_secs_f64(),
+            self.bytes_read,
+            self.bytes_moved,
+        )?;
+        for left in &self.left {
+            write!(f, "; {} bytes left: {}", left.bytes, left.reason)?;
+        }
+        Ok(())
+    }
 }
 
 impl CompactReport {

@@ -33,7 +33,7 @@ impl Disk {
     /// [`DiskError::OutOfRange`]; [`DiskError::Io`] where the host cannot read.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         self.note_io();
-        let _measured = self.meter().begin(Request::Read, u64_from(buf.len()));
+        let _measured = self.meter().begin(Request::Read);
         self.read_quietly(buf, offset)
     }
 
@@ -61,7 +61,7 @@ impl Disk {
         let range = self.range(offset, u64_from(buf.len()))?;
         self.image.check_writable()?;
         self.note_change();
-        let _measured = self.meter().begin(Request::Write, range.len);
+        let _measured = self.meter().begin(Request::Write);
         if self.geometry().is_flat {
             return self.change_flat(|| self.write_file(buf, FileOffset::new(offset)));
         }
@@ -107,7 +107,7 @@ impl Disk {
         let range = self.range(offset, len)?;
         self.image.check_writable()?;
         self.note_change();
-        let _measured = self.meter().begin(Request::Zero, range.len);
+        let _measured = self.meter().begin(Request::Zero);
         if self.geometry().is_flat {
             let range = FileRange::new(FileOffset::new(offset), len);
             return self.change_flat(|| {
@@ -139,7 +139,7 @@ impl Disk {
     /// change fails with [`DiskError::Poisoned`] until the disk is reopened.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.note_io();
-        let _measured = self.meter().begin(Request::Flush, 0);
+        let _measured = self.meter().begin(Request::Flush);
         self.image.sync()
     }
 

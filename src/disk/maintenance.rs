@@ -188,12 +188,13 @@ impl Maintenance<'_> {
         self.disk.image.move_metadata(from, to)
     }
 
-    /// Cuts the free space at the end of the file off, once no durable table entry names it.
+    /// Cuts the free space at the end of the file off, but for `spare` bytes, once no durable table entry names
+    /// it.
     ///
     /// # Errors
     /// The image's.
-    pub(crate) fn cut(self) -> Result<(), DiskError> {
-        self.disk.image.shrink()
+    pub(crate) fn cut(self, spare: u64) -> Result<(), DiskError> {
+        self.disk.image.shrink(spare)
     }
 
     /// Gives free space inside the file back to the host, a bounded part of it; says whether there is more.

@@ -1,5 +1,6 @@
-//! How long guests wait: the latency of a disk's requests, apart for those that ran beside a step of
-//! background work and those that did not.
+//! How long guests wait: the latency of a disk's requests, apart for those that began beside a step of
+//! background work and those that did not. Whether one began beside a step does not depend on how long it
+//! takes; whether it overlapped one would, and slow requests would seem to be slow because of the step.
 //!
 //! Background work reads it ([`Meter::take`]) to find out what it costs. So it must cost nothing itself: a
 //! request takes two looks at the clock and a few additions, in a cache line that few threads share.
@@ -37,23 +38,19 @@ impl Request {
 /// Whether background work is at a host device. Shared by the disks on it.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
-    /// Steps that are under way, and above [`STEP`] those that ever began: two equal looks with none under
-    /// way mean that there was none between.
+    /// Steps that are under way.
     steps: AtomicUsize,
 }
-
-/// What a step that begins adds to the count of all.
-const STEP: usize = 1 << 12;
 
 impl Activity {
     /// Says that a step of background work runs, until the guard is dropped.
     pub(crate) fn working(&self) -> Working<'_> {
-        self.steps.fetch_add(STEP + 1, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
         Working(self)
     }
 
-    fn look(&self) -> usize {
-        self.steps.load(Ordering::Relaxed)
+    fn is_busy(&self) -> bool {
+        self.steps.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -74,11 +71,14 @@ pub(crate) struct Latency {
     pub(crate) count: u64,
     /// The time that they took together.
     pub(crate) total: Duration,
-    /// The time that the slowest took.
-    pub(crate) slowest: Duration,
 }
 
 impl Latency {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.total += other.total;
+    }
+
     /// What a request takes, if there was one.
     pub(crate) fn mean(&self) -> Option<Duration> {
         let nanos = self.total.as_nanos().checked_div(self.count.into())?;
@@ -87,50 +87,76 @@ impl Latency {
 }
 
 /// The latency of each kind of [`Request`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Latencies([Latency; Request::ALL.len()]);
-
-impl Latencies {
-    /// Of requests of this kind.
-    pub(crate) fn of(&self, request: Request) -> Latency {
-        self.0[request.index()]
-    }
-
-    /// How many requests there were.
-    pub(crate) fn count(&self) -> u64 {
-        self.0.iter().map(|latency| latency.count).sum()
-    }
-}
+type Latencies = [Latency; Request::ALL.len()];
 
 /// What happened on a disk between two calls of [`Meter::take`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reading {
-    /// Requests while no background work was at the device.
-    pub(crate) alone: Latencies,
-    /// Requests that met some.
-    pub(crate) beside: Latencies,
-    /// Bytes that guests read, wrote, or zeroed.
-    pub(crate) bytes: u64,
+    /// Requests that began while no background work was at the device.
+    alone: Latencies,
+    /// Requests that began beside some.
+    beside: Latencies,
     /// Slots that blocks got.
     pub(crate) allocated: u64,
 }
 
+/// The mean of requests beside background work, and what they would have taken alone. Like is compared with
+/// like, a read with reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compared {
+    pub(crate) alone: Duration,
+    pub(crate) beside: Duration,
+}
+
 impl Reading {
-    /// How much longer requests took beside background work than they would have taken alone: 1 where it
-    /// made no difference, 2 where they took twice as long. Like is compared with like, a read with reads.
-    /// `None` where fewer than `least` requests can be compared.
-    pub(crate) fn slowdown(&self, least: u64) -> Option<f64> {
-        let (mut count, mut took, mut expected) = (0, Duration::ZERO, Duration::ZERO);
-        for request in Request::ALL {
-            let (alone, beside) = (self.alone.of(request), self.beside.of(request));
-            let (Some(mean), Ok(times)) = (alone.mean(), u32::try_from(beside.count)) else {
+    /// Of one kind of request alone.
+    #[cfg(test)]
+    pub(crate) fn of(request: Request, alone: Latency, beside: Latency) -> Self {
+        let mut reading = Self::default();
+        reading.alone[request.index()] = alone;
+        reading.beside[request.index()] = beside;
+        reading
+    }
+
+    /// How many requests there were.
+    pub(crate) fn count(&self) -> u64 {
+        let all = self.alone.iter().chain(&self.beside);
+        all.map(|latency| latency.count).sum()
+    }
+
+    /// Takes in another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let halves = [
+            (&mut self.alone, &other.alone),
+            (&mut self.beside, &other.beside),
+        ];
+        for (sums, others) in halves {
+            for (sum, other) in sums.iter_mut().zip(others) {
+                sum.add(*other);
+            }
+        }
+        self.allocated += other.allocated;
+    }
+
+    /// What background work costs a request. `None` where fewer than `least` can be compared.
+    pub(crate) fn compare(&self, least: u64) -> Option<Compared> {
+        let (mut alone, mut beside) = (Latency::default(), Latency::default());
+        for (own, other) in self.alone.iter().zip(&self.beside) {
+            let (Some(mean), Ok(times)) = (own.mean(), u32::try_from(other.count)) else {
                 continue;
             };
-            count += beside.count.min(alone.count);
-            took += beside.total;
-            expected += mean.saturating_mul(times);
+            alone.add(Latency {
+                count: other.count.min(own.count),
+                total: mean.saturating_mul(times),
+            });
+            beside.add(*other);
         }
-        (count >= least.max(1) && !expected.is_zero()).then(|| took.div_duration_f64(expected))
+        let count = (alone.count >= least).then_some(beside.count)?;
+        let mean = |total| Latency { count, total }.mean();
+        Some(Compared {
+            alone: mean(alone.total)?,
+            beside: mean(beside.total)?,
+        })
     }
 }
 
@@ -142,7 +168,6 @@ const LINES: usize = 16;
 struct Sums {
     count: AtomicU64,
     nanos: AtomicU64,
-    slowest: AtomicU64,
 }
 
 impl Sums {
@@ -151,7 +176,6 @@ impl Sums {
         Latency {
             count: taken(&self.count),
             total: Duration::from_nanos(taken(&self.nanos)),
-            slowest: Duration::from_nanos(taken(&self.slowest)),
         }
     }
 }
@@ -162,7 +186,6 @@ impl Sums {
 struct Line {
     alone: [Sums; Request::ALL.len()],
     beside: [Sums; Request::ALL.len()],
-    bytes: AtomicU64,
     allocated: AtomicU64,
 }
 
@@ -194,13 +217,12 @@ impl Meter {
         self.activity.get_or_init(Arc::default)
     }
 
-    /// Measures a request of `bytes` bytes, until the guard is dropped.
-    pub(crate) fn begin(&self, request: Request, bytes: u64) -> Measured<'_> {
+    /// Measures a request, until the guard is dropped.
+    pub(crate) fn begin(&self, request: Request) -> Measured<'_> {
         Measured {
             meter: self,
             request,
-            bytes,
-            look: self.activity().look(),
+            is_beside: self.activity().is_busy(),
             begun: Instant::now(),
         }
     }
@@ -219,14 +241,10 @@ impl Meter {
                 (&line.beside, &mut reading.beside),
             ];
             for (cells, sums) in halves {
-                for (cell, sum) in cells.iter().zip(&mut sums.0) {
-                    let taken = cell.take();
-                    sum.count += taken.count;
-                    sum.total += taken.total;
-                    sum.slowest = sum.slowest.max(taken.slowest);
+                for (cell, sum) in cells.iter().zip(sums) {
+                    sum.add(cell.take());
                 }
             }
-            reading.bytes += line.bytes.swap(0, Ordering::Relaxed);
             reading.allocated += line.allocated.swap(0, Ordering::Relaxed);
         }
         reading
@@ -251,90 +269,72 @@ impl Meter {
 pub(crate) struct Measured<'a> {
     meter: &'a Meter,
     request: Request,
-    bytes: u64,
-    look: usize,
+    is_beside: bool,
     begun: Instant,
 }
 
 impl Drop for Measured<'_> {
     fn drop(&mut self) {
         let took = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let look = self.meter.activity().look();
-        let is_alone = look == self.look && look.is_multiple_of(STEP);
         let line = self.meter.line();
-        let cells = if is_alone { &line.alone } else { &line.beside };
+        let cells = match self.is_beside {
+            true => &line.beside,
+            false => &line.alone,
+        };
         let cell = &cells[self.request.index()];
         cell.count.fetch_add(1, Ordering::Relaxed);
         cell.nanos.fetch_add(took, Ordering::Relaxed);
-        if cell.slowest.load(Ordering::Relaxed) < took {
-            cell.slowest.fetch_max(took, Ordering::Relaxed);
-        }
-        line.bytes.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
-
-const _: () = assert!(STEP.is_power_of_two());
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_meets_background_work_is_told_apart() {
+    fn what_begins_beside_background_work_is_told_apart() {
         let meter = Meter::default();
         let activity = Arc::new(Activity::default());
         assert!(meter.join(Arc::clone(&activity)));
-        drop(meter.begin(Request::Read, 100));
-        // Began before the request and ended in it; came and went in it; began in it.
+        drop(meter.begin(Request::Read));
         let step = activity.working();
-        let request = meter.begin(Request::Write, 10);
+        let request = meter.begin(Request::Write);
         drop(step);
         drop(request);
-        let request = meter.begin(Request::Write, 10);
+        // One that comes while a request is under way does not count: a slow request would meet more of them.
+        let request = meter.begin(Request::Write);
         drop(activity.working());
         drop(request);
-        let request = meter.begin(Request::Zero, 1);
-        let step = activity.working();
-        drop(request);
-        drop(step);
-        drop(meter.begin(Request::Flush, 0));
+        drop(meter.begin(Request::Flush));
         meter.note_allocated();
         let reading = meter.take();
-        let counts = |latencies: Latencies| Request::ALL.map(|kind| latencies.of(kind).count);
-        assert_eq!(counts(reading.alone), [1, 0, 0, 1]);
-        assert_eq!(counts(reading.beside), [0, 2, 1, 0]);
-        assert_eq!((reading.bytes, reading.allocated), (121, 1));
-        assert_eq!((reading.alone.count(), reading.beside.count()), (2, 3));
+        let counts = |latencies: Latencies| latencies.map(|latency| latency.count);
+        assert_eq!(counts(reading.alone), [1, 1, 0, 1]);
+        assert_eq!(counts(reading.beside), [0, 1, 0, 0]);
+        assert_eq!((reading.count(), reading.allocated), (4, 1));
         assert_eq!(meter.take(), Reading::default());
     }
 
     #[test]
     fn like_is_compared_with_like() {
-        let of = |read: (u64, u64), flush: (u64, u64)| {
-            let latency = |(count, millis)| Latency {
-                count,
-                total: Duration::from_millis(millis),
-                slowest: Duration::ZERO,
-            };
-            let mut all = Latencies::default();
-            all.0[Request::Read.index()] = latency(read);
-            all.0[Request::Flush.index()] = latency(flush);
-            all
+        let latency = |count, millis| Latency {
+            count,
+            total: Duration::from_millis(millis),
         };
+        let mut reading = Reading::of(Request::Read, latency(100, 100), latency(100, 100));
+        reading.add(&Reading::of(
+            Request::Flush,
+            latency(1, 50),
+            latency(100, 5000),
+        ));
         // More flushes, each as long as before, are no slowdown.
-        let reading = Reading {
-            alone: of((100, 100), (1, 50)),
-            beside: of((100, 100), (100, 5000)),
-            ..Reading::default()
-        };
-        assert_eq!(reading.slowdown(100), Some(1.0));
-        assert_eq!(reading.slowdown(102), None, "one flush to compare with");
-        let twice = Reading {
-            beside: of((50, 100), (0, 0)),
-            ..reading
-        };
-        assert_eq!(twice.slowdown(1), Some(2.0));
-        assert_eq!(Reading::default().slowdown(0), None);
+        let compared = reading.compare(101).unwrap();
+        assert_eq!(compared.alone, compared.beside);
+        assert_eq!(reading.compare(102), None, "one flush to compare with");
+        let twice = Reading::of(Request::Read, latency(100, 100), latency(50, 100));
+        let compared = twice.compare(1).unwrap();
+        assert_eq!(compared.beside, compared.alone * 2);
+        assert_eq!(Reading::default().compare(0), None);
     }
 
     #[test]
@@ -342,14 +342,12 @@ mod tests {
         let meter = Meter::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..100).for_each(|_| drop(meter.begin(Request::Read, 1))));
+                scope.spawn(|| (0..100).for_each(|_| drop(meter.begin(Request::Read))));
             }
         });
         let reading = meter.take();
-        let read = reading.alone.of(Request::Read);
-        assert_eq!((read.count, reading.bytes), (400, 400));
-        assert!(read.slowest <= read.total);
-        assert_eq!(read.mean(), Some(read.total / 400));
+        let read = reading.alone[Request::Read.index()];
+        assert_eq!((read.count, read.mean()), (400, Some(read.total / 400)));
         assert!(Arc::strong_count(meter.activity()) == 1);
         assert!(!meter.join(Arc::default()), "too late");
     }

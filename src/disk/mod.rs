@@ -18,10 +18,6 @@ mod gate;
 mod io;
 mod layout;
 mod maintenance;
-#[allow(
-    dead_code,
-    reason = "most of it is read by the pace of background work"
-)]
 mod meter;
 pub(crate) mod parents;
 mod tracker;
@@ -51,8 +47,9 @@ pub(crate) use maintenance::{
     Added, Announcement, Candidates, Comparison, Doubt, FreeBook, Hollow, Punched, Relocation,
     Scanned, Scanner, drop_if_same,
 };
-#[allow(unused_imports, reason = "read by the pace of background work")]
-pub(crate) use meter::{Activity, Latencies, Latency, Meter, Reading, Request, Working};
+#[cfg(test)]
+pub(crate) use meter::Latency;
+pub(crate) use meter::{Meter, Reading, Request};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
     give_identity, relink,
@@ -368,7 +365,7 @@ impl Disk {
             return Ok(());
         }
         self.image.sync()?;
-        self.image.shrink()?;
+        self.image.shrink(0)?;
         // What was discarded and not filled again takes no host space from here on.
         while self.image.punch_free()? {}
         self.image.settle()

@@ -277,11 +277,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// As [`Self::sync`].
     fn settle(&self) -> Result<(), DiskError>;
 
-    /// Cuts free space off the end of the file. Durable with the next sync.
+    /// Cuts free space off the end of the file, but for `spare` bytes of it, or a little more. Durable with
+    /// the next sync.
     ///
     /// # Errors
     /// Where the host refuses; the file is then as it was, or longer than it need be.
-    fn shrink(&self) -> Result<(), DiskError>;
+    fn shrink(&self, spare: u64) -> Result<(), DiskError>;
 
     /// Gives the host space of free ranges back to the host, a bounded part of it; says whether
     /// there is more. Does nothing where hole punching is off.

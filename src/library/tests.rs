@@ -429,6 +429,7 @@ fn idle_work_visits_what_nobody_opened() {
         min_reclaim: 0,
         punch_holes: true,
         fs_aware: false,
+        ..IdlePolicy::default()
     };
     let options = LibraryOptions {
         compact: Some(policy),
@@ -482,6 +483,7 @@ fn clocks_that_jump_do_not_matter() {
         min_reclaim: 0,
         punch_holes: true,
         fs_aware: false,
+        ..IdlePolicy::default()
     };
     let options = LibraryOptions {
         compact: Some(policy),

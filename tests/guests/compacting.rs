@@ -336,6 +336,7 @@ fn compact_in_background(image: &Path) {
         min_reclaim: 1,
         punch_holes: false,
         fs_aware: true,
+        ..IdlePolicy::default()
     };
     let mut work = IdleWork::new(Arc::clone(&disk), policy);
     loop {

@@ -260,6 +260,7 @@ impl Guest {
             min_reclaim: 1,
             punch_holes: true,
             fs_aware: false,
+            ..IdlePolicy::default()
         };
         IdleWork::new(self.disk().clone(), policy)
     }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vhdfs::compact::IdlePolicy;
+use vhdfs::compact::{IdlePolicy, LowSpace};
 use vhdfs::library::LibraryOptions;
 use vhdfs::storage::host::paths;
 
 use crate::Failure;
 use crate::cli::{FsAware, MountArguments, Switch};
 use crate::logging::{self, Destination};
+use crate::options::Share;
 #[cfg(unix)]
 use crate::text::say;
 use crate::text::shown;
@@ -68,7 +69,12 @@ pub(crate) fn library_options(
         punch_holes,
         compact: compact.then_some(IdlePolicy {
             idle_after: arguments.idle_after,
+            busy_share: arguments.busy_share,
             min_reclaim: arguments.min_reclaim,
+            low_space: match arguments.low_space {
+                Share::Bytes(bytes) => LowSpace::Bytes(bytes),
+                Share::Percent(percent) => LowSpace::Percent(percent),
+            },
             punch_holes,
             fs_aware: arguments.fs_aware == FsAware::Auto,
         }),

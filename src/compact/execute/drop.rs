@@ -20,7 +20,7 @@ impl Compactor {
             let disk = self.disk.maintenance();
             disk.drop_unused_metadata()?;
             disk.sync()?;
-            disk.cut()?;
+            disk.cut(self.spare)?;
             return self.plan_moves();
         }
         if !self.freed_still_holds(go_on)? {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::Turn;
 use crate::compact::execute::{Compactor, Step};
+use crate::compact::pace::IDLE_STEP;
 use crate::compact::plan::plan;
 use crate::compact::{CompactError, CompactReport, Phase};
 use crate::disk::Disk;
@@ -81,7 +82,7 @@ pub(super) fn pack(
         loop {
             turn.shared.publish(compactor.progress());
             turn.go_on()?;
-            if compactor.step(&|| turn.goes_on())? == Step::Done {
+            if compactor.step(IDLE_STEP, &|| turn.goes_on())? == Step::Done {
                 break;
             }
         }

@@ -415,8 +415,8 @@ impl Image for Vhd {
         self.sync()
     }
 
-    fn shrink(&self) -> Result<(), DiskError> {
-        self.cut_tail()
+    fn shrink(&self, spare: u64) -> Result<(), DiskError> {
+        self.cut_tail(spare)
     }
 
     fn punch_free(&self) -> Result<bool, DiskError> {

@@ -92,8 +92,8 @@ impl Vhd {
         result
     }
 
-    /// Cuts the free space at the end of the file off.
-    pub(super) fn cut_tail(&self) -> Result<(), DiskError> {
+    /// As [`Image::shrink`].
+    pub(super) fn cut_tail(&self, spare: u64) -> Result<(), DiskError> {
         self.check_writable()?;
         if self.map.is_empty() {
             return Ok(());
@@ -106,6 +106,15 @@ impl Vhd {
             let Some(tail) = space.tail(old_end) else {
                 return Ok(());
             };
+            // What is in front of the first sector is of no use to anybody.
+            let start = match spare {
+                0 => tail.start.get(),
+                spare => round_up(tail.start.get().saturating_add(spare), SECTOR_SIZE),
+            };
+            if start >= old_end.get() {
+                return Ok(());
+            }
+            let tail = FileRange::between(FileOffset::new(start), old_end);
             space.take(tail);
             tail
         };

@@ -265,8 +265,8 @@ impl Image for Vhdx {
         self.file.settle()
     }
 
-    fn shrink(&self) -> Result<(), DiskError> {
-        self.cut_tail()
+    fn shrink(&self, spare: u64) -> Result<(), DiskError> {
+        self.cut_tail(spare)
     }
 
     fn punch_free(&self) -> Result<bool, DiskError> {

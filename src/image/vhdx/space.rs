@@ -83,8 +83,8 @@ impl Vhdx {
         }
     }
 
-    /// Cuts the free space at the end of the file off.
-    pub(super) fn cut_tail(&self) -> Result<(), DiskError> {
+    /// As [`Image::shrink`].
+    pub(super) fn cut_tail(&self, spare: u64) -> Result<(), DiskError> {
         self.check_writable()?;
         let blocks = u64::from(self.map.len());
         let is_fixed = self.geometry.disk_type == DiskType::Fixed;
@@ -101,7 +101,9 @@ impl Vhdx {
         let tail = {
             let mut free = space.free();
             let tail = free.tail(old_end).map(|tail| {
-                FileRange::between(FileOffset::new(round_up(tail.start.get(), MIB)), old_end)
+                let stays = tail.start.get().saturating_add(spare);
+                let end = round_up(stays, MIB).min(old_end.get());
+                FileRange::between(FileOffset::new(end), old_end)
             });
             match tail {
                 Some(tail) if tail.len >= least && free.take(tail) => tail,

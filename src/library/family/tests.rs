@@ -248,6 +248,7 @@ fn background_work_leaves_parents_alone() {
         min_reclaim: 0,
         punch_holes: true,
         fs_aware: false,
+        ..IdlePolicy::default()
     };
     let options = LibraryOptions {
         compact: Some(policy),
