@@ -143,7 +143,7 @@ fn a_read_in_between_only_puts_it_off() {
     let mut has_read = false;
     loop {
         match work.step() {
-            Next::Again if !has_read => {
+            Next::Again | Next::Wait(_) if !has_read => {
                 disk.read_at(&mut [0; 512], 3 * BLOCK).expect("read");
                 has_read = true;
             }
@@ -156,6 +156,59 @@ fn a_read_in_between_only_puts_it_off() {
     assert!(has_read, "never in the middle of a run");
     let left = std::fs::metadata(&path).expect("there").len();
     assert!(left < 2 * BLOCK, "{left} bytes are left");
+}
+
+/// A guest that is never idle, and writes to every block that stays, gets a file as short as a silent one's.
+#[test]
+fn a_guest_that_never_sleeps_gets_a_short_file() {
+    const BLOCK: u64 = 2 << 20;
+    const BLOCKS: u64 = 24;
+    for (name, format) in [("a.vhd", Format::Vhd), ("a.vhdx", Format::Vhdx)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(name);
+        let options = CreateOptions::new(format, DiskType::Dynamic, BLOCKS * BLOCK);
+        create(&path, &options).expect("created");
+        let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+        for block in 0..BLOCKS {
+            disk.write_at(&[7; 4096], block * BLOCK).expect("written");
+        }
+        for block in 0..BLOCKS / 2 {
+            disk.write_zeroes(block * BLOCK, BLOCK).expect("zeroed");
+        }
+        let policy = IdlePolicy {
+            idle_after: Duration::from_secs(3600),
+            min_reclaim: 1,
+            ..IdlePolicy::default()
+        };
+        let mut work = IdleWork::new(Arc::clone(&disk), policy);
+        // Time passes without a pause: how long that is, is not asked here.
+        for step in 0_u64.. {
+            assert!(step < 20_000, "{name}: no end of it");
+            match work.step() {
+                Next::Again | Next::Wait(_) => {}
+                Next::Done => break,
+                Next::Failed(error) => panic!("{error}"),
+            }
+            if work.report().is_some() {
+                break;
+            }
+            let block = BLOCKS / 2 + step % (BLOCKS / 2);
+            disk.write_at(&[9; 4096], block * BLOCK + step % 256 * 4096)
+                .expect("written");
+            disk.read_at(&mut [0; 512], block * BLOCK).expect("read");
+        }
+        let report = work.report().expect("it has ended").clone();
+        assert!(report.beside_guest > Duration::ZERO, "{report:?}");
+        assert!(report.blocks_moved >= BLOCKS / 2 - 1, "{name}: {report}");
+        disk.close().expect("closed");
+        let left = std::fs::metadata(&path).expect("there").len();
+        drop((work, disk));
+        let disk = Disk::open(&path, &OpenOptions::default()).expect("opened");
+        let again = disk.compact(&CompactOptions::default()).wait();
+        let again = again.expect("compacted");
+        assert_eq!(again.blocks_moved, 0, "{name}: {again:?}");
+        assert_eq!(again.length_after, left, "{name}");
+    }
 }
 
 /// What a run left out because of its policy is done once that allows it.
