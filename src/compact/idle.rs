@@ -72,6 +72,8 @@ struct Run {
     count: u64,
     begun: Instant,
     last_step: Instant,
+    /// Bytes that must be there to be given back.
+    least: u64,
     /// The time in which the guest was active.
     beside_guest: Duration,
 }
@@ -84,6 +86,8 @@ pub struct IdleWork {
     /// That of the host device.
     pace: Arc<Mutex<Pace>>,
     ahead: Ahead,
+    /// Bytes that the last run kept ahead, or would have.
+    kept: u64,
     /// The disk's count of changes when the last run began that left nothing to do.
     seen: Option<u64>,
     running: Option<Run>,
@@ -106,6 +110,9 @@ const BUSY_TURNS: u32 = 12;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// How often it is looked for something to do while something is kept ahead.
+const LOOK: Duration = Duration::from_secs(1);
+
 impl IdleWork {
     /// Of `disk`, of which nothing is known yet.
     pub fn new(disk: Arc<Disk>, policy: IdlePolicy) -> Self {
@@ -115,6 +122,7 @@ impl IdleWork {
             policy,
             pace: Arc::new(Mutex::new(Pace::new(policy.busy_share))),
             ahead: Ahead::new(now),
+            kept: 0,
             seen: None,
             running: None,
             left: 0,
@@ -175,7 +183,8 @@ impl IdleWork {
         } else if self.policy.busy_share == 0 {
             return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
-        if self.running.is_none() && self.seen == Some(count) {
+        let is_less = self.spare() < self.kept;
+        if self.running.is_none() && self.seen == Some(count) && !is_less {
             return self.rest(now);
         }
         if self.running.is_none() && now < self.not_before {
@@ -206,10 +215,19 @@ impl IdleWork {
         self.pace.lock().observe(now, &reading, beside);
     }
 
-    /// Where there is nothing to do: when what is kept ahead is to be cut off, if anything is.
-    fn rest(&self, now: Instant) -> Next {
+    /// Bytes that are to stay free at the end of the file.
+    fn spare(&self) -> u64 {
+        let slots = self.disk.maintenance().present_count();
+        self.ahead
+            .spare(slots.saturating_mul(self.disk.geometry().slot.len))
+    }
+
+    /// Where there is nothing to do: when to look again, if there may be something to do without a change of the
+    /// disk, because something is kept ahead.
+    fn rest(&mut self, now: Instant) -> Next {
+        self.kept = self.spare();
         match self.ahead.expires(now, self.policy.idle_after) {
-            Some(wait) => Next::Wait(wait),
+            Some(wait) => Next::Wait(wait.min(LOOK)),
             None => Next::Done,
         }
     }
@@ -255,6 +273,11 @@ impl IdleWork {
             count,
             begun: now,
             last_step: now,
+            least: match self.spare() < self.kept {
+                // What was kept ahead counted before.
+                true => 1,
+                false => self.min_reclaim(),
+            },
             beside_guest: Duration::ZERO,
         })
     }
@@ -281,7 +304,7 @@ impl IdleWork {
         let (step, pause) = self.paced_step(&mut run, beside, go_on)?;
         if was_looking && !looking(run.compactor.phase()) {
             let gain = run.compactor.reclaimable();
-            if gain < self.min_reclaim() {
+            if gain < run.least {
                 self.seen = Some(run.count);
                 return Ok(self.rest(now));
             }
@@ -307,7 +330,7 @@ impl IdleWork {
     ) -> Result<(Step, Option<Duration>), CompactError> {
         let (disk, idle_after) = (&self.disk, self.policy.idle_after);
         let budget = self.pace.lock().budget(beside);
-        run.compactor.keep_ahead(self.ahead.spare(disk.file_len()));
+        run.compactor.keep_ahead(self.spare());
         let before = run.compactor.bytes_done();
         // A guest that comes back to an idle disk finds a step as long as one of an active guest.
         let is_as_before = || beside == Beside::Guest || disk.idle_for() >= idle_after;

@@ -119,6 +119,11 @@ impl<'a> Maintenance<'a> {
         (self.disk.image.map().present()).filter(move |(_, slot)| *slot < end)
     }
 
+    /// How many blocks have a slot.
+    pub(crate) fn present_count(self) -> u64 {
+        self.disk.image.map().present_count()
+    }
+
     /// Bytes of zeros inside blocks that are not dead, that the host may still store.
     pub(crate) fn zeros_inside(self, book: Option<&FreeBook>) -> u64 {
         self.disk.known(book).punchable_bytes()
