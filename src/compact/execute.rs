@@ -1,33 +1,75 @@
 //! Carries a compaction out, one bounded step at a time. `compact/mod.rs` has the order of writes.
+//!
+//! # What a step may hold up
+//! A step has a [`Budget`]. What a guest can meet of it:
+//! * *scan*, *compare*: nobody waits. A piece of a block is read; its gate is taken for as long as noting what
+//!   was found takes.
+//! * *drop*: at most 16 gates over one commit, which waits for no sync: room in a VHDX's log is made before
+//!   ([`crate::image::Image::prepare_commit`]).
+//! * *move*: nobody waits for a copy, made in pieces over many steps; beside a guest each piece is written
+//!   back, so that a flush of the guest finds one at most. In the end 16 gates, over one commit, of
+//!   which only one is waited for.
+//! * *punch*: one block's gate, while a number of runs of zeros in it are punched.
+//! * *cut*, *clean*: nobody who allocates waits for a sync. What the host stores of the space that is cut off is
+//!   punched away before, in pieces.
+//!
+//! # What a run remembers while guests go on
+//! Nothing that it knows from an earlier step is acted on without another look under the gate of the block, or
+//! the lock of the space, that it is about: a block that is to be dropped is dead still, one that is to be
+//! moved is where it was, its target is free. What is free by the guest's filesystems counts only while nobody
+//! has written since. So guests may do anything between two steps. What a run has not come to, or found in
+//! a guest's way, the next one looks at: it starts with what is new since, not with the disk
+//! ([`Compactor::of_news`]).
 
 mod drop;
+mod look;
+mod moves;
 mod punch;
+mod report;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use rangemap::RangeSet;
 
-use super::freed::{Freed, free_in_parents};
-use super::plan::{Move, Plan, plan, without};
-use super::report::{CompactReport, part_reports, stored_in_free_space};
+use super::freed::Freed;
+use super::pace::IDLE_STEP;
+use super::plan::Move;
+use super::report::CompactReport;
 use super::{CompactError, CompactOptions, LastWord, Phase, Progress};
-use crate::disk::{
-    Added, Announcement, Comparison, Disk, FreeBook, Relocation, Scanned, Scanner, drop_if_same,
-};
-use crate::error::DiskError;
-use crate::format::{DiskType, Format};
+use crate::disk::{Announcement, Disk, FreeBook, Relocation, Scanner};
+use crate::format::DiskType;
 use crate::guest::Rest;
-use crate::image::Frame;
+use crate::image::Cut;
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
 
-/// Bytes that a step scans at most.
-const SCAN_STEP: u64 = 1 << 20;
-/// Bytes of slots that a batch of moves copies at most; at least one slot.
-const MOVE_BATCH: u64 = 32 << 20;
-/// Bytes that are copied between two looks whether to go on.
-const COPY_PIECE: u64 = 4 << 20;
+/// What one step may take of the time of a device, and of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Bytes that are read, or copied, about.
+    pub(crate) bytes: u64,
+    /// Whether a guest may be at the disk: then a step does one thing, and leaves little for a sync to do.
+    pub(crate) beside_guest: bool,
+}
+
+impl Budget {
+    /// Where nobody waits for anything.
+    pub(crate) const IDLE: Self = Self {
+        bytes: IDLE_STEP,
+        beside_guest: false,
+    };
+
+    /// Bytes that are given back to the host: that costs a small part of copying them.
+    fn given_back(self) -> u64 {
+        match self.beside_guest {
+            true => self.bytes.saturating_mul(64),
+            false => u64::MAX,
+        }
+    }
+}
 
 /// Whether there is more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +88,16 @@ enum Room {
     None,
 }
 
-/// A compaction under way. The caller holds the disk's `compacting` lock, or is the only one.
+/// The blocks that a run is about.
+#[derive(Clone, Debug)]
+enum Scope {
+    /// Whatever has a slot.
+    All,
+    /// Those in which something was new.
+    Blocks(Vec<BlockIndex>),
+}
+
+/// A compaction under way. The caller holds the disk's turn in every step, or is the only one.
 #[derive(Debug)]
 pub(crate) struct Compactor {
     disk: Arc<Disk>,
@@ -54,19 +105,29 @@ pub(crate) struct Compactor {
     /// How sure filesystems must be to be at rest, to be believed.
     rest: Rest,
     phase: Phase,
+    /// `None` until the first look.
+    scope: Option<Scope>,
+    /// Whether the run is about what is new since the last one of that kind, and which is then its to do.
+    is_of_news: bool,
     /// What the guest's filesystems call free, while that is believed.
     freed: Option<Freed>,
     /// The blocks that the phase still has to look at; the next one is first.
     queue: VecDeque<BlockIndex>,
     moves: VecDeque<Move>,
+    /// The moves that are being made.
+    batch: Option<Relocation>,
     /// Of blocks of metadata, when no other move is left.
     metadata_moves: VecDeque<(FileRange, FileOffset)>,
     /// Blocks that hold what the parent has, but for what is free: to be dropped, or only counted.
     same: HashSet<BlockIndex>,
-    /// Blocks without a slot that keep one for themselves, to be given up.
-    kept: HashSet<BlockIndex>,
+    /// How often a move of each block was given up, because a guest was at it.
+    given_up: HashMap<BlockIndex, u8>,
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
+    /// Whether the file may be longer than it need be.
+    to_cut: bool,
+    /// How often the block at the front of the queue was punched in part.
+    punched: u32,
     total: u64,
     /// How far the host's lack of room has gone.
     room: Room,
@@ -87,8 +148,10 @@ pub(crate) struct Compactor {
     asked: Option<Instant>,
     /// Bytes that stay free at the end of the file.
     spare: u64,
-    /// Bytes that the step goes through at most.
-    budget: u64,
+    /// Bytes that were copied, for nothing or not.
+    copied: u64,
+    /// Bytes that the file might be shorter by, if it were not so dear to move what is in the way.
+    too_dear: u64,
 }
 
 impl Compactor {
@@ -119,7 +182,7 @@ impl Compactor {
             disk.maintenance().check_writable()?;
         }
         let (length_before, allocated_before) = disk.size_at_open();
-        let mut compactor = Self {
+        Ok(Self {
             disk,
             options,
             rest: match options.replay_journal {
@@ -127,13 +190,21 @@ impl Compactor {
                 false => Rest::Unmarked,
             },
             phase: Phase::Survey,
+            scope: None,
+            is_of_news: false,
             freed: None,
             queue: VecDeque::new(),
             moves: VecDeque::new(),
+            batch: None,
             metadata_moves: VecDeque::new(),
             same: HashSet::new(),
-            kept: HashSet::new(),
+            given_up: HashMap::new(),
             moved_since_plan: false,
+            to_cut: false,
+            punched: 0,
+            spare: 0,
+            copied: 0,
+            too_dear: 0,
             total: 0,
             room: Room::Enough,
             without_room: 0,
@@ -149,18 +220,19 @@ impl Compactor {
             announcement: Announcement::default(),
             last_word: None,
             asked: None,
-            spare: 0,
-            budget: 0,
-        };
-        if !options.fs_aware {
-            compactor.begin_scan();
-        }
-        Ok(compactor)
+        })
     }
 
     /// Believes only filesystems that would say on the disk that they are mounted.
     pub(crate) fn cautious(mut self) -> Self {
         self.rest = Rest::Unmounted;
+        self
+    }
+
+    /// Looks only at what is new since the last run of that kind, of which there is one at a time: in the
+    /// background. What it does not come to is new for the next one. Its report does not explain what stays.
+    pub(crate) fn of_news(mut self) -> Self {
+        self.is_of_news = true;
         self
     }
 
@@ -177,7 +249,7 @@ impl Compactor {
 
     /// Bytes that were read and copied so far.
     pub(crate) fn bytes_done(&self) -> u64 {
-        self.scanner.bytes_read + self.report.bytes_moved
+        self.scanner.bytes_read + self.copied
     }
 
     /// Reports sizes as of now instead of as of the disk's opening.
@@ -220,19 +292,26 @@ impl Compactor {
     /// The disk's. What was reserved is given back.
     pub(crate) fn step(
         &mut self,
-        budget: u64,
+        budget: Budget,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Step, CompactError> {
-        self.budget = budget;
-        match self.phase {
-            Phase::Survey => self.survey_step(go_on)?,
-            Phase::Scan => self.scan_step(go_on)?,
-            Phase::Drop => self.drop_step(go_on)?,
-            Phase::Move => self.move_step(go_on)?,
-            Phase::Punch => self.punch_step(go_on)?,
-            Phase::Done => {}
+        if self.to_cut {
+            let cut = Cut {
+                spare: self.spare,
+                most: budget.given_back(),
+            };
+            self.to_cut = self.disk.maintenance().cut(cut)?;
+        } else {
+            match self.phase {
+                Phase::Survey => self.survey_step(go_on)?,
+                Phase::Scan => self.scan_step(budget, go_on)?,
+                Phase::Drop => self.drop_step(go_on)?,
+                Phase::Move => self.move_step(budget, go_on)?,
+                Phase::Punch => self.punch_step(budget, go_on)?,
+                Phase::Done => {}
+            }
         }
-        Ok(if self.phase == Phase::Done {
+        Ok(if self.phase == Phase::Done && !self.to_cut {
             Step::Done
         } else {
             Step::More
@@ -245,305 +324,50 @@ impl Compactor {
         self.queue = queue;
     }
 
-    // ---- survey
-
-    fn survey_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        let alone = || !self.disk.has_writers() && go_on();
-        if self.disk.has_writers() {
-            self.report.not_surveyed = Some("somebody has the disk open for writing".to_owned());
-        } else {
-            let freed = Freed::find(&self.disk, self.options.free_swap, self.rest, &alone)?;
-            self.report.bytes_read += freed.survey().evidence.bytes();
-            self.report.parts = part_reports(freed.survey());
-            self.freed = Some(freed);
-        }
-        self.begin_scan();
-        Ok(())
-    }
-
     /// What counts as zero though it is not.
     fn book(&self) -> Option<&FreeBook> {
         self.freed.as_ref().map(|freed| &freed.book)
     }
 
-    fn begin_scan(&mut self) {
-        let queue = if self.options.scan {
-            self.to_scan()
-        } else {
-            VecDeque::new()
+    /// The blocks that the run is about, as far as they have a slot, with it.
+    fn blocks(&self) -> Box<dyn Iterator<Item = (BlockIndex, FileOffset)> + '_> {
+        let disk = self.disk.maintenance();
+        match &self.scope {
+            Some(Scope::Blocks(blocks)) => {
+                let present =
+                    (blocks.iter()).filter_map(move |block| Some((*block, disk.slot_of(*block)?)));
+                Box::new(present)
+            }
+            Some(Scope::All) | None => Box::new(disk.slots()),
+        }
+    }
+
+    /// The blocks that the run is about and with which there is something to be done, by what is known now.
+    fn unfinished(&self) -> Vec<BlockIndex> {
+        let disk = self.disk.maintenance();
+        let is_unfinished = |block: BlockIndex, slot: FileOffset| {
+            self.is_dead(block)
+                || self.scanner.wants(&self.disk, self.book(), block)
+                || self.punches() && disk.is_worth_punching(block, slot, self.book())
         };
-        self.enter(Phase::Scan, queue);
+        let blocks = self
+            .blocks()
+            .filter(|(block, slot)| is_unfinished(*block, *slot));
+        blocks.map(|(block, _)| block).collect()
     }
+}
 
-    /// The blocks of which a scan would find out something that matters, in order of their places,
-    /// so that the host reads ahead.
-    fn to_scan(&self) -> VecDeque<BlockIndex> {
-        self.slots()
-            .into_iter()
-            .map(|(_, block)| block)
-            .filter(|block| self.compares() || self.scanner.wants(&self.disk, self.book(), *block))
-            .collect()
-    }
-
-    /// Whether blocks are compared with what the parent has.
-    fn compares(&self) -> bool {
-        self.options.drop_identical && self.disk.parent().is_some()
-    }
-
-    fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
-        let present = self.disk.maintenance().slots();
-        let mut slots: Vec<_> = present.map(|(block, slot)| (slot, block)).collect();
-        slots.sort_unstable();
-        slots
-    }
-
-    /// The blocks with a slot that they need not have.
-    fn dead(&self) -> impl Iterator<Item = BlockIndex> + '_ {
-        let present = self.disk.maintenance().slots().map(|(block, _)| block);
-        present.filter(|block| {
-            self.same.contains(block)
-                || (self.disk.maintenance().reads_without(*block, self.book())).is_some()
-        })
-    }
-
-    /// What is left to do now, as known.
-    pub(crate) fn plan(&self) -> Plan {
-        let dead: HashSet<BlockIndex> = self.dead().collect();
-        let live = without(&self.slots(), &dead);
-        let frame = self.frame(&dead);
-        let shape = self.disk.geometry().slot;
-        if self.options.move_blocks {
-            plan(&live, &frame, shape)
-        } else {
-            let ends = live
-                .last()
-                .map(|(start, _)| start.plus(shape.len))
-                .into_iter();
-            let ends = ends.chain(frame.pinned.iter().map(|range| range.end()));
-            let ends = ends.chain(frame.movable.iter().map(|range| range.end()));
-            Plan {
-                moves: Vec::new(),
-                metadata_moves: Vec::new(),
-                end: ends.fold(frame.start, FileOffset::max),
-            }
+impl Drop for Compactor {
+    /// What was not come to is new for the next run.
+    fn drop(&mut self) {
+        if !self.is_of_news || self.phase == Phase::Done {
+            return;
         }
-    }
-
-    /// What the file's end depends on, once `dead` blocks are gone.
-    fn frame(&self, dead: &HashSet<BlockIndex>) -> Frame {
-        self.disk
-            .maintenance()
-            .frame(&|block| dead.contains(&block))
-    }
-
-    /// Bytes that the file's length, and the host's storage inside blocks, would lose now.
-    pub(crate) fn reclaimable(&self) -> u64 {
-        let planned = self.plan();
-        let planned = planned.file_len(&self.disk.maintenance().frame(&|_| false));
-        let inside = if self.punches() {
-            self.disk.maintenance().zeros_inside(self.book())
-        } else {
-            0
-        };
-        (self.disk.file_len())
-            .saturating_sub(planned.saturating_add(self.spare))
-            .saturating_add(inside)
-    }
-
-    // ---- scan
-
-    fn scan_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        let mut left = SCAN_STEP.min(self.budget);
-        while let Some(block) = self.queue.front().copied() {
-            if left == 0 {
-                return Ok(());
-            }
-            if self.compares() && !self.compared(block, &mut left, go_on)? {
-                self.queue.pop_front();
-                continue;
-            }
-            let book = self.freed.as_ref().map(|freed| &freed.book);
-            let scanned = if self.scanner.wants(&self.disk, book, block) {
-                self.scanner.scan(&self.disk, book, block, left)?
-            } else {
-                Scanned::Nothing
-            };
-            match scanned {
-                Scanned::Bytes(bytes) => left = left.saturating_sub(bytes),
-                Scanned::Nothing => {
-                    self.queue.pop_front();
-                    self.comparing = None;
-                }
-            }
+        let disk = self.disk.maintenance();
+        match &self.scope {
+            Some(Scope::Blocks(blocks)) => blocks.iter().for_each(|block| disk.note_news(*block)),
+            Some(Scope::All) => disk.note_all_news(),
+            None => {}
         }
-        if self.options.dry_run {
-            self.phase = Phase::Done;
-        } else {
-            let kept = self.disk.maintenance().kept_for();
-            self.kept = kept.into_iter().map(|(_, block)| block).collect();
-            let dead = self.dead().chain(self.kept.iter().copied()).collect();
-            self.enter(Phase::Drop, dead);
-        }
-        Ok(())
-    }
-
-    /// Compares a block with the parent, once; says whether it stays.
-    fn compared(
-        &mut self,
-        block: BlockIndex,
-        left: &mut u64,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<bool, CompactError> {
-        if self.comparing == Some(block) {
-            return Ok(true);
-        }
-        let parents_free = match self.parents_free.take() {
-            Some(known) => known,
-            None => free_in_parents(&self.disk, go_on)?,
-        };
-        let parents_free = self.parents_free.insert(parents_free);
-        self.comparing = Some(block);
-        let before = self.scanner.bytes_read;
-        let how = Comparison {
-            book: self.freed.as_ref().map(|freed| &freed.book),
-            parents_free,
-            dry_run: self.options.dry_run,
-            go_on,
-        };
-        let same = drop_if_same(&self.disk, block, how, &mut self.scanner.bytes_read)?;
-        *left = left.saturating_sub(self.scanner.bytes_read - before);
-        if same && self.freed.is_none() && !self.options.dry_run {
-            // Gone already; what a guest puts there from now on is its own again.
-            self.report.blocks_dropped += 1;
-        } else if same {
-            self.same.insert(block);
-        }
-        Ok(!same)
-    }
-
-    // ---- move
-
-    fn plan_moves(&mut self) -> Result<(), CompactError> {
-        let plan = self.plan();
-        let moves: VecDeque<Move> = plan.moves.into();
-        self.metadata_moves = plan.metadata_moves.into();
-        if moves.is_empty() && self.metadata_moves.is_empty() {
-            self.disk.maintenance().sync()?;
-            self.disk.maintenance().cut(self.spare)?;
-            let queue = if self.punches() {
-                self.to_punch()
-            } else {
-                VecDeque::new()
-            };
-            self.enter(Phase::Punch, queue);
-        } else {
-            self.enter(Phase::Move, VecDeque::new());
-            self.total = u64_from(moves.len()) * self.disk.geometry().block_size;
-        }
-        self.moves = moves;
-        self.moved_since_plan = false;
-        Ok(())
-    }
-
-    fn move_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
-        if let (None, Some((from, to))) = (self.moves.front(), self.metadata_moves.pop_front()) {
-            self.moved_since_plan |= self.disk.maintenance().move_metadata(from, to)?;
-            return Ok(());
-        }
-        if self.moves.is_empty() {
-            if self.moved_since_plan {
-                return self.plan_moves();
-            }
-            // Every move of the plan was in a guest's way, or needed space: not now.
-            self.skipped = true;
-            if self.room == Room::None {
-                self.without_room = u64_from(self.plan().moves.len());
-            }
-            self.disk.maintenance().cut(self.spare)?;
-            self.enter(Phase::Punch, VecDeque::new());
-            return Ok(());
-        }
-        let mut batch = self.take_batch();
-        while go_on() && batch.advance(COPY_PIECE) {}
-        let takes_space = batch.takes_space();
-        let (moved, concluded) = batch.conclude();
-        self.report.blocks_moved += moved.blocks;
-        self.report.bytes_moved += moved.blocks * self.disk.geometry().slot.len;
-        self.moved_since_plan |= moved.blocks > 0;
-        let disk = Arc::clone(&self.disk);
-        match concluded {
-            Err(DiskError::NoSpace(_)) if self.room != Room::None => {
-                let made = self.room == Room::Enough && disk.maintenance().make_room()?;
-                self.room = if made { Room::Made } else { Room::None };
-                return self.plan_moves();
-            }
-            other => other?,
-        }
-        if takes_space {
-            disk.maintenance().cut(self.spare)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the targets of the next moves. One of them may take new host space.
-    fn take_batch(&mut self) -> Relocation {
-        let slot_len = self.disk.geometry().slot.len;
-        let mut batch = Relocation::new(Arc::clone(&self.disk));
-        while let Some(step) = self.moves.front().copied() {
-            if !batch.is_empty() && batch.bytes() + slot_len > MOVE_BATCH {
-                break;
-            }
-            let may_take_space = self.room != Room::None && !batch.takes_space();
-            match batch.add(step, may_take_space) {
-                Added::Taken | Added::Stale => {}
-                Added::TakesSpace if self.room == Room::None => {}
-                Added::TakesSpace | Added::Full => break,
-            }
-            self.moves.pop_front();
-        }
-        batch
-    }
-
-    /// What was done, with the sizes as they are now; of a dry run, as they would be.
-    pub(crate) fn into_report(mut self) -> Result<CompactReport, DiskError> {
-        let disk = Arc::clone(&self.disk);
-        let disk = &*disk;
-        let dead: HashSet<BlockIndex> = self.dead().collect();
-        let live = without(&self.slots(), &dead);
-        let planned = self.plan();
-        let frame = self.frame(&dead);
-        if self.options.dry_run {
-            for block in &dead {
-                if disk.maintenance().gives_up_free(*block, self.book()) {
-                    self.count_reclaimed(*block);
-                }
-            }
-        }
-        let punched = match self.options.dry_run && self.punches() {
-            true => self.ranges_to_punch(&live),
-            false => Vec::new(),
-        };
-        let gives_up_free = |block| disk.maintenance().gives_up_free(block, self.book());
-        let loses_free =
-            dead.iter().copied().any(gives_up_free) || self.freed.is_some() && !punched.is_empty();
-        let report = &mut self.report;
-        report.new_identity = self.announcement.new_identity;
-        report.bytes_read += self.scanner.bytes_read;
-        if self.options.dry_run {
-            report.new_identity = loses_free && disk.geometry().format == Format::Vhdx;
-            report.length_after = planned.file_len(&frame);
-            report.blocks_dropped = u64_from(dead.len() + disk.maintenance().kept_for().len());
-            report.blocks_moved = u64_from(planned.moves.len());
-            report.bytes_moved = report.blocks_moved * disk.geometry().slot.len;
-            let freed = stored_in_free_space(disk, &dead, punched.into_iter())?;
-            report.allocated_after = report.allocated_before.saturating_sub(freed);
-        } else {
-            report.length_after = disk.file_len();
-            report.allocated_after = disk.allocated_bytes()?;
-        }
-        let live: Vec<_> = live.iter().map(|(_, block)| *block).collect();
-        let book = self.freed.as_ref().map(|freed| &freed.book);
-        report.explain(disk, &frame, book, &live);
-        Ok(self.report)
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::ahead::Ahead;
-use super::execute::{Compactor, Step};
+use super::execute::{Budget, Compactor, Step};
 use super::pace::{Beside, LowSpace, Pace};
 use super::{CompactError, CompactOptions, CompactReport, LastWord, Phase};
 use crate::disk::Disk;
@@ -243,7 +243,7 @@ impl IdleWork {
         if self.disk.maintenance().punchable_free() < self.min_reclaim().max(1) {
             return Next::Wait(wait);
         }
-        match self.disk.maintenance().punch_free() {
+        match self.disk.maintenance().punch_free(u64::MAX) {
             Ok(_) => Next::Wait(wait),
             Err(error) => Next::Failed(error.into()),
         }
@@ -267,7 +267,7 @@ impl IdleWork {
         };
         let compactor = Compactor::new(Arc::clone(&self.disk), options)?;
         Ok(Run {
-            compactor: (compactor.cautious())
+            compactor: (compactor.cautious().of_news())
                 .asking(self.last_word.clone())
                 .measured_from_now()?,
             count,
@@ -329,7 +329,10 @@ impl IdleWork {
         go_on: &dyn Fn() -> bool,
     ) -> Result<(Step, Option<Duration>), CompactError> {
         let (disk, idle_after) = (&self.disk, self.policy.idle_after);
-        let budget = self.pace.lock().budget(beside);
+        let budget = Budget {
+            bytes: self.pace.lock().budget(beside),
+            beside_guest: beside == Beside::Guest,
+        };
         run.compactor.keep_ahead(self.spare());
         let before = run.compactor.bytes_done();
         // A guest that comes back to an idle disk finds a step as long as one of an active guest.

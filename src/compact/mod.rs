@@ -21,18 +21,21 @@
 //! What is here decides what is done to which block, and when. How it is done beside a guest is the business
 //! of the room that [`crate::disk`] has for maintenance.
 //!
-//! All of it runs in bounded steps beside guest I/O, and may stop after each. [`Operation`] runs the
-//! steps on a thread until they are done; [`IdleWork`] runs them while a disk is idle.
+//! All of it runs in bounded steps beside guest I/O, and may stop after each; `execute.rs` says what a step
+//! may hold up. [`Operation`] runs the steps on a thread until they are done; [`IdleWork`] runs them in the
+//! background.
 //!
 //! # Moving a block, crash-safely
 //! 1. Reserve the target: free, and named by no durable table entry.
-//! 2. Watch the block. A guest that writes to it from here on wins: the move is given up.
-//! 3. Copy the whole slot, and sync. Both copies are the same and durable.
-//! 4. Under the block's gate, if the watch is untouched: write the table entry and the map. From
-//!    here on the guest writes to the copy; its next flush covers the entry.
-//! 5. Sync. Only then is the old slot free, to be reused, punched or cut off.
+//! 2. Watch the block. A guest that writes to it from here on wins: the move of this block is given up.
+//! 3. Copy the whole slot, in pieces, and do so with the others of the batch; then sync. Both copies of each
+//!    are the same and durable.
+//! 4. Under the gates of the blocks whose watches are untouched, 16 at most: write the table entries, in one
+//!    commit, and the map. From here on the guest writes to the copies; its next flush covers the entries.
+//! 5. Sync. Only then are the old slots free, to be reused, punched or cut off.
 //!
-//! A cut at any point leaves an entry that names the old or the new slot, each with the block's last
+//! Any number of steps may lie between, in which guests do what they like. A cut at any point leaves an entry
+//! that names the old or the new slot, each with the block's last
 //! flushed content or later writes. Host space grows by at most one slot: a batch takes at most one
 //! target that the host does not already store, and the file is cut before the next batch.
 
@@ -57,7 +60,7 @@ pub use report::{CompactReport, Kept, PartReport};
 
 use crate::disk::Disk;
 use crate::format::DiskType;
-use execute::{Compactor, Step};
+use execute::{Budget, Compactor, Step};
 
 /// What a compaction does.
 #[derive(Clone, Copy, Debug)]
@@ -285,7 +288,7 @@ impl Disk {
             ..CompactOptions::default()
         };
         let mut compactor = Compactor::new(Arc::clone(self), options)?;
-        while compactor.step(pace::IDLE_STEP, &|| true)? == Step::More {}
+        while compactor.step(Budget::IDLE, &|| true)? == Step::More {}
         Ok(())
     }
 }
@@ -317,7 +320,7 @@ pub(crate) fn run(
         if !go_on() {
             return Err(ended(CompactError::Cancelled));
         }
-        if (compactor.step(pace::IDLE_STEP, &go_on)).map_err(ended)? == Step::Done {
+        if compactor.step(Budget::IDLE, &go_on).map_err(ended)? == Step::Done {
             shared.publish(compactor.progress());
             return match compactor.without_room() {
                 0 => Ok(compactor.into_report()?),

@@ -1,11 +1,15 @@
 //! Which blocks to move where, so that the file ends as early as its format allows. Pure.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
 
 pub use crate::disk::Move;
 use crate::image::Frame;
 use crate::map::SlotShape;
 use crate::units::{BlockIndex, FileOffset, FileRange, round_up};
+
+#[cfg(test)]
+mod tests;
 
 /// The moves of a compaction and what they lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,25 +93,115 @@ fn next_moves(
             }
         }
     }
-    let mut metadata_moves = Vec::new();
-    if moves.is_empty() {
-        let mut sources = frame.movable.iter().rev().peekable();
-        'others: for gap in gaps(slots, frame, shape) {
-            let mut at = FileOffset::new(round_up(gap.start.get(), frame.align));
-            while let Some(from) = sources.peek() {
-                if from.start <= at {
-                    break 'others;
-                }
-                if at.plus(from.len) > gap.end() {
-                    break;
-                }
-                metadata_moves.push((**from, at));
-                at = at.plus(from.len);
-                sources.next();
+    let metadata_moves = match moves.is_empty() {
+        true => metadata_moves(gaps(slots, frame, shape), frame),
+        false => Vec::new(),
+    };
+    (moves, metadata_moves)
+}
+
+/// The blocks of metadata that go to lower free space, where that is in the `free` ranges, which are sorted.
+pub(crate) fn metadata_moves(
+    free: impl IntoIterator<Item = FileRange>,
+    frame: &Frame,
+) -> Vec<(FileRange, FileOffset)> {
+    let mut moves = Vec::new();
+    let mut sources = frame.movable.iter().rev().peekable();
+    for gap in free {
+        let mut at = FileOffset::new(round_up(gap.start.get(), frame.align));
+        while let Some(from) = sources.peek() {
+            if from.start <= at {
+                return moves;
             }
+            if at.plus(from.len) > gap.end() {
+                break;
+            }
+            moves.push((**from, at));
+            at = at.plus(from.len);
+            sources.next();
         }
     }
-    (moves, metadata_moves)
+    moves
+}
+
+/// Which moves [`plan_top`] makes of those that it could.
+#[derive(Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    /// How many, at most.
+    pub(crate) most: usize,
+    /// Whether a block stays where it is in any case.
+    pub(crate) stays: &'a dyn Fn(BlockIndex) -> bool,
+    /// How often a block is written to: of the hottest the copies are soonest for nothing.
+    pub(crate) heat: &'a dyn Fn(BlockIndex) -> u8,
+}
+
+/// The moves of [`plan`] for the last blocks of a file, and what they lead to if metadata is not in the way.
+/// The coldest blocks come first.
+///
+/// Costs one pass over `slots`, which may be in any order, where there is a place in the `free` ranges at all,
+/// which are sorted; nothing otherwise.
+pub(crate) fn plan_top(
+    slots: impl Iterator<Item = (BlockIndex, FileOffset)>,
+    free: &[FileRange],
+    frame: &Frame,
+    shape: SlotShape,
+    choice: Choice<'_>,
+) -> Plan {
+    let mut moves = Vec::new();
+    let places = free.iter().flat_map(|run| shape.places(*run));
+    let mut places = places.take(choice.most).peekable();
+    let mut ends: Vec<_> = frame.pinned.iter().map(|range| range.end()).collect();
+    if places.peek().is_some() {
+        let (sources, stays) = last_of(slots, choice);
+        ends.extend(stays.map(|slot| slot.plus(shape.len)));
+        let mut sources = sources.into_iter().peekable();
+        while let (Some((from, block)), Some(to)) = (sources.peek().copied(), places.peek())
+            && *to < from
+        {
+            let to = *to;
+            moves.push(Move { block, from, to });
+            ends.push(to.plus(shape.len));
+            sources.next();
+            places.next();
+        }
+        ends.extend(sources.peek().map(|(slot, _)| slot.plus(shape.len)));
+    }
+    moves.sort_by_key(|step| (choice.heat)(step.block));
+    Plan {
+        moves,
+        metadata_moves: Vec::new(),
+        end: ends.into_iter().fold(frame.start, FileOffset::max),
+    }
+}
+
+/// The last slots that may be moved from, from the end down, one more than may be; and the last of those that
+/// stay.
+fn last_of(
+    slots: impl Iterator<Item = (BlockIndex, FileOffset)>,
+    choice: Choice<'_>,
+) -> (Vec<(FileOffset, BlockIndex)>, Option<FileOffset>) {
+    let mut last = BinaryHeap::new();
+    let mut stays: Option<FileOffset> = None;
+    for (block, slot) in slots {
+        let is_among_last = |(Reverse(least), _): &(Reverse<FileOffset>, _)| *least < slot;
+        if last.len() > choice.most && !last.peek().is_some_and(is_among_last) {
+            continue;
+        }
+        if (choice.stays)(block) {
+            stays = stays.max(Some(slot));
+            continue;
+        }
+        last.push((Reverse(slot), block));
+        if last.len() > choice.most + 1 {
+            last.pop();
+        }
+    }
+    let mut sources: Vec<_> = last
+        .into_iter()
+        .map(|(Reverse(slot), block)| (slot, block))
+        .collect();
+    sources.sort_unstable_by(|one, other| other.cmp(one));
+    (sources, stays)
 }
 
 /// The free ranges between the things in use, in order; none behind the last of them.
@@ -151,130 +245,4 @@ pub(crate) fn without(
         .filter(|(_, block)| !dead.contains(block))
         .copied()
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::units::SECTOR_SIZE;
-
-    const PACKED: SlotShape = SlotShape {
-        len: 4608,
-        header_len: 512,
-        align: 4096,
-        strict: false,
-    };
-
-    fn frame(start: u64) -> Frame {
-        Frame {
-            start: FileOffset::new(start),
-            pinned: Vec::new(),
-            trailer_len: 512,
-            movable: Vec::new(),
-            align: SECTOR_SIZE,
-        }
-    }
-
-    fn slots(places: &[u64]) -> Vec<(FileOffset, BlockIndex)> {
-        (0..)
-            .zip(places)
-            .map(|(n, at)| (FileOffset::new(*at), BlockIndex::new(n)))
-            .collect()
-    }
-
-    #[test]
-    fn nothing_to_do() {
-        let plan_of = |places: &[u64]| plan(&slots(places), &frame(2048), PACKED);
-        assert_eq!(
-            plan_of(&[]),
-            Plan {
-                moves: vec![],
-                metadata_moves: vec![],
-                end: FileOffset::new(2048)
-            }
-        );
-        assert_eq!(plan_of(&[2048, 6656]).moves, []);
-        assert_eq!(
-            plan_of(&[2048, 6656]).file_len(&frame(2048)),
-            6656 + 4608 + 512
-        );
-        assert_eq!(
-            plan_of(&[2048, 6656 + 3584]).moves,
-            [],
-            "a gap that no slot fits in"
-        );
-    }
-
-    #[test]
-    fn the_last_block_fills_the_first_hole() {
-        let planned = plan(
-            &slots(&[2048, 2048 + 2 * 4608, 2048 + 3 * 4608]),
-            &frame(2048),
-            PACKED,
-        );
-        assert_eq!(
-            planned.moves,
-            [Move {
-                block: BlockIndex::new(2),
-                from: FileOffset::new(2048 + 3 * 4608),
-                to: FileOffset::new(2048 + 4608),
-            }]
-        );
-    }
-
-    #[test]
-    fn pinned_space_is_left_alone_and_ends_the_file() {
-        let pin = FileRange::new(FileOffset::new(50_000), 700);
-        let pinned = Frame {
-            pinned: vec![pin],
-            ..frame(2048)
-        };
-        let planned = plan(&slots(&[60_000]), &pinned, PACKED);
-        assert_eq!(planned.moves.len(), 1);
-        assert_eq!(planned.end, pin.end());
-        assert_eq!(planned.file_len(&pinned), 51_200 + 512);
-    }
-
-    proptest! {
-        #[test]
-        fn plans_are_sound_and_leave_no_hole(
-            gaps in prop::collection::vec(0_u64..20, 0..40),
-            pin in prop::option::of(0_usize..40),
-            strict: bool,
-        ) {
-            let shape = SlotShape { strict, ..PACKED };
-            let mut at = 2048;
-            let mut places = Vec::new();
-            let mut frame = frame(2048);
-            for (n, gap) in gaps.iter().enumerate() {
-                at += gap * 512;
-                if pin == Some(n) {
-                    frame.pinned.push(FileRange::new(FileOffset::new(at), 1000));
-                    at += 1024;
-                }
-                places.push(at);
-                at += shape.len;
-            }
-            let before = slots(&places);
-            let planned = plan(&before, &frame, shape);
-            let mut after = before.clone();
-            for step in &planned.moves {
-                prop_assert!(step.to < step.from);
-                let target = FileRange::new(step.to, shape.len);
-                prop_assert!(before.iter().all(|(slot, _)| !FileRange::new(*slot, shape.len).overlaps(target)));
-                prop_assert!(frame.pinned.iter().all(|pin| !pin.overlaps(target)));
-                let place = after.iter_mut().find(|(slot, block)| (*slot, *block) == (step.from, step.block));
-                place.expect("a move of a block that is there").0 = step.to;
-            }
-            after.sort_unstable();
-            prop_assert!(after.windows(2).all(|pair| pair[0].0.plus(shape.len) <= pair[1].0));
-            let again = plan(&after, &frame, shape);
-            prop_assert_eq!(&again.moves, &[], "a second plan finds nothing");
-            prop_assert_eq!(again.end, planned.end);
-            let mut pins = frame.pinned.clone();
-            pins.retain(|pin| after.iter().any(|(slot, _)| *slot > pin.start));
-        }
-    }
 }

@@ -100,6 +100,10 @@ pub struct CompactReport {
     pub blocks_moved: u64,
     /// Bytes written for those moves.
     pub bytes_moved: u64,
+    /// Moves that were given up because a guest was at the block.
+    pub given_up: u64,
+    /// Bytes that were copied for moves that did not come about.
+    pub bytes_in_vain: u64,
     /// Bytes read to find out what is zero.
     pub bytes_read: u64,
     /// Bytes inside live blocks that were given back to the host.

@@ -244,6 +244,7 @@ impl Disk {
         }
         self.meter().note_allocated();
         self.tracker.forget(piece.block);
+        self.tracker.news().note(piece.block);
         self.image.commit(&[MapEdit::Place {
             block: piece.block,
             slot,

@@ -22,6 +22,8 @@ mod relocate;
 mod retire;
 mod same;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::Ordering;
 
@@ -38,8 +40,11 @@ pub(crate) use scan::{Scanned, Scanner};
 
 use super::{Disk, Tracker};
 use crate::error::DiskError;
-use crate::image::Frame;
+use crate::image::{Cut, Frame};
 use crate::units::{BlockIndex, FileOffset, FileRange};
+
+/// Blocks whose gates one operation holds at most, while it writes the block table.
+pub(crate) const MOST: usize = 16;
 
 /// The right to compact a disk, which one at a time has.
 pub(crate) type Turn<'a> = MutexGuard<'a, ()>;
@@ -124,6 +129,21 @@ impl<'a> Maintenance<'a> {
         self.disk.image.map().present_count()
     }
 
+    /// Blocks in which something is new since this was asked last; `None` where all are to be looked at.
+    pub(crate) fn take_news(self) -> Option<Vec<BlockIndex>> {
+        self.disk.tracker.news().take()
+    }
+
+    /// Has the next who asks for news look at `block`.
+    pub(crate) fn note_news(self, block: BlockIndex) {
+        self.disk.tracker.news().note(block);
+    }
+
+    /// Has the next who asks for news look at all blocks.
+    pub(crate) fn note_all_news(self) {
+        self.disk.tracker.news().note_all();
+    }
+
     /// Bytes of zeros inside blocks that are not dead, that the host may still store.
     pub(crate) fn zeros_inside(self, book: Option<&FreeBook>) -> u64 {
         self.disk.known(book).punchable_bytes()
@@ -193,21 +213,21 @@ impl Maintenance<'_> {
         self.disk.image.move_metadata(from, to)
     }
 
-    /// Cuts the free space at the end of the file off, but for `spare` bytes, once no durable table entry names
-    /// it.
+    /// Cuts the free space at the end of the file off, or comes nearer to it; says whether there is more.
     ///
     /// # Errors
     /// The image's.
-    pub(crate) fn cut(self, spare: u64) -> Result<(), DiskError> {
-        self.disk.image.shrink(spare)
+    pub(crate) fn cut(self, how: Cut) -> Result<bool, DiskError> {
+        self.disk.image.cut(how)
     }
 
-    /// Gives free space inside the file back to the host, a bounded part of it; says whether there is more.
+    /// Gives about `most` bytes of free space inside the file back to the host, and a bounded part in any
+    /// case; says whether there is more.
     ///
     /// # Errors
     /// The host's.
-    pub(crate) fn punch_free(self) -> Result<bool, DiskError> {
-        self.disk.image.punch_free()
+    pub(crate) fn punch_free(self, most: u64) -> Result<bool, DiskError> {
+        self.disk.image.punch_free(most)
     }
 
     /// Makes free space inside the file of use while the host is full; says whether there was any.

@@ -19,6 +19,7 @@ mod io;
 mod layout;
 mod maintenance;
 mod meter;
+mod news;
 pub(crate) mod parents;
 mod tracker;
 mod writers;
@@ -34,7 +35,7 @@ use parking_lot::Mutex;
 use crate::error::{DiskError, OpenError, OpenProblem, ParentProblem};
 use crate::format::parent::{Identity, ParentLink};
 pub use crate::format::{DiskType, Format};
-use crate::image::{self, Geometry, Image, ImageOptions};
+use crate::image::{self, Cut, Geometry, Image, ImageOptions};
 use crate::storage::Storage;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
@@ -44,8 +45,8 @@ use gate::{Gates, Watch};
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use maintenance::Move;
 pub(crate) use maintenance::{
-    Added, Announcement, Candidates, Comparison, Doubt, FreeBook, Hollow, Punched, Relocation,
-    Scanned, Scanner, drop_if_same,
+    Added, Announcement, Candidates, Comparison, Doubt, FreeBook, Hollow, MOST, Punched,
+    Relocation, Scanned, Scanner, drop_if_same,
 };
 #[cfg(test)]
 pub(crate) use meter::Latency;
@@ -365,9 +366,9 @@ impl Disk {
             return Ok(());
         }
         self.image.sync()?;
-        self.image.shrink(0)?;
+        self.image.cut(Cut::ALL)?;
         // What was discarded and not filled again takes no host space from here on.
-        while self.image.punch_free()? {}
+        while self.image.punch_free(u64::MAX)? {}
         self.image.settle()
     }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 use zerocopy::FromZeros;
 
+use super::news::News;
 use crate::units::{BlockIndex, GRANULE_SIZE, div_ceil, usize_from, usize_from_u32};
 
 /// What is known of a block as a whole.
@@ -83,6 +84,8 @@ pub(crate) struct Tracker {
     shards: Box<[Mutex<HashMap<BlockIndex, Granules>>]>,
     /// Granules in a block.
     granules: u64,
+    /// Blocks of which something is to be found out, or to be given back.
+    news: News,
 }
 
 fn bit(index: u64) -> (usize, u64) {
@@ -158,6 +161,7 @@ impl Tracker {
                 .expect("a byte for each of at most 2^26 blocks fits in memory"),
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
             granules: div_ceil(block_size, GRANULE_SIZE),
+            news: News::new(),
         }
     }
 
@@ -172,7 +176,13 @@ impl Tracker {
                 .map(|content| AtomicU8::new(content.load(Ordering::Acquire)))
                 .collect(),
             granules: self.granules,
+            news: News::new(),
         }
+    }
+
+    /// Blocks in which something is new.
+    pub(super) fn news(&self) -> &News {
+        &self.news
     }
 
     /// What is known of `block`.
@@ -218,6 +228,7 @@ impl Tracker {
         self.change(block, |granules, _| {
             touched.for_each(|index| granules.set(index, None))
         });
+        self.news.note(block);
     }
 
     /// `len` bytes from `within` on now read as zeros. `stored` says that the host may still keep
@@ -235,6 +246,7 @@ impl Tracker {
                 }
             }
         });
+        self.news.note(block);
     }
 
     /// A scan found granule `index` to be zero or not. `stored` as in [`Self::note_zero`].

@@ -48,7 +48,7 @@ pub use open::{ImageOptions, Opened, Probe, detect, glance, open, probe};
 pub use relink::{relink, renew_identity};
 pub use report::CheckReport;
 pub(crate) use report::Repair;
-pub(crate) use space::Space;
+pub(crate) use space::{Space, Tail};
 
 /// Sizes that do not change while an image is open.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +148,23 @@ impl MapEdit {
     }
 }
 
+/// How much of the free space at the end of a file is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of it that stay.
+    pub spare: u64,
+    /// Bytes that the host is to give up at a time, about; at least a slot.
+    pub most: u64,
+}
+
+impl Cut {
+    /// All of it, at once.
+    pub const ALL: Self = Self {
+        spare: 0,
+        most: u64::MAX,
+    };
+}
+
 /// What a compaction plans with: the space of the file that is not up to it.
 #[derive(Clone, Debug)]
 pub struct Frame {
@@ -231,6 +248,14 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// nothing, and the slots that they name are free again. Any other failure poisons the image.
     fn commit(&self, edits: &[MapEdit]) -> Result<(), DiskError>;
 
+    /// Does what the next commits would have to wait for the host's disk for, without keeping anybody else
+    /// from committing longer than that takes in any case: called before gates are taken that a guest may
+    /// want.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    fn prepare_commit(&self) -> Result<(), DiskError>;
+
     /// Announces a change of what a guest reads; called before each. Costs nothing but for the first
     /// since the image was opened or closed: of a VHDX, that is made known in its headers, durably,
     /// so that children of an earlier state no longer take it for their parent.
@@ -250,6 +275,13 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Notes that guest data was written, so that the next sync has something to do. Called after
     /// the write and before it is acknowledged.
     fn note_payload(&self);
+
+    /// Has the host write to its device what was written in `range`, as [`Storage::write_back`] does, so that
+    /// the next sync has less to do.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    fn write_back(&self, range: FileRange) -> Result<(), DiskError>;
 
     /// Makes everything that was written or committed before the call durable. Costs nothing when
     /// there was nothing; concurrent callers share one host sync.
@@ -277,19 +309,21 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// As [`Self::sync`].
     fn settle(&self) -> Result<(), DiskError>;
 
-    /// Cuts free space off the end of the file, but for `spare` bytes of it, or a little more. Durable with
-    /// the next sync.
+    /// Cuts free space off the end of the file, or has the host give up a part of it so that a later call
+    /// can; says whether there is more to be cut. Durable with the next sync. Nobody who allocates waits
+    /// for a sync of it.
     ///
     /// # Errors
     /// Where the host refuses; the file is then as it was, or longer than it need be.
-    fn shrink(&self, spare: u64) -> Result<(), DiskError>;
+    fn cut(&self, how: Cut) -> Result<bool, DiskError>;
 
-    /// Gives the host space of free ranges back to the host, a bounded part of it; says whether
-    /// there is more. Does nothing where hole punching is off.
+    /// Gives the host space of free ranges back to the host, about `most` bytes of it and a bounded part in
+    /// any case; says whether there is more. Does nothing where hole punching is off. Nobody who allocates
+    /// waits for it; what is being punched is nobody's meanwhile.
     ///
     /// # Errors
     /// Where the host refuses for another reason than that it cannot punch.
-    fn punch_free(&self) -> Result<bool, DiskError>;
+    fn punch_free(&self, most: u64) -> Result<bool, DiskError>;
 
     /// Makes free space inside the file of use when the host is full: gives all of it back to the
     /// host or, where hole punching is off, has some of it ready for [`Self::reserve`]. Says whether

@@ -7,14 +7,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Image, Reserved};
+use super::{Cut, Image, Reserved};
 use crate::error::DiskError;
 use crate::map::{FreeSpace, SlotShape};
 use crate::storage::Storage;
-use crate::units::{FileOffset, FileRange};
+use crate::units::{FileOffset, FileRange, round_up};
 
 /// The most bytes of free space that one call cleans or punches.
 const CLEAN_BATCH: u64 = 64 << 20;
+
+/// The free space at the end of a file, and what of it may be cut off now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// Nothing.
+    Nothing,
+    /// The host gave up a part of what it stored there: come again.
+    Hollowed,
+    /// This range, which is the caller's now.
+    Taken {
+        /// Up to the end of what can be free.
+        range: FileRange,
+        /// Whether there is more in front of it.
+        more: bool,
+    },
+}
 
 /// The space of one image's file.
 #[derive(Debug)]
@@ -22,12 +38,14 @@ pub(crate) struct Space {
     storage: Arc<dyn Storage>,
     shape: SlotShape,
     free: Mutex<FreeSpace>,
-    /// Held across the I/O that changes the file's length or cleans free space.
+    /// Held across the I/O that changes the file's length, or cleans free space for somebody who waits.
     length_lock: Mutex<()>,
     file_len: AtomicU64,
     punch_holes: bool,
     /// Cleared when the host says that it cannot punch holes.
     host_punches: AtomicBool,
+    /// Up to where the tail was punched, for being cut off; a hint.
+    hollowed: AtomicU64,
 }
 
 impl Space {
@@ -47,6 +65,7 @@ impl Space {
             file_len: AtomicU64::new(file_len),
             punch_holes,
             host_punches: AtomicBool::new(true),
+            hollowed: AtomicU64::new(0),
         }
     }
 
@@ -65,7 +84,7 @@ impl Space {
         self.free.lock()
     }
 
-    /// Keeps everybody else from changing the file's length and from cleaning free space.
+    /// Keeps everybody else from changing the file's length, and from cleaning free space for a slot.
     pub(crate) fn lock_length(&self) -> MutexGuard<'_, ()> {
         self.length_lock.lock()
     }
@@ -221,18 +240,18 @@ impl Space {
             return self.clean_dirty_slots(image);
         }
         let any = self.punchable() > 0;
-        while self.punch_some(image)? {}
+        while self.punch_some(image, CLEAN_BATCH)? {}
         Ok(any)
     }
 
-    /// Punches a batch of free ranges out of the host file; says whether there are more.
-    pub(crate) fn punch_some(&self, image: &dyn Image) -> Result<bool, DiskError> {
+    /// As [`Image::punch_free`]. The ranges are taken while they are punched, so that no lock is needed; who
+    /// wants a slot meanwhile gets another one.
+    pub(crate) fn punch_some(&self, image: &dyn Image, most: u64) -> Result<bool, DiskError> {
         image.check_writable()?;
         if !self.may_punch() || image.map().is_empty() {
             return Ok(false);
         }
-        let _length = self.lock_length();
-        let mut left = CLEAN_BATCH;
+        let mut left = most.clamp(1, CLEAN_BATCH);
         let mut batch = Vec::new();
         let mut more = false;
         {
@@ -257,6 +276,82 @@ impl Space {
                 Ok(false)
             }
             other => other.map(|any| any && more),
+        }
+    }
+
+    /// Takes what may be cut off now of the free space in front of `end`, where the file was seen to end:
+    /// whole multiples of `align`, at least `least` bytes.
+    ///
+    /// The host has work with a cut in proportion to what it stores there, and lets nobody write meanwhile.
+    /// So where that is more than `how` allows, it is punched away before, piece by piece; or, where that
+    /// cannot be, only a piece of the tail is taken.
+    pub(crate) fn take_tail(
+        &self,
+        end: FileOffset,
+        align: u64,
+        least: u64,
+        how: Cut,
+    ) -> Result<Tail, DiskError> {
+        let most = how.most.max(self.shape.len).max(least);
+        let Some(tail) = self.tail_beyond(end, align, how.spare) else {
+            return Ok(Tail::Nothing);
+        };
+        if tail.len < least {
+            return Ok(Tail::Nothing);
+        }
+        if tail.len > most && self.hollow_out(tail, most)? {
+            return Ok(Tail::Hollowed);
+        }
+        let bound = match self.may_punch() {
+            true => tail.start,
+            false => FileOffset::new(round_up(end.get().saturating_sub(most), align)),
+        };
+        let range = FileRange::between(tail.start.max(bound), end);
+        let more = range.start > tail.start;
+        match !range.is_empty() && self.free().take(range) {
+            true => Ok(Tail::Taken { range, more }),
+            false => Ok(Tail::Nothing),
+        }
+    }
+
+    /// The free space in front of `end`, but for `spare` bytes of it.
+    fn tail_beyond(&self, end: FileOffset, align: u64, spare: u64) -> Option<FileRange> {
+        let tail = self.free().tail(end)?;
+        let start = FileOffset::new(round_up(tail.start.plus(spare.min(tail.len)).get(), align));
+        (start < end).then_some(FileRange::between(start, end))
+    }
+
+    /// Has the host give up `most` bytes of what it stores in `tail`, which is free; says whether there were
+    /// any.
+    fn hollow_out(&self, tail: FileRange, most: u64) -> Result<bool, DiskError> {
+        if !self.may_punch() {
+            return Ok(false);
+        }
+        // Not what was punched before: some hosts cannot tell, or keep a block that is punched in part.
+        let from = (tail.start).max(FileOffset::new(self.hollowed.load(Ordering::Relaxed)));
+        let stored = match from < tail.end() {
+            true => (self.storage.next_data(from, tail.end()))
+                .map_err(|error| DiskError::io("look for holes in the file", error))?,
+            false => None,
+        };
+        let part = stored.map(|data| FileRange::new(data.start, data.len.min(most)));
+        let Some(part) = part.filter(|part| self.free().take(*part)) else {
+            // Nothing is left, or somebody was given a part of it.
+            self.hollowed.store(0, Ordering::Relaxed);
+            return Ok(false);
+        };
+        let punched = self.storage.punch_hole(part);
+        self.free().give_back(part);
+        match punched {
+            Ok(()) => {
+                self.hollowed.store(part.end().get(), Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.host_punches.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(DiskError::io("cut the file", error)),
         }
     }
 

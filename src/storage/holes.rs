@@ -197,6 +197,9 @@ mod tests {
             fn is_wanted(&self) -> bool {
                 false
             }
+            fn write_back(&self, range: FileRange) -> io::Result<()> {
+                self.0.write_back(range)
+            }
             fn sync(&self) -> io::Result<()> {
                 self.0.sync()
             }

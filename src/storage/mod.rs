@@ -105,6 +105,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// guests.
     fn is_wanted(&self) -> bool;
 
+    /// Has the host write what changed in `range` to its device, as far as it can, and waits for that.
+    /// Promises nothing of what is durable: it only spares the next [`Self::sync`] the work. An error is as
+    /// bad as one of a sync, and may be the only one that tells.
+    fn write_back(&self, range: FileRange) -> io::Result<()>;
+
     /// Makes every change that was complete when this was called durable, length included
     /// (`fdatasync`). An error leaves it unknown which of them are, and may undo the others: the caller
     /// must not go on, nor trust what it knows of the file.

@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::Compactor;
 use crate::compact::{CompactError, LastWord};
-use crate::disk::{Candidates, Doubt};
+use crate::disk::{Candidates, Doubt, MOST};
 use crate::units::{BlockIndex, u64_from};
 
 /// How long it does to have asked whether somebody reads what is free.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-
-/// Blocks that leave the table in one step; the entries of one sector.
-const DROP_BATCH: usize = 128;
 
 impl Compactor {
     pub(super) fn drop_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
@@ -20,19 +17,19 @@ impl Compactor {
             let disk = self.disk.maintenance();
             disk.drop_unused_metadata()?;
             disk.sync()?;
-            disk.cut(self.spare)?;
-            return self.plan_moves();
+            self.to_cut = true;
+            self.begin_moves();
+            return Ok(());
         }
         if !self.freed_still_holds(go_on)? {
             return Ok(());
         }
         let disk = Arc::clone(&self.disk);
-        let count = self.queue.len().min(DROP_BATCH);
+        let count = self.queue.len().min(MOST);
         let blocks: Vec<BlockIndex> = self.queue.drain(..count).collect();
         let candidates = Candidates {
             blocks: &blocks,
             same: &self.same,
-            kept: &self.kept,
             book: self.freed.as_ref().map(|freed| &freed.book),
         };
         let dropped = (disk.maintenance()).drop_blocks(candidates, &mut self.announcement)?;
@@ -43,7 +40,7 @@ impl Compactor {
                 return Ok(());
             }
         };
-        self.skipped |= !dropped.busy.is_empty();
+        dropped.busy.iter().for_each(|block| self.leave(*block));
         for (block, _) in dropped.blocks.iter().filter(|(_, was_free)| *was_free) {
             self.count_reclaimed(*block);
         }

@@ -3,13 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Compactor;
+use super::{Budget, Compactor};
 use crate::compact::{CompactError, Phase};
 use crate::disk::Punched;
 use crate::units::{BlockIndex, FileOffset, FileRange};
 
 /// Blocks whose zeros one step gives back.
 const PUNCH_BATCH: usize = 4;
+/// Beside a guest: runs of zeros in one block that one step punches, and the steps in which a block must be
+/// done; some hosts cannot tell what was punched before.
+const PUNCH_RUNS: usize = 64;
+const PUNCH_STEPS: u32 = 128;
 
 impl Compactor {
     /// Whether holes are punched in the file.
@@ -19,19 +23,23 @@ impl Compactor {
 
     pub(super) fn to_punch(&self) -> VecDeque<BlockIndex> {
         let disk = self.disk.maintenance();
-        (disk.slots())
+        (self.blocks())
             .filter(|(block, slot)| disk.is_worth_punching(*block, *slot, self.book()))
             .map(|(block, _)| block)
             .collect()
     }
 
-    pub(super) fn punch_step(&mut self, go_on: &dyn Fn() -> bool) -> Result<(), CompactError> {
+    pub(super) fn punch_step(
+        &mut self,
+        budget: Budget,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), CompactError> {
         if !self.punches() {
             self.phase = Phase::Done;
             return Ok(());
         }
         if self.queue.is_empty() {
-            if !self.disk.maintenance().punch_free()? {
+            if !self.disk.maintenance().punch_free(budget.given_back())? {
                 self.disk.maintenance().sync()?;
                 self.phase = Phase::Done;
             }
@@ -40,9 +48,14 @@ impl Compactor {
         if !self.freed_still_holds(go_on)? {
             return Ok(());
         }
-        let count = self.queue.len().min(PUNCH_BATCH);
+        let batch = if budget.beside_guest { 1 } else { PUNCH_BATCH };
+        let count = self.queue.len().min(batch);
+        let most = match budget.beside_guest && self.punched < PUNCH_STEPS {
+            true => PUNCH_RUNS,
+            false => usize::MAX,
+        };
         for block in self.queue.drain(..count).collect::<Vec<_>>() {
-            if !self.punch_block(block)? {
+            if !self.punch_block(block, most)? {
                 break;
             }
         }
@@ -51,12 +64,20 @@ impl Compactor {
 
     /// Gives the zeros of one block, and what is free of it, back to the host; says whether the next one may
     /// be gone on with.
-    fn punch_block(&mut self, block: BlockIndex) -> Result<bool, CompactError> {
+    fn punch_block(&mut self, block: BlockIndex, most: usize) -> Result<bool, CompactError> {
         let disk = Arc::clone(&self.disk);
         let book = self.freed.as_ref().map(|freed| &freed.book);
-        match (disk.maintenance()).punch_block(block, book, &mut self.announcement)? {
-            Ok(Punched::Bytes(bytes)) => self.report.bytes_punched += bytes,
-            Ok(Punched::Busy) => {}
+        let punched =
+            (disk.maintenance()).punch_block(block, most, book, &mut self.announcement)?;
+        self.punched += 1;
+        match punched {
+            Ok(Punched::Part(bytes)) => {
+                self.report.bytes_punched += bytes;
+                self.queue.push_front(block);
+                return Ok(false);
+            }
+            Ok(Punched::All(bytes)) => self.report.bytes_punched += bytes,
+            Ok(Punched::Busy) => self.leave(block),
             // Then no block can be: do not ask again.
             Ok(Punched::Unsupported) => self.queue.clear(),
             Err(doubt) => {
@@ -64,6 +85,7 @@ impl Compactor {
                 return Ok(false);
             }
         }
+        self.punched = 0;
         Ok(true)
     }
 

@@ -8,8 +8,7 @@
 use std::sync::Arc;
 
 use super::Turn;
-use crate::compact::execute::{Compactor, Step};
-use crate::compact::pace::IDLE_STEP;
+use crate::compact::execute::{Budget, Compactor, Step};
 use crate::compact::plan::plan;
 use crate::compact::{CompactError, CompactReport, Phase};
 use crate::disk::Disk;
@@ -82,7 +81,7 @@ pub(super) fn pack(
         loop {
             turn.shared.publish(compactor.progress());
             turn.go_on()?;
-            if compactor.step(IDLE_STEP, &|| turn.goes_on())? == Step::Done {
+            if compactor.step(Budget::IDLE, &|| turn.goes_on())? == Step::Done {
                 break;
             }
         }

@@ -10,8 +10,10 @@ use crate::units::{BlockIndex, FileOffset, FileRange, GRANULE_SIZE, div_ceil};
 /// What became of the zeros of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Punched {
-    /// So many bytes were given back; durable with the next sync.
-    Bytes(u64),
+    /// So many bytes were given back, and no more are there; durable with the next sync.
+    All(u64),
+    /// So many were, and there are more.
+    Part(u64),
     /// Somebody was at the block.
     Busy,
     /// The host cannot: no block can be punched.
@@ -59,13 +61,15 @@ impl Maintenance<'_> {
         in_file.collect()
     }
 
-    /// Gives the zero granules of one block, and what is free of it, back to the host.
+    /// Gives the zero granules of one block back to the host: `most` runs of them that it stores. With a
+    /// `book`, when no guest is there to wait, all of them and what is free.
     ///
     /// # Errors
     /// The host's. With a [`Doubt`], nothing has changed.
     pub(crate) fn punch_block(
         self,
         block: BlockIndex,
+        most: usize,
         book: Option<&FreeBook>,
         announcement: &mut Announcement,
     ) -> Result<Result<Punched, Doubt>, DiskError> {
@@ -78,7 +82,7 @@ impl Maintenance<'_> {
             return Ok(Ok(Punched::Busy));
         };
         let Some(slot) = disk.image.map().get(block).slot() else {
-            return Ok(Ok(Punched::Bytes(0)));
+            return Ok(Ok(Punched::All(0)));
         };
         // Asked under the gate: a write that comes later waits for it.
         if book.is_some_and(|book| !book.is_untouched(disk)) {
@@ -88,8 +92,16 @@ impl Maintenance<'_> {
             announcement.make(disk)?;
         }
         disk.gates.touch(block);
-        let mut bytes = 0;
+        let (mut bytes, mut left) = (0, most);
         for (run, range) in self.punchable(block, slot, book) {
+            let stored = disk.image.storage().next_data(range.start, range.end());
+            if book.is_none() && stored.is_ok_and(|stored| stored.is_none()) {
+                continue;
+            }
+            if left == 0 && book.is_none() {
+                return Ok(Ok(Punched::Part(bytes)));
+            }
+            left = left.saturating_sub(1);
             match disk.image.storage().punch_hole(range) {
                 Ok(()) => bytes += range.len,
                 Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
@@ -108,6 +120,6 @@ impl Maintenance<'_> {
         }
         disk.known(book).set_punched(block);
         disk.tracker.set_punched(block);
-        Ok(Ok(Punched::Bytes(bytes)))
+        Ok(Ok(Punched::All(bytes)))
     }
 }

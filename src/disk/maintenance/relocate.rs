@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
+use super::MOST;
 use crate::disk::{Disk, Watch};
 use crate::error::DiskError;
 use crate::image::MapEdit;
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
-
-/// Blocks that one batch moves at most: so many gates are held while the table is written.
-const MOST: usize = 16;
 
 /// A block that goes from one slot to another, nearer to the start of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +33,12 @@ pub(crate) enum Added {
 }
 
 /// What a batch of moves came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Moved {
     /// Blocks that lie elsewhere now.
-    pub(crate) blocks: u64,
+    pub(crate) blocks: Vec<BlockIndex>,
     /// Blocks that stayed where they were because a guest changed them meanwhile.
-    pub(crate) given_up: u64,
+    pub(crate) given_up: Vec<BlockIndex>,
     /// Bytes that were copied for those.
     pub(crate) copied_in_vain: u64,
 }
@@ -128,26 +126,39 @@ impl Relocation {
         Added::Taken
     }
 
-    /// Copies the next piece, `most` bytes of it; says whether there is more to be copied.
-    pub(crate) fn advance(&mut self, most: u64) -> bool {
+    /// The first block that is not all copied.
+    fn next(&self) -> Option<usize> {
         let len = self.slot_len();
-        let next = (self.moves.iter()).position(|moving| moving.copied < len);
-        let Some(at) = next.filter(|_| self.failure.is_none()) else {
-            return false;
+        let next = self.moves.iter().position(|moving| moving.copied < len);
+        next.filter(|_| self.failure.is_none())
+    }
+
+    /// Whether there is more to be copied.
+    pub(crate) fn has_more(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// Copies the next piece, `most` bytes of it, and says how many bytes that were. Where a guest may sync the file at any moment it is to be
+    /// `written_back`, so that the guest never waits for more than one piece.
+    pub(crate) fn advance(&mut self, most: u64, written_back: bool) -> u64 {
+        let Some(at) = self.next() else {
+            return 0;
         };
+        let before = self.moves[at].copied;
         if !is_whole(&self.moves[at]) {
             let given_up = self.moves.remove(at);
             self.give_up(given_up);
-        } else if let Err(error) = copy_piece(&self.disk, &mut self.moves[at], most) {
-            self.failure = Some(error);
-            return false;
+            return 0;
         }
-        self.moves.last().is_some_and(|last| last.copied < len)
+        if let Err(error) = copy_piece(&self.disk, &mut self.moves[at], most, written_back) {
+            self.failure = Some(error);
+        }
+        self.moves[at].copied - before
     }
 
     /// Leaves a block where it is, because a guest was at it.
     fn give_up(&mut self, moving: Moving) {
-        self.moved.given_up += 1;
+        self.moved.given_up.push(moving.step.block);
         self.give_back(moving);
     }
 
@@ -168,7 +179,8 @@ impl Relocation {
         }
         let switched = self.switch_over();
         let failure = self.failure.take();
-        (self.moved, switched.and(failure.map_or(Ok(()), Err)))
+        let moved = std::mem::take(&mut self.moved);
+        (moved, switched.and(failure.map_or(Ok(()), Err)))
     }
 
     fn switch_over(&mut self) -> Result<(), DiskError> {
@@ -178,6 +190,8 @@ impl Relocation {
         let disk = Arc::clone(&self.disk);
         disk.image.note_payload();
         disk.image.sync()?;
+        // While nobody's gate is held.
+        disk.image.prepare_commit()?;
         let committed = self.commit(&disk);
         // Only now, that the table is durable, are the old slots free.
         committed.and(disk.image.sync())
@@ -213,7 +227,11 @@ impl Relocation {
             let is_moved = |moving: &&Moving| {
                 disk.image.map().get(moving.step.block).slot() == Some(moving.step.to)
             };
-            self.moved.blocks += u64_from(ready.iter().filter(is_moved).count());
+            let blocks = ready
+                .iter()
+                .filter(is_moved)
+                .map(|moving| moving.step.block);
+            self.moved.blocks.extend(blocks);
             committed?;
         }
         Ok(())
@@ -236,15 +254,24 @@ fn is_stored(disk: &Disk, slot: FileOffset) -> bool {
 }
 
 /// Copies the next piece of a block, `most` bytes of it.
-fn copy_piece(disk: &Disk, moving: &mut Moving, most: u64) -> Result<(), DiskError> {
+fn copy_piece(
+    disk: &Disk,
+    moving: &mut Moving,
+    most: u64,
+    written_back: bool,
+) -> Result<(), DiskError> {
     let left = disk.geometry().slot.len - moving.copied;
     let part = FileRange::new(moving.step.from.plus(moving.copied), left.min(most));
+    let target = FileRange::new(moving.step.to.plus(moving.copied), part.len);
     disk.image
         .storage()
-        .copy_within(part, moving.step.to.plus(moving.copied))
+        .copy_within(part, target.start)
         .map_err(|error| DiskError::io("copy a block", error))?;
     moving.copied += part.len;
-    Ok(())
+    match written_back {
+        true => disk.image.write_back(target),
+        false => Ok(()),
+    }
 }
 
 /// Whether the block is still where it was, as its copy has it. Its gate is held.

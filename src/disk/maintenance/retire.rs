@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Announcement, Doubt, FreeBook, Maintenance};
+use super::{Announcement, Doubt, FreeBook, MOST, Maintenance};
 use crate::disk::{Content, Disk};
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
@@ -16,8 +16,6 @@ pub(crate) struct Candidates<'a> {
     pub(crate) blocks: &'a [BlockIndex],
     /// Those that hold what the parent has, but for what is free.
     pub(crate) same: &'a HashSet<BlockIndex>,
-    /// Those without a slot that keep one for themselves.
-    pub(crate) kept: &'a HashSet<BlockIndex>,
     /// What counts as zero though it is not.
     pub(crate) book: Option<&'a FreeBook>,
 }
@@ -34,12 +32,12 @@ pub(crate) struct Dropped {
 impl Candidates<'_> {
     /// What may be read of `block` once it has lost its slot, if it may lose it now. Its gate is held, or
     /// the answer is a guess.
-    fn reads_without(&self, disk: &Disk, block: BlockIndex) -> Option<Reads> {
+    fn reads_without(&self, disk: &Disk, block: BlockIndex, kept: &[BlockIndex]) -> Option<Reads> {
         match disk.image.map().get(block) {
             BlockState::Present { .. } if self.same.contains(&block) => Some(Reads::Parent),
             BlockState::Present { .. } => disk.maintenance().reads_without(block, self.book),
-            // Without a slot, but it keeps one for itself, or did a moment ago.
-            BlockState::NotPresent | BlockState::Zero if self.kept.contains(&block) => {
+            // Without a slot, but it keeps one for itself.
+            BlockState::NotPresent | BlockState::Zero if kept.contains(&block) => {
                 disk.reads_when_dropped(block)
             }
             BlockState::NotPresent | BlockState::Zero => None,
@@ -63,8 +61,8 @@ impl Maintenance<'_> {
             && self.disk.tracker.content(block) != Content::Dead
     }
 
-    /// Takes those candidates out of the block table that may go, in one commit. Durable with the next sync,
-    /// and only then are their slots free.
+    /// Takes those candidates, at most [`MOST`], out of the block table that may go, in one commit. Durable
+    /// with the next sync, and only then are their slots free.
     ///
     /// # Errors
     /// The image's. With a [`Doubt`], nothing has changed.
@@ -75,25 +73,39 @@ impl Maintenance<'_> {
     ) -> Result<Result<Dropped, Doubt>, DiskError> {
         let disk = self.disk;
         let book = candidates.book;
+        debug_assert!(candidates.blocks.len() <= MOST);
+        // While nobody is kept waiting.
+        disk.image.prepare_commit()?;
         let alone = book.map(|_| disk.writers.keep_out());
         if alone.as_ref().is_some_and(Option::is_none) {
             return Ok(Err(Doubt::WriterCame));
         }
-        let mut gates = Vec::with_capacity(candidates.blocks.len());
-        let mut edits = Vec::with_capacity(candidates.blocks.len());
         let mut dropped = Dropped::default();
+        let mut held = Vec::with_capacity(candidates.blocks.len());
         for block in candidates.blocks.iter().copied() {
             // A block that somebody is at now is not dead for long.
             let Some(gate) = disk.gates.try_exclusive(block) else {
                 dropped.busy.push(block);
                 continue;
             };
-            if let Some(reads) = candidates.reads_without(disk, block) {
-                gates.push(gate);
-                edits.push(MapEdit::Drop { block, reads });
+            held.push((block, gate));
+        }
+        // Only now: while its gate is held, a block keeps what it keeps.
+        let kept: Vec<_> = self
+            .kept_for()
+            .into_iter()
+            .map(|(_, block)| block)
+            .collect();
+        let mut edits = Vec::with_capacity(held.len());
+        for (block, _) in &held {
+            if let Some(reads) = candidates.reads_without(disk, *block, &kept) {
+                edits.push(MapEdit::Drop {
+                    block: *block,
+                    reads,
+                });
                 dropped
                     .blocks
-                    .push((block, self.gives_up_free(block, book)));
+                    .push((*block, self.gives_up_free(*block, book)));
             }
         }
         // Asked under the gates: a write that comes later waits for them.

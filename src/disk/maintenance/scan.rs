@@ -30,8 +30,10 @@ pub(crate) struct Scanner {
 pub(crate) enum Scanned {
     /// This many bytes are known now.
     Bytes(u64),
-    /// The block is gone, known, or in use: leave it.
+    /// The block is gone or known: leave it.
     Nothing,
+    /// Somebody changed the block meanwhile: leave it for another time.
+    Touched,
 }
 
 impl Scanner {
@@ -102,7 +104,7 @@ impl Scanner {
 
         let _gate = disk.gates.exclusive(block);
         if watch.is_touched() {
-            return Ok(Scanned::Nothing);
+            return Ok(Scanned::Touched);
         }
         known.note_scanned(block, found, stored);
         Ok(Scanned::Bytes(looked_at))

@@ -40,7 +40,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Durability, Fits, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads,
+    Cut, Durability, Fits, Frame, Geometry, Image, ImageOptions, MapEdit, Opened, Probe, Reads,
     Reserved, Space,
 };
 use crate::error::{DiskError, OpenProblem};
@@ -366,6 +366,11 @@ impl Image for Vhd {
         Ok(())
     }
 
+    fn prepare_commit(&self) -> Result<(), DiskError> {
+        self.check_writable()?;
+        self.empty_batmap()
+    }
+
     fn begin_change(&self) -> Result<(), DiskError> {
         self.check_writable()
     }
@@ -386,6 +391,12 @@ impl Image for Vhd {
 
     fn note_payload(&self) {
         self.durability.note_write();
+    }
+
+    fn write_back(&self, range: FileRange) -> Result<(), DiskError> {
+        self.check_writable()?;
+        (self.storage().write_back(range))
+            .map_err(|error| self.durability.poison("write back a copy", error))
     }
 
     fn sync(&self) -> Result<(), DiskError> {
@@ -415,12 +426,12 @@ impl Image for Vhd {
         self.sync()
     }
 
-    fn shrink(&self, spare: u64) -> Result<(), DiskError> {
-        self.cut_tail(spare)
+    fn cut(&self, how: Cut) -> Result<bool, DiskError> {
+        self.cut_tail(how)
     }
 
-    fn punch_free(&self) -> Result<bool, DiskError> {
-        self.space.punch_some(self)
+    fn punch_free(&self, most: u64) -> Result<bool, DiskError> {
+        self.space.punch_some(self, most)
     }
 
     fn make_room(&self) -> Result<bool, DiskError> {

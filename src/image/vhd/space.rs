@@ -9,14 +9,16 @@
 //! as long as that, by one slot.
 //!
 //! # Shrinking from S to S'
-//! 1. sync, so that no durable table entry names the tail;
+//! 1. sync, so that no durable table entry names the tail, and take it, so that nobody else gets any of it;
 //! 2. write the footer at S'-512, which is free space, sync;
-//! 3. cut to S'. A crash shows S with its old footer, or S'.
+//! 3. cut to S', if the file is S long still. A crash shows S with its old footer, or S'.
+//!
+//! Only the last step keeps others from changing the file's length: who allocates waits for no sync of it.
 
 use super::Vhd;
 use crate::error::DiskError;
 use crate::format::vhd::{FOOTER_LEN, MAX_SLOT_START};
-use crate::image::Image;
+use crate::image::{Cut, Image, Tail};
 use crate::units::{FileOffset, FileRange, SECTOR_SIZE, round_down, round_up};
 
 /// Bounds of one extension of the file, in bytes.
@@ -92,33 +94,49 @@ impl Vhd {
         result
     }
 
-    /// As [`Image::shrink`].
-    pub(super) fn cut_tail(&self, spare: u64) -> Result<(), DiskError> {
+    /// Cuts the free space at the end of the file off: see [`Image::cut`].
+    pub(super) fn cut_tail(&self, how: Cut) -> Result<bool, DiskError> {
         self.check_writable()?;
         if self.map.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        let _length = self.space.lock_length();
         self.sync()?;
-        let old_end = FileOffset::new(self.file_len().saturating_sub(FOOTER_LEN));
-        let tail = {
-            let mut space = self.space.free();
-            let Some(tail) = space.tail(old_end) else {
-                return Ok(());
-            };
-            // What is in front of the first sector is of no use to anybody.
-            let start = match spare {
-                0 => tail.start.get(),
-                spare => round_up(tail.start.get().saturating_add(spare), SECTOR_SIZE),
-            };
-            if start >= old_end.get() {
-                return Ok(());
+        let old_len = self.file_len();
+        let old_end = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
+        let (tail, more) = match self.space.take_tail(old_end, SECTOR_SIZE, 1, how)? {
+            Tail::Nothing => return Ok(false),
+            Tail::Hollowed => {
+                self.durability.note_write();
+                return Ok(true);
             }
-            let tail = FileRange::between(FileOffset::new(start), old_end);
-            space.take(tail);
-            tail
+            Tail::Taken { range, more } => (range, more),
         };
-        let new_end = FileOffset::new(round_up(tail.start.get(), SECTOR_SIZE));
+        match self.cut_at(tail, old_len) {
+            Ok(true) => Ok(more),
+            Ok(false) => {
+                self.space.free().give_back(tail);
+                Ok(false)
+            }
+            Err(error) => {
+                if self.durability.check().is_ok() {
+                    self.space.free().give_back(tail);
+                }
+                match error {
+                    // Not one block is left on the host. The file is good as it is, only longer.
+                    DiskError::NoSpace(_) => {
+                        log::warn!("{} unused bytes stay in a file: the host is full", tail.len);
+                        Ok(false)
+                    }
+                    other => Err(other),
+                }
+            }
+        }
+    }
+
+    /// Cuts the file of `old_len` bytes where `tail`, which is taken, starts; says whether it did: not if the
+    /// file has grown meanwhile.
+    fn cut_at(&self, tail: FileRange, old_len: u64) -> Result<bool, DiskError> {
+        let new_end = tail.start;
         let written = match self.write_footer(new_end) {
             // The tail is free: its space is what the footer may need.
             Err(DiskError::NoSpace(_)) if self.storage.punch_hole(tail).is_ok() => {
@@ -127,35 +145,28 @@ impl Vhd {
             }
             other => other,
         };
-        if let Err(error) = written.and_then(|()| self.sync()) {
-            self.space.free().give_back(tail);
-            return match error {
-                // Not one block is left on the host. The file is good as it is, only longer.
-                DiskError::NoSpace(_) => {
-                    log::warn!("{} unused bytes stay in a file: the host is full", tail.len);
-                    Ok(())
-                }
-                other => Err(other),
-            };
+        // Nobody is kept from allocating until here: what is in front of the tail is as it was.
+        written.and_then(|()| self.sync())?;
+        let _length = self.space.lock_length();
+        if self.file_len() != old_len {
+            return Ok(false);
         }
         let new_len = new_end.plus(FOOTER_LEN).get();
         if let Err(error) = self.storage.set_len(new_len) {
             // A host may cut and fail nevertheless: what is behind its end is not ours to give out.
-            if self.storage.len().ok() == Some(self.file_len()) {
-                self.space.free().give_back(tail);
-                return Err(DiskError::io("cut the file", error));
-            }
-            return Err(self.durability.poison("cut the file", error));
+            return Err(match self.storage.len().ok() == Some(old_len) {
+                true => DiskError::io("cut the file", error),
+                false => self.durability.poison("cut the file", error),
+            });
         }
         self.space.set_file_len(new_len);
         self.durability.note_write();
-        Ok(())
+        Ok(true)
     }
 
     fn write_footer(&self, at: FileOffset) -> Result<(), DiskError> {
-        let written = self
-            .storage
-            .write_all_at(&self.footer.lock().to_bytes(), at);
+        let footer = self.footer.lock().to_bytes();
+        let written = self.storage.write_all_at(&footer, at);
         self.durability.note_write();
         written.map_err(|error| DiskError::io("write the footer", error))
     }

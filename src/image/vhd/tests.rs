@@ -97,7 +97,7 @@ fn an_opened_file_is_not_changed_while_nothing_is_wrong() {
         let storage = Arc::new(sim);
         let image = open_shared(&storage);
         image.sync().unwrap();
-        image.shrink(0).unwrap();
+        image.cut(Cut::ALL).unwrap();
         image.settle().unwrap();
         assert!(storage.to_bytes() == before);
     }
@@ -275,7 +275,7 @@ fn spare_entries_in_use_stay_where_they_are() {
         [FileRange::new(at(spare), SLOT)]
     );
     assert_eq!(image.reserve_at(at(spare)), None);
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     assert_eq!(image.file_len(), spare + SLOT + 512);
 }
 
@@ -365,7 +365,7 @@ fn xens_batmap_is_emptied_before_a_block_is_dropped() {
     let map: [u8; 512] = read_array(&*storage, at(FLOOR + 512)).unwrap();
     assert_eq!(map, [0; 512]);
     image.sync().unwrap();
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     let start = image.frame(&|_| false).start.get();
     assert!(start >= FLOOR + 1024);
     assert_eq!(image.file_len(), start + 512);
@@ -414,7 +414,7 @@ fn new_slots_are_aligned_and_the_file_ends_with_a_footer() {
         "{slots:?}"
     );
     image.sync().unwrap();
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     assert_eq!(storage.len().unwrap(), slots[15] + SLOT + 512);
     let table: [u8; 64] = read_array(&*storage, at(TABLE)).unwrap();
     assert!(!table.as_chunks::<4>().0.contains(&BAT_UNUSED.to_be_bytes()));

@@ -148,6 +148,7 @@ impl Vhdx {
             unused
         };
         while !unused().is_empty() {
+            self.file.retire_beside_others()?;
             let mut transaction = self.file.begin()?;
             // While the writer is held, none comes into use.
             let unused = unused();
@@ -186,6 +187,7 @@ impl Vhdx {
         if from.len != BITMAP_BLOCK_LEN || !to.get().is_multiple_of(MIB) || find().is_none() {
             return Ok(false);
         }
+        self.file.retire_beside_others()?;
         let mut transaction = self.file.begin()?;
         let Some(chunk) = find() else {
             return Ok(false);

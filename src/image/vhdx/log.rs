@@ -230,6 +230,11 @@ impl Log {
         self.has_room(&self.state.lock(), PAGE.saturating_mul(4))
     }
 
+    /// Whether a few more entries might fill it.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        !self.has_room(&self.state.lock(), self.capacity / 4)
+    }
+
     fn has_room(&self, state: &State, len: u64) -> bool {
         let head = state.entries.as_ref().map_or(0, |entries| entries.head);
         head.saturating_add(len) <= self.capacity

@@ -53,7 +53,7 @@ use parking_lot::{Mutex, RwLock};
 
 use self::layout::Layout;
 use self::session::OpenFile;
-use super::{Frame, Geometry, Image, ImageOptions, MapEdit, Reserved, Space};
+use super::{Cut, Frame, Geometry, Image, ImageOptions, MapEdit, Reserved, Space};
 use crate::error::DiskError;
 use crate::format::Format;
 use crate::format::parent::{Identity, ParentLink};
@@ -223,6 +223,11 @@ impl Image for Vhdx {
         self.commit_edits(edits)
     }
 
+    fn prepare_commit(&self) -> Result<(), DiskError> {
+        self.check_writable()?;
+        self.file.prepare()
+    }
+
     fn begin_change(&self) -> Result<(), DiskError> {
         if self.read_only {
             return Err(DiskError::ReadOnly);
@@ -237,6 +242,12 @@ impl Image for Vhdx {
 
     fn note_payload(&self) {
         self.file.durability.note_write();
+    }
+
+    fn write_back(&self, range: FileRange) -> Result<(), DiskError> {
+        self.check_writable()?;
+        (self.storage().write_back(range))
+            .map_err(|error| self.file.durability.poison("write back a copy", error))
     }
 
     fn sync(&self) -> Result<(), DiskError> {
@@ -265,12 +276,12 @@ impl Image for Vhdx {
         self.file.settle()
     }
 
-    fn shrink(&self, spare: u64) -> Result<(), DiskError> {
-        self.cut_tail(spare)
+    fn cut(&self, how: Cut) -> Result<bool, DiskError> {
+        self.cut_tail(how)
     }
 
-    fn punch_free(&self) -> Result<bool, DiskError> {
-        self.file.space.punch_some(self)
+    fn punch_free(&self, most: u64) -> Result<bool, DiskError> {
+        self.file.space.punch_some(self, most)
     }
 
     fn make_room(&self) -> Result<bool, DiskError> {

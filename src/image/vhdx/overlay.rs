@@ -186,6 +186,10 @@ where
         self.inner.is_wanted()
     }
 
+    fn write_back(&self, _range: FileRange) -> io::Result<()> {
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }

@@ -15,7 +15,8 @@
 //! # Cutting the file
 //! The log must not claim a longer file than there is, not even in an older entry: all pages go to
 //! their places, an entry that is its own tail, apart from older ones, states the new length, and once
-//! that is durable the file is cut.
+//! that is durable the file is cut, unless it has grown by then. Others change metadata meanwhile, but for
+//! the moment in which that entry is written: their entries state the new length, too.
 //!
 //! # Locks
 //! In this order: the length lock of [`Space`]; the writer; the sync lock of [`Durability`]; those
@@ -29,7 +30,7 @@ use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::headers::write_next;
-use super::log::{Log, LoggedPage, MAX_PAGES, TailPlace};
+use super::log::{Lengths, Log, LoggedPage, MAX_PAGES, TailPlace};
 use crate::error::DiskError;
 use crate::format::vhdx::log::Page;
 use crate::format::vhdx::{CurrentHeader, Header, LOG_VERSION};
@@ -40,6 +41,10 @@ use crate::units::{FileOffset, FileRange};
 /// A log that is no longer than this is stored by the host before it is used, so that a full host
 /// refuses a session instead of a change.
 const MAX_STORED_LOG: u64 = 16 << 20;
+
+/// How often a cut has all pages brought to their places while others may add new ones, before it keeps them
+/// from that.
+const CUT_ATTEMPTS: u32 = 3;
 
 /// An open file, for writing or not.
 #[derive(Debug)]
@@ -309,47 +314,113 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Cuts the file to `len` bytes, a multiple of 1 MiB, behind which nothing is in use. The length
-    /// lock is held.
+    /// Brings all pages to their places, durably, as [`Self::retire_all`] does, without keeping others from
+    /// changing metadata meanwhile: what they add stays in the log.
+    pub(super) fn retire_beside_others(&self) -> Result<(), DiskError> {
+        self.sync()?;
+        if self.log.has_unretired() {
+            match self.apply() {
+                // The log has it all, as long as it has room.
+                Err(DiskError::NoSpace(_)) => return Ok(()),
+                other => other?,
+            }
+            self.sync_log()?;
+        }
+        Ok(())
+    }
+
+    /// As [`crate::image::Image::prepare_commit`]: begins a session if there is none, and makes room in a log
+    /// that is nearly full.
+    pub(super) fn prepare(&self) -> Result<(), DiskError> {
+        if self.log.is_nearly_full() {
+            self.retire_beside_others()?;
+        }
+        let transaction = self.begin()?;
+        match self.log.is_nearly_full() {
+            true => transaction.drain(),
+            false => Ok(()),
+        }
+    }
+
+    /// Cuts the file of `old_len` bytes to `len`, a multiple of 1 MiB, behind which nothing is in use and
+    /// nobody is given a slot. Says whether it did: not if the file has grown meanwhile.
     ///
     /// # Errors
     /// The host's; the file is then as long as before, or the image is poisoned.
-    pub(super) fn cut(&self, len: u64) -> Result<(), DiskError> {
-        let mut writer = self.writer.lock();
-        if writer.is_live {
-            self.retire_all()?;
-        } else if !writer.is_marked {
-            let guid = Uuid::new_v4();
-            self.update_headers(&|header| header.file_write_guid = guid)?;
-            writer.is_marked = true;
+    pub(super) fn cut(&self, old_len: u64, len: u64) -> Result<bool, DiskError> {
+        let Some(before) = self.state_length(old_len, len)? else {
+            return Ok(false);
+        };
+        // Others go on meanwhile: their entries come behind the one that states the length, and do so too.
+        let stated = self.sync();
+        let _length = self.space.lock_length();
+        if self.space.file_len() != old_len {
+            return stated.map(|()| false);
         }
-        let before = self.log.set_lengths(|lengths| {
-            lengths.durable = len;
-            lengths.needed = len;
-        });
-        let cut = || {
-            if writer.is_live {
-                // For readers to whom older entries still count.
-                if self.log.has_room_apart() {
-                    self.move_tail(TailPlace::Apart)?;
-                } else {
-                    self.restart_log()?;
-                }
-            }
+        let cut = stated.and_then(|()| {
             self.storage.set_len(len).map_err(|error| {
                 // A host may cut and fail nevertheless: what is behind its end is not ours.
-                if self.storage.len().ok() == Some(self.space.file_len()) {
+                if self.storage.len().ok() == Some(old_len) {
                     DiskError::io("cut the file", error)
                 } else {
                     self.durability.poison("cut the file", error)
                 }
             })
-        };
-        if let Err(error) = cut() {
+        });
+        if let Err(error) = cut {
             self.log.set_lengths(|lengths| *lengths = before);
             return Err(error);
         }
         self.space.set_file_len(len);
+        self.durability.note_write();
+        Ok(true)
+    }
+
+    /// Has the log state that the file of `old_len` bytes is `len` bytes long, by an entry that is its own
+    /// tail; that is durable with the next sync. Tells what it stated before; `None` where the file has another
+    /// length by now.
+    fn state_length(&self, old_len: u64, len: u64) -> Result<Option<Lengths>, DiskError> {
+        for attempt in 1.. {
+            self.retire_beside_others()?;
+            let _length = self.space.lock_length();
+            if self.space.file_len() != old_len {
+                return Ok(None);
+            }
+            let mut writer = self.writer.lock();
+            if writer.is_live {
+                if self.log.has_unretired() && attempt < CUT_ATTEMPTS {
+                    // Somebody was faster.
+                    continue;
+                }
+                self.retire_all()?;
+            } else if !writer.is_marked {
+                let guid = Uuid::new_v4();
+                self.update_headers(&|header| header.file_write_guid = guid)?;
+                writer.is_marked = true;
+            }
+            let before = self.log.set_lengths(|lengths| {
+                lengths.durable = len;
+                lengths.needed = len;
+            });
+            if writer.is_live
+                && let Err(error) = self.begin_behind_others()
+            {
+                self.log.set_lengths(|lengths| *lengths = before);
+                return Err(error);
+            }
+            return Ok(Some(before));
+        }
+        Ok(None)
+    }
+
+    /// Writes an entry that is its own tail, for readers to whom older entries still count. Everything is
+    /// retired.
+    fn begin_behind_others(&self) -> Result<(), DiskError> {
+        if !self.log.has_room_apart() {
+            return self.restart_log();
+        }
+        (self.log.append_tail(TailPlace::Apart))
+            .map_err(|error| self.durability.poison("write the log", error))?;
         self.durability.note_write();
         Ok(())
     }
@@ -404,7 +475,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`DiskError::NoSpace`] where the host has no room for the pages; any other poisons.
-    pub(super) fn drain(&mut self) -> Result<(), DiskError> {
+    pub(super) fn drain(&self) -> Result<(), DiskError> {
         self.file.retire_all()?;
         self.file.restart_log()
     }

@@ -8,7 +8,7 @@ use super::Vhdx;
 use crate::error::DiskError;
 use crate::format::DiskType;
 use crate::format::vhdx::MIB;
-use crate::image::Image;
+use crate::image::{Cut, Image, Tail};
 use crate::units::{FileOffset, FileRange, round_up};
 
 /// Bounds of one extension of the file, in bytes.
@@ -83,35 +83,34 @@ impl Vhdx {
         }
     }
 
-    /// As [`Image::shrink`].
-    pub(super) fn cut_tail(&self, spare: u64) -> Result<(), DiskError> {
+    /// Cuts the free space at the end of the file off: see [`Image::cut`].
+    pub(super) fn cut_tail(&self, how: Cut) -> Result<bool, DiskError> {
         self.check_writable()?;
         let blocks = u64::from(self.map.len());
         let is_fixed = self.geometry.disk_type == DiskType::Fixed;
         if is_fixed && self.map.present_count() < blocks {
             // It keeps room for blocks that have no place yet.
-            return Ok(());
+            return Ok(false);
         }
         // Nobody minds what a fixed disk has beyond, as long as no block fits in.
         let least = if is_fixed { self.geometry.slot.len } else { 1 };
         let space = &self.file.space;
-        let _length = space.lock_length();
         self.sync()?;
-        let old_end = FileOffset::new(space.file_len());
-        let tail = {
-            let mut free = space.free();
-            let tail = free.tail(old_end).map(|tail| {
-                let stays = tail.start.get().saturating_add(spare);
-                let end = round_up(stays, MIB).min(old_end.get());
-                FileRange::between(FileOffset::new(end), old_end)
-            });
-            match tail {
-                Some(tail) if tail.len >= least && free.take(tail) => tail,
-                _ => return Ok(()),
+        let old_len = space.file_len();
+        let (tail, more) = match space.take_tail(FileOffset::new(old_len), MIB, least, how)? {
+            Tail::Nothing => return Ok(false),
+            Tail::Hollowed => {
+                self.file.durability.note_write();
+                return Ok(true);
             }
+            Tail::Taken { range, more } => (range, more),
         };
-        match self.file.cut(tail.start.get()) {
-            Ok(()) => Ok(()),
+        match self.file.cut(old_len, tail.start.get()) {
+            Ok(true) => Ok(more),
+            Ok(false) => {
+                space.free().give_back(tail);
+                Ok(false)
+            }
             Err(error) => {
                 if self.file.durability.check().is_ok() {
                     space.free().give_back(tail);
@@ -120,7 +119,7 @@ impl Vhdx {
                     // The file is good as it is, only longer.
                     DiskError::NoSpace(_) => {
                         log::warn!("{} unused bytes stay in a file: the host is full", tail.len);
-                        Ok(())
+                        Ok(false)
                     }
                     other => Err(other),
                 }

@@ -14,7 +14,7 @@ use crate::error::OpenProblem;
 use crate::format::DiskType;
 use crate::format::parent::NewParent;
 use crate::format::vhdx::{CurrentHeader, Header};
-use crate::image::{Opened, Reads};
+use crate::image::{Cut, Opened, Reads};
 use crate::map::BlockState;
 use crate::storage::sim::{Op, OpKind, SimStorage};
 use crate::units::usize_from_u32;
@@ -119,8 +119,8 @@ fn an_opened_file_is_not_changed_while_nothing_changes() {
     let before = sim.to_bytes();
     let image = open_shared(&sim, OPTIONS);
     image.sync().unwrap();
-    image.shrink(0).unwrap();
-    while image.punch_free().unwrap() {}
+    image.cut(Cut::ALL).unwrap();
+    while image.punch_free(u64::MAX).unwrap() {}
     image.settle().unwrap();
     assert!(sim.to_bytes() == before);
     assert!(

@@ -543,14 +543,32 @@ impl Storage for HostFile {
         (self.lease.as_ref()).is_some_and(|lease| lease.is_wanted(&self.file))
     }
 
+    fn write_back(&self, range: FileRange) -> io::Result<()> {
+        // No host has files that long.
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        match sys::write_back(&self.file, number(range.start.get()), number(range.len)) {
+            // A host that cannot leaves it to the sync.
+            Err(
+                nix::errno::Errno::ENOSYS | nix::errno::Errno::EINVAL | nix::errno::Errno::ESPIPE,
+            ) => Ok(()),
+            // What the kernel tells here, it does not tell the next sync.
+            other => other.map_err(|error| self.forget_pages(error.into())),
+        }
+    }
+
     fn sync(&self) -> io::Result<()> {
         // `fdatasync`, which covers a changed length: it is needed to read the data back.
-        self.file.sync_data().inspect_err(|_| {
-            // Linux takes what it could not write for clean: it goes on to show it, and never tries
-            // again. Whoever opens the file anew is to see what the disk has.
-            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
-        })?;
+        (self.file.sync_data()).map_err(|error| self.forget_pages(error))?;
         self.check_len()
+    }
+}
+
+impl HostFile {
+    /// Linux takes what it could not write for clean: it goes on to show it, and never tries again. Whoever
+    /// opens the file anew is to see what the disk has.
+    fn forget_pages(&self, error: io::Error) -> io::Error {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        error
     }
 }
 

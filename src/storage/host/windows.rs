@@ -423,6 +423,11 @@ impl Storage for HostFile {
         false
     }
 
+    fn write_back(&self, _range: FileRange) -> io::Result<()> {
+        // There is no call for a part of a file. Of all of it, so that no guest waits for that.
+        self.sync()
+    }
+
     fn sync(&self) -> io::Result<()> {
         // `FlushFileBuffers`, which needs the right to write; without it there is nothing to flush.
         match self.read_only {

@@ -19,6 +19,8 @@ pub enum OpKind {
     WriteZeroes,
     /// `copy_within`.
     CopyWithin,
+    /// `write_back`.
+    WriteBack,
     /// `sync`.
     Sync,
     /// `len`, `next_data` and `allocated_bytes`.
@@ -29,7 +31,7 @@ impl OpKind {
     /// Whether it changes what is on the host: anything but reads and queries. A power cut between
     /// two such operations is the same wherever it happens.
     pub fn changes(self) -> bool {
-        !matches!(self, Self::Read | Self::Query)
+        !matches!(self, Self::Read | Self::Query | Self::WriteBack)
     }
 }
 
@@ -135,7 +137,7 @@ impl Counters {
             OpKind::PunchHole => self.punches += 1,
             OpKind::WriteZeroes => self.zeroings += 1,
             OpKind::Sync => self.syncs += 1,
-            OpKind::Query => {}
+            OpKind::WriteBack | OpKind::Query => {}
         }
     }
 }

@@ -249,6 +249,11 @@ impl Storage for SimStorage {
         self.wanted.load(Ordering::Relaxed)
     }
 
+    fn write_back(&self, range: FileRange) -> io::Result<()> {
+        // What is on its way to a device may still be lost, any part of it.
+        self.call(op(OpKind::WriteBack, range), |_, _| Ok(()))
+    }
+
     fn sync(&self) -> io::Result<()> {
         // Before the hook runs: what changes from here on is not covered.
         let until = self.state.lock().journal.recorded();

@@ -97,7 +97,7 @@ fn the_end_is_cut_once_no_table_names_it() {
         let image = open_shared(&storage);
         storage.cut_after(changes);
         let dropped = image.commit(&[MapEdit::Drop { block, reads }]);
-        let cut = dropped.and_then(|()| image.shrink(0));
+        let cut = dropped.and_then(|()| image.cut(Cut::ALL));
         for mut choice in storage.choices(8, 50, changes) {
             let left = storage.crash(&mut choice);
             if let Some(slot) = open(&left, READ_ONLY).unwrap().map().get(block).slot() {

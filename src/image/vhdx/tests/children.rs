@@ -225,7 +225,7 @@ fn threads_share_the_log() {
                         image.move_metadata(*from, to.start).unwrap();
                     }
                 }
-                4 if n % 50 == 4 => image.shrink(0).unwrap(),
+                4 if n % 50 == 4 => drop(image.cut(Cut::ALL).unwrap()),
                 _ => {}
             }
         }
@@ -247,7 +247,7 @@ fn threads_share_the_log() {
     let crashed = sim.crash(&mut crate::storage::sim::Choice::AllLost);
     let after = open(Arc::new(crashed), OPTIONS).unwrap().image;
     assert!(states(&*after) == now);
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     image.settle().unwrap();
     assert!(states(&*open_shared(&sim, READ_ONLY)) == now);
 }

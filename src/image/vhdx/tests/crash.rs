@@ -279,16 +279,16 @@ impl Actor {
             n if n < flushes => self.sync(),
             99 => {
                 self.sync();
-                self.image.shrink(0).unwrap();
+                self.image.cut(Cut::ALL).unwrap();
             }
             98 => {
                 self.sync();
-                while self.image.punch_free().unwrap() {}
+                while self.image.punch_free(u64::MAX).unwrap() {}
             }
             97 => self.move_bitmap(),
             96 if self.random.below(4) == 0 => {
                 self.sync();
-                self.image.shrink(0).unwrap();
+                self.image.cut(Cut::ALL).unwrap();
                 self.image.settle().unwrap();
                 if self.random.below(2) == 0 {
                     self.image = open_shared(&self.sim, OPTIONS);
@@ -314,7 +314,7 @@ impl Actor {
 
     fn finish(mut self) -> Arc<SimStorage> {
         self.sync();
-        self.image.shrink(0).unwrap();
+        self.image.cut(Cut::ALL).unwrap();
         self.image.settle().unwrap();
         assert_eq!(states(&*self.image), self.now);
         self.sim.clear_hook();
@@ -507,7 +507,7 @@ fn sessions_and_closing_can_be_cut_anywhere() {
                 image.begin_change()?;
                 image.commit(&dropped)?;
                 image.sync()?;
-                image.shrink(0)?;
+                image.cut(Cut::ALL)?;
                 image.commit(&one_more)?;
                 image.settle()
             };

@@ -35,7 +35,7 @@ fn what_a_block_keeps_is_released_with_it() {
         .unwrap();
     image.give_back(at(len));
     image.sync().unwrap();
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     image.settle().unwrap();
     assert_eq!(sim.len().unwrap(), len + 2 * MIB);
     assert_eq!(entries::<3>(&sim, 0), [0, slot.get() | 6, 2]);
@@ -62,7 +62,7 @@ fn lengths_are_put_right() {
         open_shared(&attached, OPTIONS).begin_change().unwrap();
         let odd = open_shared(&Arc::new(attached.kill()), OPTIONS);
         assert!(odd.file_len() >= end);
-        image.shrink(0).unwrap();
+        image.cut(Cut::ALL).unwrap();
         image.settle().unwrap();
         assert_eq!(sim.len().unwrap(), closed);
         for header in headers(&sim) {
@@ -306,7 +306,7 @@ fn the_end_is_cut_once_no_table_names_it() {
     let slot = allocate(&*image, 1);
     let data = vec![7; usize_from(MIB)];
     start.write_all_at(&data, slot).unwrap();
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     image.settle().unwrap();
     drop(image);
     for changes in 0.. {
@@ -315,7 +315,7 @@ fn the_end_is_cut_once_no_table_names_it() {
         sim.cut_after(changes);
         let (block, reads) = (block(1), Reads::Zeros);
         let dropped = image.commit(&[MapEdit::Drop { block, reads }]);
-        let cut = dropped.and_then(|()| image.shrink(0));
+        let cut = dropped.and_then(|()| image.cut(Cut::ALL));
         for mut choice in sim.choices(8, 50, changes) {
             let left = Arc::new(sim.crash(&mut choice));
             let image = open_shared(&left, READ_ONLY);

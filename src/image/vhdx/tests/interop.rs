@@ -63,7 +63,7 @@ fn qemu_reads_what_is_written() {
     let (is_ok, said) = qemu_img(&["check", "-r", "all", &text("dirty.vhdx")]).unwrap();
     assert!(is_ok, "{said}");
     compare(&text("raw"), &text("dirty.vhdx"));
-    image.shrink(0).unwrap();
+    image.cut(Cut::ALL).unwrap();
     image.settle().unwrap();
     save(&sim, &path("clean.vhdx"));
     compare(&text("raw"), &text("clean.vhdx"));
@@ -107,7 +107,7 @@ fn files_of_qemu_are_taken_over() {
         image.begin_change().unwrap();
         allocate(&*image, 8);
         assert_eq!(image.file_len() == len, is_fixed);
-        image.shrink(0).unwrap();
+        image.cut(Cut::ALL).unwrap();
         image.settle().unwrap();
         assert_eq!(image.file_len() == len, is_fixed);
         std::fs::remove_file(&path).unwrap();

@@ -1,8 +1,9 @@
-//! The one call to Linux' kernel that no safe crate has: leases, `fcntl(2)`.
+//! The calls to Linux' kernel that no safe crate has: leases, `fcntl(2)`, and writing a range of a file back,
+//! `sync_file_range(2)`.
 
 #![expect(
     unsafe_code,
-    reason = "fcntl with F_SETLEASE is in neither rustix nor nix"
+    reason = "fcntl with F_SETLEASE and sync_file_range are in neither rustix nor nix"
 )]
 
 use std::fs::File;
@@ -54,6 +55,22 @@ fn fcntl(file: &File, command: c_int, argument: c_int) -> nix::Result<c_int> {
         // of this process.
         let answer = unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
         match Errno::result(answer) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Starts writing the dirty pages of `len` bytes from `offset` on to the device, and waits for all of them. No
+/// metadata is written, and no cache of the device.
+pub(super) fn write_back(file: &File, offset: i64, len: i64) -> nix::Result<()> {
+    const ALL: libc::c_uint = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    loop {
+        // SAFETY: `file` is open during the call, which takes numbers: it touches no memory of this process.
+        let answer = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, ALL) };
+        match Errno::result(answer).map(drop) {
             Err(Errno::EINTR) => {}
             result => return result,
         }

@@ -1,0 +1,273 @@
+//! Moves blocks towards the start of the file, and then metadata, until there is no hole to move them to.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::{Budget, Compactor, Room};
+use crate::compact::plan::{Choice, Plan, metadata_moves, plan, plan_top, without};
+use crate::compact::{CompactError, Phase};
+use crate::disk::{Added, Relocation};
+use crate::error::DiskError;
+use crate::image::Frame;
+use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
+
+/// Bytes of slots that a batch of moves copies at most; at least one slot.
+const MOVE_BATCH: u64 = 32 << 20;
+/// Bytes that are copied between two looks whether to go on.
+const COPY_PIECE: u64 = 4 << 20;
+/// Blocks that are planned for together.
+const PLANNED: usize = 4096;
+/// How often the move of a block is given up in a run before it stays where it is.
+const PATIENCE: u8 = 3;
+/// Bytes that are moved beside a guest for each byte that the file gets shorter by, at most. Moved blocks
+/// come from the end of the file, so that one is what it takes where nothing is in the way; where it is more,
+/// a block that stays holds the end, and most of it would be for nothing.
+const DEAREST: u64 = 4;
+
+impl Compactor {
+    /// All that is left to do, as known, with what it leads to.
+    pub(super) fn plan(&self) -> Plan {
+        let dead: HashSet<BlockIndex> = self.dead().collect();
+        let live = without(&self.slots(), &dead);
+        let frame = self.frame(&dead);
+        let shape = self.disk.geometry().slot;
+        if self.options.move_blocks {
+            return plan(&live, &frame, shape);
+        }
+        let ends = (live.last())
+            .map(|(start, _)| start.plus(shape.len))
+            .into_iter();
+        let ends = ends.chain(frame.pinned.iter().map(|range| range.end()));
+        let ends = ends.chain(frame.movable.iter().map(|range| range.end()));
+        Plan {
+            moves: Vec::new(),
+            metadata_moves: Vec::new(),
+            end: ends.fold(frame.start, FileOffset::max),
+        }
+    }
+
+    pub(super) fn slots(&self) -> Vec<(FileOffset, BlockIndex)> {
+        let present = self.disk.maintenance().slots();
+        let mut slots: Vec<_> = present.map(|(block, slot)| (slot, block)).collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    /// The blocks with a slot that they need not have.
+    pub(super) fn dead(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        let present = self.disk.maintenance().slots().map(|(block, _)| block);
+        present.filter(|block| self.is_dead(*block))
+    }
+
+    /// What the file's end depends on, once `dead` blocks are gone.
+    pub(super) fn frame(&self, dead: &HashSet<BlockIndex>) -> Frame {
+        self.disk
+            .maintenance()
+            .frame(&|block| dead.contains(&block))
+    }
+
+    /// About how many bytes the file's length, and the host's storage inside blocks, would lose now. Costs
+    /// what the run is about and the number of holes, not the disk.
+    pub(crate) fn reclaimable(&self) -> u64 {
+        let disk = self.disk.maintenance();
+        let shape = self.disk.geometry().slot;
+        let dead = self
+            .blocks()
+            .filter(|(block, _)| self.is_dead(*block))
+            .count();
+        let slots = u64_from(dead + disk.kept_for().len());
+        let file_len = self.disk.file_len();
+        let whole = |run: &FileRange| match run.end().get() + shape.len > file_len {
+            // It is cut off.
+            true => run.len,
+            false => run.len / shape.len * shape.len,
+        };
+        let holes: u64 = match self.options.move_blocks {
+            true => disk.free_runs().iter().map(whole).sum(),
+            false => 0,
+        };
+        let inside = match self.punches() {
+            true => disk.zeros_inside(self.book()),
+            false => 0,
+        };
+        (slots * shape.len)
+            .saturating_add(holes)
+            .saturating_sub(self.spare)
+            .saturating_add(inside)
+    }
+
+    /// Has the next step plan.
+    pub(super) fn begin_moves(&mut self) {
+        self.enter(Phase::Move, VecDeque::new());
+        self.moves = VecDeque::new();
+        self.metadata_moves = VecDeque::new();
+        self.moved_since_plan = true;
+    }
+
+    /// Plans the next moves; where there are none, the file is cut, and the run goes on with punching.
+    pub(super) fn plan_moves(&mut self, budget: Budget) -> Result<(), CompactError> {
+        let disk = Arc::clone(&self.disk);
+        let disk = disk.maintenance();
+        disk.sync()?;
+        self.moved_since_plan = false;
+        self.moves = VecDeque::new();
+        self.metadata_moves = VecDeque::new();
+        let frame = disk.frame(&|_| false);
+        let file_len = self.disk.file_len();
+        // But for what is behind all blocks: there is nothing to move from there.
+        let mut free = disk.free_runs();
+        free.retain(|run| run.end().get() < file_len.saturating_sub(frame.trailer_len));
+        let shape = self.disk.geometry().slot;
+        if self.options.move_blocks {
+            // What a guest is at often is moved last, and then not at all.
+            let heat = |block| self.given_up.get(&block).copied().unwrap_or_default();
+            let choice = Choice {
+                most: PLANNED,
+                stays: &|block| heat(block) >= PATIENCE,
+                heat: &heat,
+            };
+            let planned = plan_top(disk.slots(), &free, &frame, shape, choice);
+            let cost = u64_from(planned.moves.len()) * shape.len;
+            let gain = file_len.saturating_sub(planned.file_len(&frame));
+            if budget.beside_guest && cost > gain.saturating_mul(DEAREST) {
+                log::debug!(
+                    "{}: {cost} bytes would be moved for {gain}: not now",
+                    self.disk.path().display()
+                );
+                self.skipped = true;
+                self.too_dear = gain;
+            } else {
+                self.too_dear = 0;
+                self.moves = planned.moves.into();
+            }
+            if self.moves.is_empty() {
+                self.metadata_moves = metadata_moves(free, &frame).into();
+            }
+        }
+        if self.moves.is_empty() && self.metadata_moves.is_empty() {
+            self.end_moves();
+        } else {
+            self.enter(Phase::Move, VecDeque::new());
+            self.total = u64_from(self.moves.len()) * self.disk.geometry().block_size;
+        }
+        Ok(())
+    }
+
+    /// Has the file cut, and goes on with punching.
+    fn end_moves(&mut self) {
+        self.to_cut = true;
+        let queue = if self.punches() {
+            self.to_punch()
+        } else {
+            VecDeque::new()
+        };
+        self.enter(Phase::Punch, queue);
+    }
+
+    pub(super) fn move_step(
+        &mut self,
+        budget: Budget,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), CompactError> {
+        if self.batch.is_some() {
+            return self.advance_batch(budget, go_on);
+        }
+        if let (None, Some((from, to))) = (self.moves.front(), self.metadata_moves.pop_front()) {
+            self.moved_since_plan |= self.disk.maintenance().move_metadata(from, to)?;
+            return Ok(());
+        }
+        if self.moves.is_empty() {
+            if self.moved_since_plan {
+                return self.plan_moves(budget);
+            }
+            // Every move of the plan was in a guest's way, or needed space: not now.
+            self.skipped = true;
+            if self.room == Room::None {
+                self.without_room = u64_from(self.plan().moves.len());
+            }
+            self.end_moves();
+            return Ok(());
+        }
+        self.batch = Some(self.take_batch());
+        self.advance_batch(budget, go_on)
+    }
+
+    /// Copies what the budget allows of the batch; where all is copied, and the guest does not have to wait for
+    /// that as well, switches over.
+    fn advance_batch(
+        &mut self,
+        budget: Budget,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), CompactError> {
+        let Some(batch) = &mut self.batch else {
+            return Ok(());
+        };
+        let mut left = budget.bytes;
+        while batch.has_more() {
+            if left == 0 || !go_on() {
+                return Ok(());
+            }
+            let piece = COPY_PIECE.min(left);
+            let copied = batch.advance(piece, budget.beside_guest);
+            self.copied += copied;
+            left -= piece;
+        }
+        if budget.beside_guest && left < budget.bytes {
+            return Ok(());
+        }
+        self.conclude_batch(budget)
+    }
+
+    fn conclude_batch(&mut self, budget: Budget) -> Result<(), CompactError> {
+        let Some(batch) = self.batch.take() else {
+            return Ok(());
+        };
+        let takes_space = batch.takes_space();
+        let (moved, concluded) = batch.conclude();
+        let slot_len = self.disk.geometry().slot.len;
+        let blocks = u64_from(moved.blocks.len());
+        self.report.blocks_moved += blocks;
+        self.report.bytes_moved += blocks * slot_len;
+        self.report.given_up += u64_from(moved.given_up.len());
+        self.report.bytes_in_vain += moved.copied_in_vain;
+        self.moved_since_plan |= blocks > 0;
+        for block in &moved.blocks {
+            self.given_up.remove(block);
+        }
+        for block in moved.given_up {
+            let times = self.given_up.entry(block).or_default();
+            *times = times.saturating_add(1);
+            self.skipped = true;
+        }
+        match concluded {
+            Err(DiskError::NoSpace(_)) if self.room != Room::None => {
+                let made = self.room == Room::Enough && self.disk.maintenance().make_room()?;
+                self.room = if made { Room::Made } else { Room::None };
+                return self.plan_moves(budget);
+            }
+            other => other?,
+        }
+        // Before another one takes new space of the host.
+        self.to_cut |= takes_space;
+        Ok(())
+    }
+
+    /// Takes the targets of the next moves. One of them may take new host space.
+    fn take_batch(&mut self) -> Relocation {
+        let slot_len = self.disk.geometry().slot.len;
+        let mut batch = Relocation::new(Arc::clone(&self.disk));
+        while let Some(step) = self.moves.front().copied() {
+            if !batch.is_empty() && batch.bytes() + slot_len > MOVE_BATCH {
+                break;
+            }
+            let may_take_space = self.room != Room::None && !batch.takes_space();
+            match batch.add(step, may_take_space) {
+                Added::Taken | Added::Stale => {}
+                Added::TakesSpace if self.room == Room::None => {}
+                Added::TakesSpace | Added::Full => break,
+            }
+            self.moves.pop_front();
+        }
+        batch
+    }
+}

@@ -1,0 +1,296 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::create::{CreateOptions, create};
+use crate::disk::OpenOptions;
+use crate::error::ErrorKind;
+use crate::format::{DiskType, Format};
+use crate::storage::sim::{Fault, OpKind, SimStorage};
+use crate::units::{u64_from, usize_from};
+
+const BLOCK: u64 = 2 << 20;
+const BLOCKS: u64 = 16;
+
+fn open(storage: &Arc<SimStorage>, punch_holes: bool) -> Arc<Disk> {
+    let options = OpenOptions {
+        punch_holes,
+        ..OpenOptions::default()
+    };
+    let storage: Arc<SimStorage> = Arc::clone(storage);
+    Disk::open_storage(storage, Path::new("maintained"), &options).unwrap()
+}
+
+/// A disk whose first `blocks` blocks hold their numbers, counted from 1, and whose file holds nothing else.
+fn disk(format: Format, blocks: u64, punch_holes: bool) -> (Arc<SimStorage>, Arc<Disk>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let options = CreateOptions::new(format, DiskType::Dynamic, BLOCKS * BLOCK);
+    create(&path, &options).unwrap();
+    let storage = Arc::new(SimStorage::from_file(&path).unwrap());
+    let disk = open(&storage, punch_holes);
+    (0..blocks).for_each(|n| disk.write_at(&content(n), n * BLOCK).unwrap());
+    disk.flush().unwrap();
+    disk.maintenance().cut(Cut::ALL).unwrap();
+    (storage, disk)
+}
+
+fn content(n: u64) -> Vec<u8> {
+    vec![u8::try_from(n + 1).unwrap(); usize_from(BLOCK)]
+}
+
+fn holds(disk: &Disk, n: u64, wanted: &[u8]) {
+    let mut found = vec![0; usize_from(BLOCK)];
+    disk.read_at(&mut found, n * BLOCK).unwrap();
+    assert!(found == wanted, "block {n}");
+}
+
+/// Whether blocks hold their numbers.
+fn hold(disk: &Disk, blocks: &[u64]) {
+    blocks.iter().for_each(|n| holds(disk, *n, &content(*n)));
+}
+
+fn slot(disk: &Disk, n: u32) -> FileOffset {
+    disk.maintenance().slot_of(BlockIndex::new(n)).unwrap()
+}
+
+/// The first two blocks are gone; moves of the last two into their places.
+fn holes_and_moves(disk: &Arc<Disk>) -> [Move; 2] {
+    let holes = [slot(disk, 0), slot(disk, 1)];
+    disk.discard(0, 2 * BLOCK).unwrap();
+    disk.flush().unwrap();
+    let step = |block: u32, to| Move {
+        block: BlockIndex::new(block),
+        from: slot(disk, block),
+        to,
+    };
+    [step(5, holes[0]), step(4, holes[1])]
+}
+
+/// A guest that touches a block of a batch has that one stay; the others go on, over as many steps as it takes.
+#[test]
+fn a_batch_goes_on_over_many_steps_beside_its_guest() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 6, true);
+        let moves = holes_and_moves(&disk);
+        let mut batch = Relocation::new(Arc::clone(&disk));
+        assert_eq!(moves.map(|step| batch.add(step, true)), [Added::Taken; 2]);
+        let mut pieces = 0;
+        let mut touched = content(5);
+        storage.take_log();
+        while batch.has_more() {
+            batch.advance(256 << 10, true);
+            pieces += 1;
+            if pieces == 12 {
+                // In the block that is all copied, in the middle of the other one.
+                touched[7..10].fill(0xee);
+                disk.write_at(&[0xee; 3], 5 * BLOCK + 7).unwrap();
+                disk.flush().unwrap();
+            }
+        }
+        let log = storage.take_log();
+        let count = |kind| log.iter().filter(|op| op.kind == kind).count();
+        let copies = count(OpKind::CopyWithin);
+        assert!(copies >= 16 && count(OpKind::WriteBack) == copies);
+        let (moved, concluded) = batch.conclude();
+        concluded.unwrap();
+        assert_eq!(
+            (moved.blocks, moved.given_up),
+            (vec![moves[1].block], vec![moves[0].block])
+        );
+        assert!(moved.copied_in_vain >= BLOCK);
+        let killed = Arc::new(storage.fork().kill());
+        for disk in [&disk, &open(&killed, true)] {
+            holds(disk, 5, &touched);
+            hold(disk, &[2, 3, 4]);
+        }
+        // The place that was not used is free once, and so is the one that was left.
+        for place in [moves[0].to, moves[1].from] {
+            let taken = [(); 2].map(|()| disk.image.reserve_at(place).is_some());
+            assert_eq!(taken, [true, false], "{format}");
+            disk.image.give_back(place);
+        }
+        assert_eq!(disk.image.reserve_at(moves[1].to), None);
+    }
+}
+
+/// What is not concluded has changed nothing.
+#[test]
+fn a_batch_that_is_dropped_gives_back_its_targets() {
+    let (_storage, disk) = disk(Format::Vhdx, 6, true);
+    let moves = holes_and_moves(&disk);
+    let mut batch = Relocation::new(Arc::clone(&disk));
+    moves
+        .iter()
+        .for_each(|step| assert_eq!(batch.add(*step, true), Added::Taken));
+    assert_eq!(disk.image.reserve_at(moves[0].to), None);
+    for _ in 0..5 {
+        batch.advance(1 << 20, false);
+    }
+    drop(batch);
+    for step in moves {
+        assert!(disk.image.reserve_at(step.to).is_some());
+        assert_eq!(disk.maintenance().slot_of(step.block), Some(step.from));
+    }
+}
+
+/// What the host tells of a write-back that failed, it does not tell the next sync.
+#[test]
+fn a_failed_write_back_is_as_bad_as_a_failed_sync() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 6, true);
+        let moves = holes_and_moves(&disk);
+        let mut batch = Relocation::new(Arc::clone(&disk));
+        batch.add(moves[0], true);
+        storage.inject(Fault::next(OpKind::WriteBack));
+        batch.advance(1 << 20, true);
+        let (moved, concluded) = batch.conclude();
+        assert_eq!(moved.blocks, []);
+        assert!(concluded.is_err());
+        let after = disk.flush().unwrap_err();
+        assert_eq!(after.kind(), ErrorKind::Poisoned, "{format}");
+    }
+}
+
+/// A copy that failed has the batch go no further; what was complete by then counts.
+#[test]
+fn a_failed_copy_leaves_what_was_copied_before() {
+    let (storage, disk) = disk(Format::Vhdx, 6, true);
+    let moves = holes_and_moves(&disk);
+    let mut batch = Relocation::new(Arc::clone(&disk));
+    moves
+        .iter()
+        .for_each(|step| assert_eq!(batch.add(*step, true), Added::Taken));
+    batch.advance(BLOCK, false);
+    storage.inject(Fault::next(OpKind::CopyWithin));
+    while batch.has_more() {
+        batch.advance(BLOCK, false);
+    }
+    let (moved, concluded) = batch.conclude();
+    assert!(concluded.is_err());
+    assert_eq!(moved.blocks, [moves[0].block]);
+    assert_eq!(
+        disk.maintenance().slot_of(moves[0].block),
+        Some(moves[0].to)
+    );
+    assert!(disk.image.reserve_at(moves[1].to).is_some());
+    hold(&disk, &[2, 3, 4, 5]);
+}
+
+/// The syncs of a cut keep nobody from growing the file, and then it is not cut.
+#[test]
+fn a_file_that_grows_meanwhile_is_not_cut() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 4, false);
+        disk.discard(2 * BLOCK, 2 * BLOCK).unwrap();
+        disk.flush().unwrap();
+        let slot_len = disk.geometry().slot.len;
+        let piece = Cut {
+            spare: 0,
+            most: slot_len,
+        };
+        // One slot of two; all that the log had to do is done by it.
+        assert!(disk.maintenance().cut(piece).unwrap());
+        let old_len = disk.file_len();
+        let [stated, grows, begun] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let seen = [&stated, &grows, &begun].map(Arc::clone);
+        storage.on_op(move |_, op| match op.kind {
+            OpKind::SetLen if op.range.len > old_len => seen[1].store(true, Ordering::SeqCst),
+            OpKind::Write if op.range.end().get() > old_len => {
+                seen[1].store(true, Ordering::SeqCst)
+            }
+            OpKind::Write => seen[0].store(true, Ordering::SeqCst),
+            OpKind::Sync if seen[0].load(Ordering::SeqCst) => {
+                seen[2].store(true, Ordering::SeqCst);
+                while !seen[1].load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            }
+            _ => {}
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !begun.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                disk.write_at(&content(9), 9 * BLOCK).unwrap();
+            });
+            assert!(!disk.maintenance().cut(piece).unwrap());
+        });
+        storage.clear_hook();
+        assert!(disk.file_len() > old_len && u64_from(storage.to_bytes().len()) == disk.file_len());
+        disk.flush().unwrap();
+        let killed = Arc::new(storage.fork().kill());
+        for disk in [&disk, &open(&killed, false)] {
+            hold(disk, &[0, 1, 9]);
+        }
+        // Later it can be.
+        disk.maintenance().cut(Cut::ALL).unwrap();
+        hold(&disk, &[0, 1, 9]);
+    }
+}
+
+/// Who allocates while free space is punched gets another place.
+#[test]
+fn what_is_being_punched_is_nobodys() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 6, true);
+        disk.discard(BLOCK, 2 * BLOCK).unwrap();
+        disk.flush().unwrap();
+        let guest = Arc::clone(&disk);
+        let came = AtomicBool::new(false);
+        storage.on_op(move |_, op| {
+            if op.kind == OpKind::PunchHole && !came.swap(true, Ordering::SeqCst) {
+                guest.write_at(&content(9), 9 * BLOCK).unwrap();
+            }
+        });
+        while disk.maintenance().punch_free(u64::MAX).unwrap() {}
+        storage.clear_hook();
+        hold(&disk, &[0, 3, 4, 5, 9]);
+    }
+}
+
+/// Beside a guest, a host that is to give up much is asked for a little at a time, and then cuts what it does
+/// not store.
+#[test]
+fn a_long_tail_is_given_up_in_pieces() {
+    for (format, punches) in [
+        (Format::Vhd, true),
+        (Format::Vhdx, true),
+        (Format::Vhd, false),
+        (Format::Vhdx, false),
+    ] {
+        let (storage, disk) = disk(format, 8, punches);
+        let len = disk.file_len();
+        disk.discard(2 * BLOCK, 6 * BLOCK).unwrap();
+        disk.flush().unwrap();
+        storage.take_log();
+        let piece = Cut {
+            spare: 0,
+            most: BLOCK,
+        };
+        let mut steps = 0;
+        while disk.maintenance().cut(piece).unwrap() {
+            steps += 1;
+        }
+        assert!((5..9).contains(&steps), "{format}, {punches}: {steps}");
+        let slot_len = disk.geometry().slot.len;
+        let log = storage.take_log();
+        let punched = log.iter().filter(|op| op.kind == OpKind::PunchHole);
+        assert!({ punched }.all(|op| op.range.len <= slot_len));
+        let mut before = len;
+        for cut in log.iter().filter(|op| op.kind == OpKind::SetLen) {
+            assert!(punches || before - cut.range.len <= slot_len + BLOCK / 2);
+            before = cut.range.len;
+        }
+        assert!(disk.file_len() <= len - 6 * slot_len);
+        hold(&disk, &[0, 1]);
+        // And some of it may stay.
+        disk.write_at(&content(7), 7 * BLOCK).unwrap();
+        let spare = 3 << 20;
+        let used = slot(&disk, 7).plus(slot_len).get();
+        disk.maintenance().cut(Cut { spare, ..Cut::ALL }).unwrap();
+        assert!((used + spare..used + spare + (2 << 20)).contains(&disk.file_len()));
+    }
+}
