@@ -99,6 +99,8 @@ pub struct IdleWork {
     last_word: Option<LastWord>,
     /// What the last run came to.
     report: Option<CompactReport>,
+    /// Bytes that could go, where they are not worth a run.
+    too_little: u64,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
@@ -130,6 +132,7 @@ impl IdleWork {
             last_turn: now,
             last_word: None,
             report: None,
+            too_little: 0,
         }
     }
 
@@ -162,6 +165,11 @@ impl IdleWork {
     /// What the last run that came to its end did.
     pub fn report(&self) -> Option<&CompactReport> {
         self.report.as_ref()
+    }
+
+    /// Bytes that could go, and are less than [`IdlePolicy::min_reclaim`].
+    pub fn too_little(&self) -> u64 {
+        self.too_little
     }
 
     /// Does one bounded step, if it is time for it and there is something to do.
@@ -304,6 +312,7 @@ impl IdleWork {
         let (step, pause) = self.paced_step(&mut run, beside, go_on)?;
         if was_looking && !looking(run.compactor.phase()) {
             let gain = run.compactor.reclaimable();
+            self.too_little = if gain < run.least { gain } else { 0 };
             if gain < run.least {
                 self.seen = Some(run.count);
                 return Ok(self.rest(now));
@@ -367,7 +376,16 @@ impl IdleWork {
         let mut report = run.compactor.into_report()?;
         report.took = now.duration_since(run.begun);
         report.beside_guest = run.beside_guest;
-        log::info!("{}: compacted {report}", self.disk.path().display());
+        if self.policy.fs_aware && self.disk.has_writers() {
+            // What its guest has deleted and not discarded.
+            let reason = "the guest has the disk open for writing";
+            report.not_surveyed.get_or_insert_with(|| reason.to_owned());
+        }
+        let level = match report.has_effect() {
+            true => log::Level::Info,
+            false => log::Level::Debug,
+        };
+        log::log!(level, "{}: compacted {report}", self.disk.path().display());
         self.report = Some(report);
         if has_skipped {
             let pause = PAUSE.saturating_mul(1 << self.left.min(16));

@@ -125,6 +125,15 @@ pub struct CompactReport {
     pub left: Vec<Kept>,
 }
 
+impl CompactReport {
+    /// Whether anything is otherwise than it was.
+    pub fn has_effect(&self) -> bool {
+        self.length_after != self.length_before
+            || self.allocated_after < self.allocated_before
+            || self.blocks_dropped + self.blocks_moved + self.bytes_punched > 0
+    }
+}
+
 impl fmt::Display for CompactReport {
     /// What it came to, for a log: completes "compacted ".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
