@@ -114,8 +114,9 @@ pub(crate) struct Compactor {
     /// The blocks that the phase still has to look at; the next one is first.
     queue: VecDeque<BlockIndex>,
     moves: VecDeque<Move>,
-    /// The moves that are being made.
+    /// The moves that are being made, and whether that is done without a pause.
     batch: Option<Relocation>,
+    at_once: bool,
     /// Of blocks of metadata, when no other move is left.
     metadata_moves: VecDeque<(FileRange, FileOffset)>,
     /// Blocks that hold what the parent has, but for what is free: to be dropped, or only counted.
@@ -196,6 +197,7 @@ impl Compactor {
             queue: VecDeque::new(),
             moves: VecDeque::new(),
             batch: None,
+            at_once: false,
             metadata_moves: VecDeque::new(),
             same: HashSet::new(),
             given_up: HashMap::new(),

@@ -148,11 +148,15 @@ impl IdleWork {
         self
     }
 
-    /// Goes by another policy from now on. Where that is about filesystems, all is begun anew.
+    /// Goes by another policy from now on. Where that is about filesystems or holes, all is
+    /// begun anew.
     pub fn set_policy(&mut self, policy: IdlePolicy) {
-        if self.policy.fs_aware != policy.fs_aware {
+        if self.policy.fs_aware != policy.fs_aware || self.policy.punch_holes != policy.punch_holes
+        {
             self.running = None;
             self.seen = None;
+            // Zeros inside blocks were of no interest before, perhaps.
+            self.disk.maintenance().note_all_news();
         }
         self.policy = policy;
     }

@@ -164,6 +164,11 @@ impl<'a> Maintenance<'a> {
         self.disk.image.free_runs()
     }
 
+    /// Bytes of the file that are free with the next sync.
+    pub(crate) fn awaiting_bytes(self) -> u64 {
+        self.disk.image.awaiting_bytes()
+    }
+
     /// Free bytes of the file that [`Self::punch_free`] would give back to the host.
     pub(crate) fn punchable_free(self) -> u64 {
         self.disk.image.punchable_bytes()

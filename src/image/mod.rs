@@ -339,6 +339,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The free ranges, sorted.
     fn free_runs(&self) -> Vec<FileRange>;
 
+    /// Bytes that are free with the next sync.
+    fn awaiting_bytes(&self) -> u64;
+
     /// What compaction plans with: as it is once the blocks that `is_dead` says are dropped, and the
     /// metadata that none of the others needs is given up.
     fn frame(&self, is_dead: &dyn Fn(BlockIndex) -> bool) -> Frame;

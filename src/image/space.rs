@@ -375,6 +375,11 @@ impl Space {
             .sum()
     }
 
+    /// As [`Image::awaiting_bytes`].
+    pub(crate) fn awaiting_bytes(&self) -> u64 {
+        self.free().awaiting_bytes()
+    }
+
     /// The free ranges, sorted.
     pub(crate) fn free_runs(&self) -> Vec<FileRange> {
         self.free().runs().collect()

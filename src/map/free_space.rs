@@ -221,6 +221,11 @@ impl FreeSpace {
         std::mem::take(&mut self.awaiting)
     }
 
+    /// Bytes that wait for a sync that has not begun.
+    pub fn awaiting_bytes(&self) -> u64 {
+        self.awaiting.iter().map(|range| range.len).sum()
+    }
+
     /// Gives `range` back as dirty: no durable table entry names it.
     pub fn give_back(&mut self, range: FileRange) {
         self.free.insert(&self.shape, range);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Budget, Compactor, Room};
 use crate::compact::plan::{Choice, Plan, metadata_moves, plan, plan_top, without};
 use crate::compact::{CompactError, Phase};
-use crate::disk::{Added, Relocation};
+use crate::disk::{Added, Move, Relocation};
 use crate::error::DiskError;
 use crate::image::Frame;
 use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
@@ -17,6 +17,9 @@ const MOVE_BATCH: u64 = 32 << 20;
 const COPY_PIECE: u64 = 4 << 20;
 /// Blocks that are planned for together.
 const PLANNED: usize = 4096;
+/// The longest slot that is copied in one step for lack of another chance: nobody is held up by it, but that
+/// the host's device is busy.
+const AT_ONCE: u64 = 4 << 20;
 /// How often the move of a block is given up in a run before it stays where it is.
 const PATIENCE: u8 = 3;
 /// Bytes that are moved beside a guest for each byte that the file gets shorter by, at most. Moved blocks
@@ -83,7 +86,10 @@ impl Compactor {
             false => run.len / shape.len * shape.len,
         };
         let holes: u64 = match self.options.move_blocks {
-            true => disk.free_runs().iter().map(whole).sum(),
+            true => {
+                let free: u64 = disk.free_runs().iter().map(whole).sum();
+                free.saturating_add(disk.awaiting_bytes())
+            }
             false => 0,
         };
         let inside = match self.punches() {
@@ -204,15 +210,14 @@ impl Compactor {
         };
         let mut left = budget.bytes;
         while batch.has_more() {
-            if left == 0 || !go_on() {
+            if left == 0 && !self.at_once || !go_on() {
                 return Ok(());
             }
-            let piece = COPY_PIECE.min(left);
-            let copied = batch.advance(piece, budget.beside_guest);
-            self.copied += copied;
-            left -= piece;
+            let piece = COPY_PIECE.min(budget.bytes);
+            self.copied += batch.advance(piece, budget.beside_guest);
+            left = left.saturating_sub(piece);
         }
-        if budget.beside_guest && left < budget.bytes {
+        if budget.beside_guest && left < budget.bytes && !self.at_once {
             return Ok(());
         }
         self.conclude_batch(budget)
@@ -237,6 +242,8 @@ impl Compactor {
         for block in moved.given_up {
             let times = self.given_up.entry(block).or_default();
             *times = times.saturating_add(1);
+            // It is tried again.
+            self.moved_since_plan |= *times < PATIENCE;
             self.skipped = true;
         }
         match concluded {
@@ -256,8 +263,12 @@ impl Compactor {
     fn take_batch(&mut self) -> Relocation {
         let slot_len = self.disk.geometry().slot.len;
         let mut batch = Relocation::new(Arc::clone(&self.disk));
+        // What a guest was at before is moved alone and, if it is short, without a pause.
+        let is_in_the_way = |step: &Move| self.given_up.contains_key(&step.block);
+        let alone = self.moves.front().is_some_and(is_in_the_way);
+        self.at_once = alone && slot_len <= AT_ONCE;
         while let Some(step) = self.moves.front().copied() {
-            if !batch.is_empty() && batch.bytes() + slot_len > MOVE_BATCH {
+            if !batch.is_empty() && (alone || batch.bytes() + slot_len > MOVE_BATCH) {
                 break;
             }
             let may_take_space = self.room != Room::None && !batch.takes_space();

@@ -229,3 +229,40 @@ fn a_run_of_news_looks_at_what_is_new() {
         Some(1)
     );
 }
+
+/// What it costs to go on after one block of many has changed: all looked at anew, and what is new.
+/// `cargo test --release --all-features --lib continuing_costs -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures"]
+fn continuing_costs() {
+    const MANY: u64 = 200_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let options = CreateOptions {
+        block_size: Some(1 << 20),
+        ..CreateOptions::new(Format::Vhdx, DiskType::Dynamic, MANY * BLOCK)
+    };
+    create(&path, &options).unwrap();
+    let disk = open(&Arc::new(SimStorage::from_file(&path).unwrap()), false);
+    for n in 0..MANY {
+        disk.write_at(&[7; 512], n * BLOCK).unwrap();
+    }
+    run(compactor(&disk).of_news(), |_| {});
+    let time = |name: &str, compactor: Compactor| {
+        let begun = Instant::now();
+        let report = run(compactor, |_| {});
+        println!(
+            "{name}: {:?}, {} moved",
+            begun.elapsed(),
+            report.blocks_moved
+        );
+    };
+    for round in 1..4 {
+        disk.discard(round * BLOCK, BLOCK).unwrap();
+        time("of news, a block gone", compactor(&disk).of_news());
+        disk.discard((round + 10) * BLOCK, BLOCK).unwrap();
+        time("anew, a block gone", compactor(&disk));
+        disk.write_zeroes((round + 20) * BLOCK, 4096).unwrap();
+        time("of news, a part zeroed", compactor(&disk).of_news());
+    }
+}

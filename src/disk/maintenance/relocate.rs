@@ -138,8 +138,9 @@ impl Relocation {
         self.next().is_some()
     }
 
-    /// Copies the next piece, `most` bytes of it, and says how many bytes that were. Where a guest may sync the file at any moment it is to be
-    /// `written_back`, so that the guest never waits for more than one piece.
+    /// Copies the next piece, `most` bytes of it, and says how many bytes that were. Where a guest may sync
+    /// the file at any moment it is to be `written_back`, so that the guest never waits for more than one
+    /// piece.
     pub(crate) fn advance(&mut self, most: u64, written_back: bool) -> u64 {
         let Some(at) = self.next() else {
             return 0;

@@ -449,6 +449,10 @@ impl Image for Vhd {
         self.space.free_runs()
     }
 
+    fn awaiting_bytes(&self) -> u64 {
+        self.space.awaiting_bytes()
+    }
+
     fn drop_unused_metadata(&self) -> Result<(), DiskError> {
         Ok(())
     }

@@ -299,6 +299,10 @@ impl Image for Vhdx {
         self.file.space.free_runs()
     }
 
+    fn awaiting_bytes(&self) -> u64 {
+        self.file.space.awaiting_bytes()
+    }
+
     fn drop_unused_metadata(&self) -> Result<(), DiskError> {
         self.check_writable()?;
         self.drop_unused_bitmap_blocks()
