@@ -58,15 +58,20 @@ impl Twin {
         self.watch.block()
     }
 
-    /// Copies the next piece, of at most `most` bytes, or what guests wrote to it meanwhile twice; says
-    /// whether there is more. A guest that writes to the piece waits for the second copy, if there is one.
+    /// Copies the next piece, of at most `most` bytes, and what guests write to it meanwhile once more; says
+    /// how many bytes that were. A guest that writes to the piece waits for the second copy, if there is one.
+    /// Where guests may sync the file at any moment the piece is to be `written_back`.
     ///
     /// # Errors
     /// Where the host cannot copy. The twin is given up.
-    pub(crate) fn copy(&self, disk: &Disk, most: u64) -> Result<bool, DiskError> {
-        let len = disk.geometry().slot.len;
+    pub(crate) fn copy(
+        &self,
+        disk: &Disk,
+        most: u64,
+        written_back: bool,
+    ) -> Result<u64, DiskError> {
         let copied = self.mirror.copied();
-        let end = len.min(copied.saturating_add(most));
+        let end = (disk.geometry().slot.len).min(copied.saturating_add(most));
         let to = self.mirror.slot();
         let storage = disk.image.storage();
         let copy = self.mirror.copy(end, |part| {
@@ -75,7 +80,11 @@ impl Twin {
         });
         disk.image.note_payload();
         copy.map_err(|error| DiskError::io("copy a block", error))?;
-        Ok(end < len)
+        if written_back {
+            let piece = FileRange::new(to.plus(copied), end - copied);
+            disk.image.write_back(piece)?;
+        }
+        Ok(end - copied)
     }
 
     /// Bytes of the slot that were copied.

@@ -38,7 +38,7 @@ impl Moving {
     }
 
     fn copy_all(&self) {
-        while self.twin.copy(&self.disk, PIECE).unwrap() {}
+        while self.twin.copy(&self.disk, PIECE, false).unwrap() > 0 {}
     }
 
     fn write(&self, byte: u8, within: u64, len: u64) {
@@ -68,7 +68,7 @@ fn what_is_written_meanwhile_is_in_both() {
         let moving = Moving::new(format);
         let (disk, twin) = (&moving.disk, &moving.twin);
         moving.write(1, 3 * PIECE, 5000);
-        assert!(twin.copy(disk, PIECE).unwrap());
+        assert_eq!(twin.copy(disk, PIECE, true).unwrap(), PIECE);
         // Where it was copied, across the place that the copier has come to, and beyond.
         moving.write(2, 100, 5000);
         moving.write(3, PIECE - 5000, 10_000);
@@ -141,7 +141,7 @@ fn what_is_written_to_the_piece_that_is_copied() {
             met.store(true, Ordering::SeqCst);
             done.send(()).unwrap();
         });
-        moving.twin.copy(&moving.disk, PIECE).unwrap();
+        moving.twin.copy(&moving.disk, PIECE, false).unwrap();
     });
     assert!(met.load(Ordering::SeqCst));
     moving.storage.clear_hook();
@@ -214,7 +214,7 @@ fn what_is_no_change_in_place_gives_the_copy_up() {
     let from = disk.image.map().get(BLOCK).slot().unwrap();
     let to = disk.image.reserve().unwrap();
     let twin = Twin::new(&disk, BLOCK, from, to).unwrap();
-    while twin.copy(&disk, PIECE).unwrap() {}
+    while twin.copy(&disk, PIECE, false).unwrap() > 0 {}
     disk.write_at(&[2; 4096], 2 * MIB).unwrap();
     let len = disk.geometry().slot.len;
     assert!(in_file(&storage, from, len) == in_file(&storage, to, len));
