@@ -296,6 +296,30 @@ fn wait_for(flag: &AtomicBool) {
     }
 }
 
+/// Has `other` done while `act` is about to ask for what `is_it` describes, for the first time.
+fn interrupt(
+    storage: &SimStorage,
+    is_it: impl Fn(&Op) -> bool + Send + Sync + 'static,
+    act: impl FnOnce() + Send,
+    other: impl FnOnce(),
+) {
+    let [met, done] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+    let seen = [&met, &done].map(Arc::clone);
+    storage.on_op(move |_, op| {
+        if is_it(op) && !seen[0].swap(true, Ordering::SeqCst) {
+            wait_for(&seen[1]);
+        }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(act);
+        wait_for(&met);
+        other();
+        done.store(true, Ordering::SeqCst);
+    });
+    assert!(met.load(Ordering::SeqCst), "they met");
+    storage.clear_hook();
+}
+
 /// Compacts `disk`, and has `guest` at it when `storage` is first asked for what `is_it` describes, before
 /// that is done: compaction goes on once the guest is done, or, where that waits for it, after a while.
 fn meet(
@@ -462,6 +486,82 @@ fn a_block_stays_while_it_is_read() {
             assert!(found == [7; 3333], "{format}");
         });
         storage.clear_hook();
+    }
+}
+
+/// All of the first block but its first `len` bytes is zero, and that is known.
+fn with_data(len: u64) -> (Arc<SimStorage>, Arc<Disk>, FileRange) {
+    let (storage, disk, data) = with_zeros(u64::from(BLOCK));
+    disk.discard(len, u64::from(BLOCK) - len)
+        .expect("discarded");
+    (storage, disk, data)
+}
+
+/// A discard that frees nothing new takes the block away if nothing in it counts as data.
+fn drop_if_dead(disk: &Disk) {
+    disk.discard(u64::from(BLOCK) / 2, 4096).expect("discarded");
+}
+
+/// A write that was under way before zeros were written to its place, and ends after them.
+#[test]
+fn data_that_outlasts_zeros_is_not_taken_for_zeros() {
+    let (storage, disk, data) = with_data(4096);
+    let is_data = move |op: &Op| op.kind == OpKind::Write && op.range.start == data.start;
+    interrupt(
+        &storage,
+        is_data,
+        || disk.write_at(&[9; 4096], 0).expect("written"),
+        || disk.write_at(&[0; 4096], 0).expect("written"),
+    );
+    assert_reads(&disk, 0, 9);
+    drop_if_dead(&disk);
+    assert_reads(&disk, 0, 9);
+}
+
+/// A write that begins and ends between zeros and the note of them.
+#[test]
+fn data_that_comes_after_zeros_and_before_their_note() {
+    let (storage, disk, data) = with_data(128 << 10);
+    // Long zeros become a hole; then the rest is written.
+    let mut zeros = vec![0; 68 << 10];
+    zeros[(64 << 10)..].fill(1);
+    let rest = data.start.plus(64 << 10);
+    interrupt(
+        &storage,
+        move |op| op.kind == OpKind::Write && op.range.start == rest,
+        || disk.write_at(&zeros, 0).expect("written"),
+        || disk.write_at(&[9; 4096], 4096).expect("written"),
+    );
+    disk.discard(64 << 10, 64 << 10).expect("discarded");
+    drop_if_dead(&disk);
+    assert_reads(&disk, 4096, 9);
+}
+
+/// A reader of a block does not wait for zeros that are written to it, nor for a discard of a part of it.
+#[test]
+fn nobody_waits_for_zeros() {
+    let (storage, disk, _) = with_data(256 << 10);
+    let mut mixed = [1; 12 << 10];
+    mixed[4096..8192].fill(0);
+    let acts: [(&(dyn Fn() + Sync), OpKind); 2] = [
+        (
+            &|| disk.write_at(&mixed, 0).expect("written"),
+            OpKind::Write,
+        ),
+        (
+            &|| disk.discard(64 << 10, 64 << 10).expect("discarded"),
+            OpKind::PunchHole,
+        ),
+    ];
+    for (act, kind) in acts {
+        let started = Instant::now();
+        interrupt(
+            &storage,
+            move |op| op.kind == kind,
+            act,
+            || assert_reads(&disk, 128 << 10, 5),
+        );
+        assert!(started.elapsed() < Duration::from_millis(400), "{kind:?}");
     }
 }
 

@@ -28,7 +28,7 @@ use crate::units::{BlockIndex, FileOffset, FileRange};
 pub(crate) struct Twin {
     mirror: Arc<Mirror>,
     /// What guests find the mirror by.
-    watch: Watch,
+    _watch: Watch,
     from: FileOffset,
 }
 
@@ -45,17 +45,12 @@ impl Twin {
         let watch = Gates::mirror(&disk.gates, block, Arc::clone(&mirror));
         let twin = Self {
             mirror,
-            watch,
+            _watch: watch,
             from,
         };
         // What takes it elsewhere from here on gives the twin up.
         let is_here = disk.image.map().get(block).slot() == Some(from);
         is_here.then_some(twin)
-    }
-
-    /// The block.
-    pub(crate) fn block(&self) -> BlockIndex {
-        self.watch.block()
     }
 
     /// Copies the next piece, of at most `most` bytes, and what guests write to it meanwhile once more; says
