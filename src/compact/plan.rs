@@ -131,7 +131,7 @@ pub(crate) struct Choice<'a> {
     pub(crate) most: usize,
     /// Whether a block stays where it is in any case.
     pub(crate) stays: &'a dyn Fn(BlockIndex) -> bool,
-    /// How often a block is written to: of the hottest the copies are soonest for nothing.
+    /// How often a block is written to: the hottest are moved last.
     pub(crate) heat: &'a dyn Fn(BlockIndex) -> u8,
 }
 

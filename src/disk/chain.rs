@@ -245,6 +245,9 @@ impl Disk {
         self.meter().note_allocated();
         self.tracker.forget(piece.block);
         self.tracker.news().note(piece.block);
+        if matches!(source, Source::Zeros) {
+            (self.tracker).note_zero(piece.block, piece.within, piece.len, false);
+        }
         self.image.commit(&[MapEdit::Place {
             block: piece.block,
             slot,
@@ -276,7 +279,12 @@ impl Disk {
         self.image.commit(&[MapEdit::Write {
             block: piece.block,
             sectors: fill.sectors,
-        }])
+        }])?;
+        if matches!(source, Source::Zeros) {
+            let stored = !self.may_punch();
+            (self.tracker).note_zero(piece.block, piece.within, piece.len, stored);
+        }
+        Ok(())
     }
 
     /// Writes `source` to the slot, and around it what the parent has. In a new slot, which reads as
@@ -311,7 +319,6 @@ impl Disk {
             Source::Zeros if bitmap.is_none() => false,
             Source::Zeros => {
                 self.zero_file(FileRange::new(at, piece.len))?;
-                self.image.note_payload();
                 true
             }
         };

@@ -1,8 +1,24 @@
 //! Reads, writes, zeroing and discarding.
+//!
+//! # What is held over which I/O
+//! Gates (`gate.rs`) are those of one block, one at a time. Shared: while payload is read, overwritten,
+//! zeroed or punched, whatever it holds (`in_place.rs`). Exclusively, which keeps readers of that block
+//! waiting:
+//! * a block's first slot, [`Disk::place`]: while what is not zero of that one request is written to
+//!   it, the slot is reserved (which may clean free space, or extend the file, with a sync) and the block
+//!   table written; there is nothing else to read in it than zeros;
+//! * the first write to sectors of a child's block (`chain.rs`): while up to 2 MiB are copied down,
+//!   one sync, and the commit;
+//! * a dropped block: while the block table is written;
+//! * a block of a VHD without a parent of which not all sectors count: once, while the others are zeroed.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::chain::Source;
-use super::{Content, Disk, Request};
-use crate::disk::zero;
+use super::gate::Change;
+use super::in_place::Zeros;
+use super::{Content, Disk, Request, zero};
 use crate::error::DiskError;
 use crate::image::{MapEdit, Reads};
 use crate::map::BlockState;
@@ -10,10 +26,8 @@ use crate::units::{
     BlockIndex, DiskOffset, DiskRange, FileOffset, FileRange, low_u32, u64_from, usize_from,
 };
 
-/// Runs of zeros from this length on are punched out of the host file instead of written, where
-/// hole punching is on. Shorter ones would cost more in calls and fragments than they give back at
-/// once; an idle compaction gives those back too.
-const PUNCH_RUN: usize = 64 << 10;
+/// The one block of a disk without a block table: all of it, with a gate for compaction to watch.
+const FLAT: BlockIndex = BlockIndex::new(0);
 
 /// The part of a request that falls into one block.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +38,22 @@ pub(super) struct Piece {
     pub(super) len: u64,
     /// Whether it covers all of the block that the disk has.
     pub(super) whole: bool,
+}
+
+impl Piece {
+    /// Its bytes, from the block's start.
+    pub(super) fn bytes(&self) -> Range<u64> {
+        self.within..self.within + self.len
+    }
+}
+
+/// What became of a piece that is to be zeroed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeroed {
+    /// It is zero.
+    Done,
+    /// Its block has to change its place, or which of its sectors count.
+    NotHere,
 }
 
 impl Disk {
@@ -60,20 +90,21 @@ impl Disk {
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), DiskError> {
         let range = self.range(offset, u64_from(buf.len()))?;
         self.image.check_writable()?;
-        self.note_change();
+        self.note_io();
         let _measured = self.meter().begin(Request::Write);
         if self.geometry().is_flat {
-            return self.change_flat(|| self.write_file(buf, FileOffset::new(offset)));
+            let _gate = self.gates.shared(FLAT);
+            let _change = self.begin_flat(range)?;
+            return self.write_file(buf, FileOffset::new(offset));
         }
         self.with_room(|| self.write_pieces(buf, range))
     }
 
-    /// Changes a disk without a block table. It has one gate, for compaction to watch.
-    fn change_flat(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
-        let all = BlockIndex::new(0);
-        let _gate = self.gates.shared(all);
-        self.begin_change(all)?;
-        change()
+    /// Announces a change of a disk without a block table, whose gate is held.
+    fn begin_flat(&self, range: DiskRange) -> Result<Change<'_>, DiskError> {
+        self.note_change()?;
+        let part = range.start.get()..range.end().get();
+        Ok(self.gates.change_in_place(FLAT, part, None))
     }
 
     /// Does `change`; on a full host again, once what was discarded so far has made room.
@@ -106,15 +137,19 @@ impl Disk {
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let range = self.range(offset, len)?;
         self.image.check_writable()?;
-        self.note_change();
+        self.note_io();
         let _measured = self.meter().begin(Request::Zero);
         if self.geometry().is_flat {
-            let range = FileRange::new(FileOffset::new(offset), len);
-            return self.change_flat(|| {
-                self.zero_file(range)?;
-                self.image.note_payload();
-                Ok(())
-            });
+            let _gate = self.gates.shared(FLAT);
+            let at = FileOffset::new(offset);
+            if self.is_gone_but_for_ends(offset..offset + len, at, |inner| {
+                let end = FileOffset::new(inner.end);
+                self.is_host_hole(FileRange::between(FileOffset::new(inner.start), end))
+            })? {
+                return Ok(());
+            }
+            let _change = self.begin_flat(range)?;
+            return self.zero_file(FileRange::new(at, len)).map(|_| ());
         }
         self.with_room(|| {
             self.pieces(range)
@@ -170,106 +205,32 @@ impl Disk {
         self.read_block(buf, piece.block, piece.within)
     }
 
-    /// Announces that `block` is about to change, to whoever watches it and to the image. Not called
-    /// for what changes nothing: a disk that was only trimmed where it had nothing stays what its
-    /// children know it as.
-    fn begin_change(&self, block: BlockIndex) -> Result<(), DiskError> {
-        self.image.begin_change()?;
-        self.gates.touch(block);
-        Ok(())
+    /// Announces that `block` is about to change in a way that nobody can follow who watches it. Its gate is
+    /// held exclusively.
+    fn begin_change(&self, block: BlockIndex) -> Result<Change<'_>, DiskError> {
+        self.note_change()?;
+        Ok(self.gates.change(block))
     }
 
     fn write_piece(&self, data: &[u8], piece: Piece) -> Result<(), DiskError> {
-        let zeros = zero::has_zero_granule(data, piece.within);
-        if (!zeros || zero::is_zero(data)) && self.write_in_place(data, piece, zeros)? {
-            return Ok(());
-        }
-        let _gate = self.gates.exclusive(piece.block);
-        self.begin_change(piece.block)?;
-        match self.image.map().get(piece.block) {
-            BlockState::NotPresent if self.is_backed(piece.block) => {
-                self.place_over_parent(Source::Data(data), piece)
+        let zeros = Zeros::of(data, piece);
+        // What changes between the two leaves less to be done: a block gets a slot, or a whole one.
+        while !self.write_in_place(data, piece, zeros)? {
+            let _gate = self.gates.exclusive(piece.block);
+            let state = self.image.map().get(piece.block);
+            if matches!(state, BlockState::Present { whole: true, .. }) {
+                continue;
             }
-            BlockState::NotPresent | BlockState::Zero => self.place(data, piece),
-            BlockState::Present { slot, whole: false } if self.parent().is_some() => {
-                self.write_sectors(Source::Data(data), piece, slot)
-            }
-            BlockState::Present { slot, whole } => {
-                if !whole {
-                    self.image.make_whole(piece.block)?;
+            let _change = self.begin_change(piece.block)?;
+            match state {
+                BlockState::NotPresent if self.is_backed(piece.block) => {
+                    return self.place_over_parent(Source::Data(data), piece);
                 }
-                if zeros {
-                    self.overwrite_with_zeros(data, piece, slot)
-                } else {
-                    self.overwrite(data, piece, slot)
+                BlockState::NotPresent | BlockState::Zero => return self.place(data, piece),
+                BlockState::Present { slot, .. } if self.parent().is_some() => {
+                    return self.write_sectors(Source::Data(data), piece, slot);
                 }
-            }
-        }
-    }
-
-    /// Writes what changes no more than data, under the shared gate; says whether it was that.
-    fn write_in_place(&self, data: &[u8], piece: Piece, zeros: bool) -> Result<bool, DiskError> {
-        let _gate = self.gates.shared(piece.block);
-        let slot = match self.image.map().get(piece.block) {
-            BlockState::NotPresent if zeros => return Ok(!self.is_backed(piece.block)),
-            BlockState::Zero if zeros => return Ok(true),
-            BlockState::Present { slot, whole: true } if !zeros => slot,
-            BlockState::Present { slot, whole: false }
-                if !zeros && self.parent().is_some() && self.covers(piece)? =>
-            {
-                slot
-            }
-            _ => return Ok(false),
-        };
-        self.begin_change(piece.block)?;
-        self.overwrite(data, piece, slot).map(|()| true)
-    }
-
-    /// Writes data without a whole zero granule into a whole block. The gate is held.
-    fn overwrite(&self, data: &[u8], piece: Piece, slot: FileOffset) -> Result<(), DiskError> {
-        self.tracker.note_data(piece.block, piece.within, piece.len);
-        let at = self.geometry().data_at(slot).plus(piece.within);
-        self.write_file(data, at).inspect_err(|_| {
-            self.tracker
-                .note_unknown(piece.block, piece.within, piece.len)
-        })
-    }
-
-    /// Writes data with zero granules into a whole block, keeping book of them. The gate is held
-    /// exclusively, so that zeros noted here are not overwritten before they are.
-    fn overwrite_with_zeros(
-        &self,
-        data: &[u8],
-        piece: Piece,
-        slot: FileOffset,
-    ) -> Result<(), DiskError> {
-        let at = self.geometry().data_at(slot);
-        // In doubt until all is written.
-        self.tracker
-            .note_unknown(piece.block, piece.within, piece.len);
-        let runs: Vec<zero::Run> = zero::runs(data, piece.within).collect();
-        let punched = |run: &zero::Run| run.zero && run.len >= PUNCH_RUN && self.punch_holes;
-        if runs.iter().any(punched) {
-            for run in &runs {
-                let place = at.plus(piece.within + u64_from(run.start));
-                if punched(run) {
-                    self.zero_file(FileRange::new(place, u64_from(run.len)))?;
-                    self.image.note_payload();
-                } else {
-                    self.write_file(&data[run.start..run.start + run.len], place)?;
-                }
-            }
-        } else {
-            self.write_file(data, at.plus(piece.within))?;
-        }
-        for run in &runs {
-            let within = piece.within + u64_from(run.start);
-            if run.zero {
-                self.tracker
-                    .note_zero(piece.block, within, u64_from(run.len), !punched(run));
-            } else {
-                self.tracker
-                    .note_data(piece.block, within, u64_from(run.len));
+                BlockState::Present { .. } => self.image.make_whole(piece.block)?,
             }
         }
         Ok(())
@@ -307,53 +268,44 @@ impl Disk {
         }])
     }
 
-    fn zero_piece(&self, piece: Piece) -> Result<(), DiskError> {
-        let _gate = self.gates.exclusive(piece.block);
-        let range = DiskRange::new(
-            DiskOffset::new(self.offset_of(piece.block) + piece.within),
-            piece.len,
-        );
-        match self.image.map().get(piece.block) {
-            BlockState::Zero => Ok(()),
-            BlockState::NotPresent if self.parent_is_hole(range) => Ok(()),
-            BlockState::NotPresent => {
-                self.begin_change(piece.block)?;
-                match self.reads_when_dropped(piece.block) {
-                    Some(reads) if piece.whole => self.drop_block(piece.block, reads),
-                    _ => self.place_over_parent(Source::Zeros, piece),
-                }
-            }
-            BlockState::Present { slot, whole } => {
-                self.begin_change(piece.block)?;
-                self.zero_present(piece, slot, whole)
-            }
-        }
+    pub(super) fn disk_range(&self, piece: Piece) -> DiskRange {
+        let start = self.offset_of(piece.block) + piece.within;
+        DiskRange::new(DiskOffset::new(start), piece.len)
     }
 
-    fn zero_present(&self, piece: Piece, slot: FileOffset, whole: bool) -> Result<(), DiskError> {
-        let reads = self.reads_when_dropped(piece.block);
-        if let Some(reads) = reads
-            && piece.whole
-        {
-            return self.drop_block(piece.block, reads);
-        }
-        if !whole && self.parent().is_some() {
-            return self.write_sectors(Source::Zeros, piece, slot);
-        }
-        // Sectors that are not in the slot read as zeros whatever the bytes there are.
-        let at = self.geometry().data_at(slot).plus(piece.within);
-        self.tracker
-            .note_unknown(piece.block, piece.within, piece.len);
-        let punched = self.zero_file(FileRange::new(at, piece.len))?;
-        self.image.note_payload();
-        self.tracker
-            .note_zero(piece.block, piece.within, piece.len, !punched);
-        match reads {
-            Some(reads) if self.tracker.content(piece.block) == Content::Dead => {
-                self.drop_block(piece.block, reads)
+    fn zero_piece(&self, piece: Piece) -> Result<(), DiskError> {
+        while self.zero_in_place(piece)? == Zeroed::NotHere {
+            let _gate = self.gates.exclusive(piece.block);
+            let reads = self.reads_when_dropped(piece.block);
+            let is_dead = || piece.whole || self.tracker.content(piece.block) == Content::Dead;
+            match (self.image.map().get(piece.block), reads) {
+                (BlockState::Zero, _) => return Ok(()),
+                (BlockState::NotPresent, _) if self.parent_is_hole(self.disk_range(piece)) => {
+                    return Ok(());
+                }
+                (BlockState::NotPresent, Some(reads)) if piece.whole => {
+                    let _change = self.begin_change(piece.block)?;
+                    return self.drop_block(piece.block, reads);
+                }
+                (BlockState::NotPresent, _) => {
+                    let _change = self.begin_change(piece.block)?;
+                    return self.place_over_parent(Source::Zeros, piece);
+                }
+                (BlockState::Present { .. }, Some(reads)) if is_dead() => {
+                    let _change = self.begin_change(piece.block)?;
+                    return self.drop_block(piece.block, reads);
+                }
+                (BlockState::Present { slot, whole: false }, _)
+                    if self.parent().is_some() && !self.covers(piece)? =>
+                {
+                    let _change = self.begin_change(piece.block)?;
+                    return self.write_sectors(Source::Zeros, piece, slot);
+                }
+                // Somebody gave it a slot meanwhile, or wrote to it.
+                (BlockState::Present { .. }, _) => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Takes the slot of a block, if it has one. The gate is held exclusively.
@@ -367,19 +319,29 @@ impl Disk {
     /// host space is gone.
     pub(super) fn zero_file(&self, range: FileRange) -> Result<bool, DiskError> {
         let storage = self.image.storage();
-        let punched = if self.punch_holes {
+        let punched = if self.may_punch() {
             match storage.punch_hole(range) {
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                    self.host_punches.store(false, Ordering::Relaxed);
+                    Ok(false)
+                }
                 other => other.map(|()| true),
             }
         } else {
             Ok(false)
         };
-        match punched {
+        let zeroed = match punched {
             Ok(false) => storage.write_zeroes(range).map(|()| false),
             other => other,
-        }
-        .map_err(|error| DiskError::io("zero a range", error))
+        };
+        // If it failed, a part may be zero.
+        self.image.note_payload();
+        zeroed.map_err(|error| DiskError::io("zero a range", error))
+    }
+
+    /// Whether holes are punched, and the host has not said yet that it cannot.
+    pub(super) fn may_punch(&self) -> bool {
+        self.punch_holes && self.host_punches.load(Ordering::Relaxed)
     }
 
     pub(super) fn read_file(&self, buf: &mut [u8], at: FileOffset) -> Result<(), DiskError> {

@@ -144,6 +144,16 @@ impl<'a> Maintenance<'a> {
         self.disk.tracker.news().note_all();
     }
 
+    /// How often `block` was written to lately, at most 255 times: halved with each [`Self::cool`].
+    pub(crate) fn heat(self, block: BlockIndex) -> u8 {
+        self.disk.gates.heat(block)
+    }
+
+    /// Has what was written so far count half as much as what will be.
+    pub(crate) fn cool(self) {
+        self.disk.gates.cool();
+    }
+
     /// Bytes of zeros inside blocks that are not dead, that the host may still store.
     pub(crate) fn zeros_inside(self, book: Option<&FreeBook>) -> u64 {
         self.disk.known(book).punchable_bytes()

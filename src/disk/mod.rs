@@ -15,13 +15,18 @@
 mod chain;
 mod files;
 mod gate;
+mod in_place;
 mod io;
 mod layout;
 mod maintenance;
 mod meter;
+mod mirror;
 mod news;
 pub(crate) mod parents;
+#[cfg(test)]
+mod tests;
 mod tracker;
+mod twin;
 mod writers;
 pub(crate) mod zero;
 
@@ -41,7 +46,7 @@ use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
 pub use files::{DiskFiles, disk_files};
-use gate::{Gates, Watch};
+use gate::Gates;
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
 pub use maintenance::Move;
 pub(crate) use maintenance::{
@@ -56,6 +61,7 @@ pub use parents::{
     give_identity, relink,
 };
 use tracker::{Content, Tracker};
+use twin::Twin;
 use writers::Writers;
 
 /// How to open a [`Disk`].
@@ -122,6 +128,8 @@ pub struct Disk {
     /// Held by the one compaction that may run.
     compacting: Mutex<()>,
     punch_holes: bool,
+    /// Cleared when the host says that it cannot punch holes.
+    host_punches: AtomicBool,
     path: PathBuf,
     read_only: bool,
     length_at_open: u64,
@@ -206,6 +214,7 @@ impl Disk {
             given_up: AtomicBool::new(false),
             compacting: Mutex::new(()),
             punch_holes: options.punch_holes,
+            host_punches: AtomicBool::new(true),
             path: name.to_owned(),
             read_only: options.read_only,
             length_at_open,
@@ -327,8 +336,8 @@ impl Disk {
         self.opened.elapsed().saturating_sub(last)
     }
 
-    /// Counts the requests that changed, or may have changed, the disk. Equal counts mean that
-    /// compaction would find nothing new.
+    /// Counts what changed, or may have changed, the disk. Equal counts mean that compaction would find
+    /// nothing new.
     pub fn io_count(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -396,10 +405,11 @@ impl Disk {
         }
     }
 
-    /// Notes that a request changes the disk.
-    fn note_change(&self) {
-        self.note_io();
+    /// Announces a change of the disk to its image, and counts it.
+    fn note_change(&self) -> Result<(), DiskError> {
+        self.image.begin_change()?;
         self.changes.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Checks that a request lies inside the disk.

@@ -4,13 +4,18 @@
 //! overwritten with zeros). Knowledge comes from what passes by (writes, discards), from what a new
 //! block starts with (zeros), and from scans.
 //!
-//! Memory: a byte a block, and two bits a granule for blocks of which something but not all is
-//! known, or that hold both zeros and data.
+//! Of a zero granule it knows, too, whether the host may still *store* it, or whether it is a hole of the
+//! host file: who discards the same again has nothing to do there.
+//!
+//! Memory: a byte a block, and three bits a granule for blocks of which something but not all is
+//! known, that hold both zeros and data, or zeros of which some are stored.
 //!
 //! # Who may call what
-//! Under a block's shared gate a granule may only become data, *before* the write that makes it
-//! so. Everything else needs the exclusive gate. So a granule that is known to be zero is zero
-//! whenever the gate is held exclusively.
+//! Under a block's shared gate a granule may become data or unknown at any time, and data has to be noted
+//! *before* the write that makes it so. It may become zero only as a watch of it concludes
+//! (`gate.rs`); a write that may have met a watch notes its data once more after it. Everything else needs the
+//! exclusive gate. So a granule that is known to be zero is zero whenever the gate is held exclusively; under
+//! the shared gate, unless a write to it is under way.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -64,14 +69,18 @@ pub(crate) struct Gaps {
     pub(crate) has_unknown: bool,
 }
 
+/// Whether the host may store what is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stored(pub(crate) bool);
+
 #[derive(Clone, Debug)]
 struct Granules {
     /// Bit set: known.
     known: Box<[u64]>,
     /// Bit set: known to be zero.
     zero: Box<[u64]>,
-    /// Zero granules became known that the host may still store.
-    punchable: bool,
+    /// Bit set: known to be zero, and the host may still store it.
+    stored: Box<[u64]>,
 }
 
 const SHARDS: u32 = 64;
@@ -105,7 +114,7 @@ impl Granules {
         Self {
             known: filled(known),
             zero: filled(zero),
-            punchable: false,
+            stored: filled(false),
         }
     }
 
@@ -119,10 +128,27 @@ impl Granules {
         let (word, mask) = bit(index);
         self.known[word] &= !mask;
         self.zero[word] &= !mask;
+        self.stored[word] &= !mask;
         if let Some(zero) = zero {
             self.known[word] |= mask;
             self.zero[word] |= if zero { mask } else { 0 };
         }
+    }
+
+    /// Sets granule `index` to zero, which the host may store or not.
+    fn set_zero(&mut self, index: u64, stored: bool) {
+        self.set(index, Some(true));
+        let (word, mask) = bit(index);
+        self.stored[word] |= if stored { mask } else { 0 };
+    }
+
+    fn is_stored(&self, index: u64) -> bool {
+        let (word, mask) = bit(index);
+        self.stored[word] & mask != 0
+    }
+
+    fn any_stored(&self) -> bool {
+        self.stored.iter().any(|word| *word != 0)
     }
 
     fn content(&self, count: u64) -> Content {
@@ -232,15 +258,14 @@ impl Tracker {
     }
 
     /// `len` bytes from `within` on now read as zeros. `stored` says that the host may still keep
-    /// space for them. Needs the exclusive gate.
+    /// space for them. Needs the exclusive gate, or a watch that concludes.
     pub(crate) fn note_zero(&self, block: BlockIndex, within: u64, len: u64, stored: bool) {
         let end = within + len;
         self.change(block, |granules, count| {
             for index in within / GRANULE_SIZE..div_ceil(end, GRANULE_SIZE).min(count) {
                 let whole = index * GRANULE_SIZE >= within && (index + 1) * GRANULE_SIZE <= end;
                 if whole {
-                    granules.punchable |= stored && granules.get(index) != Some(true);
-                    granules.set(index, Some(true));
+                    granules.set_zero(index, stored);
                 } else if granules.get(index) == Some(false) {
                     granules.set(index, None);
                 }
@@ -258,8 +283,10 @@ impl Tracker {
     ) {
         self.change(block, |granules, _| {
             for (index, zero) in found {
-                granules.punchable |= zero && stored;
-                granules.set(index, Some(zero));
+                match zero {
+                    true => granules.set_zero(index, stored),
+                    false => granules.set(index, Some(false)),
+                }
             }
         });
     }
@@ -303,24 +330,44 @@ impl Tracker {
         }
     }
 
-    /// The zero granules of a mixed `block`, as runs, if the host may still store some of them.
+    /// Whether all of the `len` bytes from `within` on are known to be zero, and if so, whether the host may
+    /// still store a whole granule of them.
+    pub(crate) fn zeros(&self, block: BlockIndex, within: u64, len: u64) -> Option<Stored> {
+        let end = within + len;
+        match self.content(block) {
+            Content::Unknown | Content::Data => return None,
+            Content::Dead | Content::Mixed => {}
+        }
+        let shard = self.shard(block).lock();
+        let Some(granules) = shard.get(&block) else {
+            // Asked under the lock: what a block without granules holds, its content tells.
+            return (self.content(block) == Content::Dead).then_some(Stored(false));
+        };
+        let mut all = within / GRANULE_SIZE..div_ceil(end, GRANULE_SIZE);
+        let mut whole = div_ceil(within, GRANULE_SIZE)..end / GRANULE_SIZE;
+        { all.all(|index| granules.get(index) == Some(true)) }
+            .then(|| Stored(whole.any(|index| granules.is_stored(index))))
+    }
+
+    /// The zero granules of a mixed `block` that the host may still store, as runs, each with the zeros
+    /// around it: a host stores in units of its own.
     pub(crate) fn punchable_runs(&self, block: BlockIndex) -> Vec<Range<u64>> {
-        if self.content(block) != Content::Mixed
-            || !self
-                .shard(block)
-                .lock()
-                .get(&block)
-                .is_some_and(|granules| granules.punchable)
-        {
+        if self.content(block) != Content::Mixed {
             return Vec::new();
         }
-        self.runs(block, |zero| zero == Some(true))
+        let shard = self.shard(block).lock();
+        let Some(granules) = shard.get(&block).filter(|granules| granules.any_stored()) else {
+            return Vec::new();
+        };
+        let mut runs = granules.runs(self.granules, |zero| zero == Some(true));
+        runs.retain(|run| run.clone().any(|index| granules.is_stored(index)));
+        runs
     }
 
     /// The zero granules of `block` were punched out of the host file.
     pub(crate) fn set_punched(&self, block: BlockIndex) {
-        if let Some(granules) = self.shard(block).lock().get_mut(&block) {
-            granules.punchable = false;
+        if matches!(self.content(block), Content::Mixed | Content::Dead) {
+            self.change(block, |granules, _| granules.stored.fill(0));
         }
     }
 
@@ -328,11 +375,9 @@ impl Tracker {
     pub(crate) fn punchable_bytes(&self) -> u64 {
         let in_shard = |shard: &Mutex<HashMap<BlockIndex, Granules>>| -> u64 {
             let shard = shard.lock();
-            let mixed = shard.iter().filter(|(block, granules)| {
-                granules.punchable && self.content(**block) == Content::Mixed
-            });
+            let mixed = (shard.iter()).filter(|(block, _)| self.content(**block) == Content::Mixed);
             mixed
-                .flat_map(|(_, granules)| granules.zero.iter())
+                .flat_map(|(_, granules)| granules.stored.iter())
                 .map(|word| u64::from(word.count_ones()) * GRANULE_SIZE)
                 .sum()
         };
@@ -367,7 +412,7 @@ impl Tracker {
             });
         edit(&mut granules, count);
         let content = granules.content(count);
-        if content == Content::Mixed {
+        if content == Content::Mixed || content == Content::Dead && granules.any_stored() {
             shard.insert(block, granules);
         }
         self.store(block, content);
@@ -430,6 +475,36 @@ mod tests {
         assert_eq!(tracker.unknown_runs(BLOCK), vec![(0..1)]);
         tracker.note_scanned(BLOCK, [(0, true)], true);
         assert_eq!(tracker.content(BLOCK), Content::Dead);
+    }
+
+    #[test]
+    fn what_is_zero_and_gone_is_known_granule_by_granule() {
+        let tracker = tracker();
+        let zeros = |granules: Range<u64>| {
+            let len = (granules.end - granules.start) * GRANULE_SIZE;
+            tracker.zeros(BLOCK, granules.start * GRANULE_SIZE, len)
+        };
+        assert_eq!(zeros(0..1), None);
+        tracker.note_zero(BLOCK, 0, 8 * 4096, false);
+        assert_eq!((zeros(0..8), zeros(7..9)), (Some(Stored(false)), None));
+        assert_eq!(tracker.zeros(BLOCK, 100, 20000), Some(Stored(false)));
+        // Written over with zeros, a part is stored again, and again not once it is punched.
+        tracker.note_zero(BLOCK, 4096, 4096, true);
+        assert_eq!(zeros(0..8), Some(Stored(true)));
+        assert_eq!(zeros(2..8), Some(Stored(false)));
+        assert_eq!(tracker.punchable_runs(BLOCK), vec![(0..8)]);
+        assert_eq!(tracker.punchable_bytes(), 4096);
+        tracker.note_zero(BLOCK, 4096, 4096, false);
+        assert_eq!(tracker.punchable_runs(BLOCK), []);
+        tracker.note_data(BLOCK, 0, 1);
+        assert_eq!((zeros(0..8), zeros(1..8)), (None, Some(Stored(false))));
+        // A block that is all zero remembers it, too.
+        tracker.note_zero(BLOCK, 0, 512 << 10, true);
+        assert_eq!(tracker.content(BLOCK), Content::Dead);
+        assert_eq!(zeros(0..128), Some(Stored(true)));
+        tracker.set_punched(BLOCK);
+        assert_eq!(zeros(0..128), Some(Stored(false)));
+        assert!(tracker.shard(BLOCK).lock().is_empty());
     }
 
     #[test]

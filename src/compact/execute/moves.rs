@@ -125,14 +125,16 @@ impl Compactor {
         free.retain(|run| run.end().get() < file_len.saturating_sub(frame.trailer_len));
         let shape = self.disk.geometry().slot;
         if self.options.move_blocks {
-            // What a guest is at often is moved last, and then not at all.
-            let heat = |block| self.given_up.get(&block).copied().unwrap_or_default();
+            // What a guest writes to often goes last, for while a block moves each write is two; what has to
+            // be given up again and again, not at all.
+            let given_up = |block| self.given_up.get(&block).copied().unwrap_or_default();
             let choice = Choice {
                 most: PLANNED,
-                stays: &|block| heat(block) >= PATIENCE,
-                heat: &heat,
+                stays: &|block| given_up(block) >= PATIENCE,
+                heat: &|block| disk.heat(block),
             };
             let planned = plan_top(disk.slots(), &free, &frame, shape, choice);
+            disk.cool();
             let cost = u64_from(planned.moves.len()) * shape.len;
             let gain = file_len.saturating_sub(planned.file_len(&frame));
             if budget.beside_guest && cost > gain.saturating_mul(DEAREST) {

@@ -144,7 +144,7 @@ impl Maintenance<'_> {
         if how.book.is_some_and(|book| !book.is_untouched(disk)) {
             return Ok(Err(Doubt::Written));
         }
-        disk.gates.touch(block);
+        let _change = disk.gates.change(block);
         for part in unused {
             punch_part(disk, block, part, how, &mut done, announcement)?;
         }

@@ -91,7 +91,7 @@ impl Maintenance<'_> {
         if book.is_some() && disk.tracker.content(block) != Content::Dead {
             announcement.make(disk)?;
         }
-        disk.gates.touch(block);
+        let _change = disk.gates.change(block);
         let (mut bytes, mut left) = (0, most);
         for (run, range) in self.punchable(block, slot, book) {
             let stored = disk.image.storage().next_data(range.start, range.end());

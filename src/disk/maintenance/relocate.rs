@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::MOST;
-use crate::disk::{Disk, Watch};
+use crate::disk::{Disk, Twin};
 use crate::error::DiskError;
 use crate::image::MapEdit;
-use crate::units::{BlockIndex, FileOffset, FileRange, u64_from};
+use crate::units::{BlockIndex, FileOffset, u64_from};
 
 /// A block that goes from one slot to another, nearer to the start of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +47,13 @@ pub(crate) struct Moved {
 #[derive(Debug)]
 struct Moving {
     step: Move,
-    watch: Watch,
-    /// Bytes that were copied.
-    copied: u64,
+    twin: Twin,
 }
 
 /// A batch of moves under way, which may take many calls: blocks are copied piece by piece, and switched over
-/// together once all copies are durable. A guest that touches one of the blocks makes that one stay; the
-/// others go on. What is not concluded when this is dropped has changed nothing.
+/// together once all copies are durable. What a guest writes to one of the blocks goes to its copy, too
+/// ([`Twin`]); one that is changed in another way stays, and the others go on. What is not concluded when this
+/// is dropped has changed nothing.
 #[derive(Debug)]
 pub(crate) struct Relocation {
     disk: Arc<Disk>,
@@ -97,8 +96,8 @@ impl Relocation {
         self.disk.geometry().slot.len
     }
 
-    /// Takes the target of `step`, and watches its block from here on. Where that takes new space of the
-    /// host, only if it `may_take_space`.
+    /// Takes the target of `step`, which its block keeps the same from here on, as far as it is copied. Where
+    /// that takes new space of the host, only if it `may_take_space`.
     pub(crate) fn add(&mut self, step: Move, may_take_space: bool) -> Added {
         if self.moves.len() == MOST {
             return Added::Full;
@@ -112,24 +111,19 @@ impl Relocation {
             disk.image.give_back(step.to);
             return Added::TakesSpace;
         }
-        let watch = disk.gates.watch(step.block);
-        if disk.image.map().get(step.block).slot() != Some(step.from) {
+        let Some(twin) = Twin::new(disk, step.block, step.from, step.to) else {
             disk.image.give_back(step.to);
             return Added::Stale;
-        }
+        };
         self.takes_space |= new_space;
-        self.moves.push(Moving {
-            step,
-            watch,
-            copied: 0,
-        });
+        self.moves.push(Moving { step, twin });
         Added::Taken
     }
 
     /// The first block that is not all copied.
     fn next(&self) -> Option<usize> {
         let len = self.slot_len();
-        let next = self.moves.iter().position(|moving| moving.copied < len);
+        let next = (self.moves.iter()).position(|moving| moving.twin.copied() < len);
         next.filter(|_| self.failure.is_none())
     }
 
@@ -145,27 +139,31 @@ impl Relocation {
         let Some(at) = self.next() else {
             return 0;
         };
-        let before = self.moves[at].copied;
-        if !is_whole(&self.moves[at]) {
+        if self.moves[at].twin.is_given_up() {
             let given_up = self.moves.remove(at);
             self.give_up(given_up);
             return 0;
         }
-        if let Err(error) = copy_piece(&self.disk, &mut self.moves[at], most, written_back) {
-            self.failure = Some(error);
+        match self.moves[at].twin.copy(&self.disk, most, written_back) {
+            Ok(copied) => copied,
+            Err(error) => {
+                self.failure = Some(error);
+                0
+            }
         }
-        self.moves[at].copied - before
     }
 
-    /// Leaves a block where it is, because a guest was at it.
+    /// Leaves a block where it is, because a guest changed more of it than bytes in place.
     fn give_up(&mut self, moving: Moving) {
         self.moved.given_up.push(moving.step.block);
         self.give_back(moving);
     }
 
     fn give_back(&mut self, moving: Moving) {
+        self.moved.copied_in_vain += moving.twin.copied();
+        // No guest may write there any more.
+        drop(moving.twin);
         self.disk.image.give_back(moving.step.to);
-        self.moved.copied_in_vain += moving.copied;
     }
 
     /// Switches the table over to the copies that are complete, durably; the others are given up.
@@ -174,7 +172,7 @@ impl Relocation {
     /// The image's. What was copied and not switched over is as if nothing had happened.
     pub(crate) fn conclude(mut self) -> (Moved, Result<(), DiskError>) {
         let len = self.slot_len();
-        while let Some(at) = (self.moves.iter()).position(|moving| moving.copied < len) {
+        while let Some(at) = (self.moves.iter()).position(|moving| moving.twin.copied() < len) {
             let part = self.moves.remove(at);
             self.give_back(part);
         }
@@ -233,6 +231,8 @@ impl Relocation {
                 .filter(is_moved)
                 .map(|moving| moving.step.block);
             self.moved.blocks.extend(blocks);
+            // Before the gates open: the targets are the blocks' own now, or free.
+            drop(ready);
             committed?;
         }
         Ok(())
@@ -241,8 +241,8 @@ impl Relocation {
 
 impl Drop for Relocation {
     fn drop(&mut self) {
-        for moving in &self.moves {
-            self.disk.image.give_back(moving.step.to);
+        for moving in std::mem::take(&mut self.moves) {
+            self.give_back(moving);
         }
     }
 }
@@ -254,34 +254,8 @@ fn is_stored(disk: &Disk, slot: FileOffset) -> bool {
     matches!(data, Ok(Some(data)) if data == range)
 }
 
-/// Copies the next piece of a block, `most` bytes of it.
-fn copy_piece(
-    disk: &Disk,
-    moving: &mut Moving,
-    most: u64,
-    written_back: bool,
-) -> Result<(), DiskError> {
-    let left = disk.geometry().slot.len - moving.copied;
-    let part = FileRange::new(moving.step.from.plus(moving.copied), left.min(most));
-    let target = FileRange::new(moving.step.to.plus(moving.copied), part.len);
-    disk.image
-        .storage()
-        .copy_within(part, target.start)
-        .map_err(|error| DiskError::io("copy a block", error))?;
-    moving.copied += part.len;
-    match written_back {
-        true => disk.image.write_back(target),
-        false => Ok(()),
-    }
-}
-
-/// Whether the block is still where it was, as its copy has it. Its gate is held.
+/// Whether the block is still where it was, and its copy is whole. Its gate is held.
 fn stays_whole(disk: &Disk, moving: &Moving) -> bool {
-    disk.image.map().get(moving.step.block).slot() == Some(moving.step.from) && is_whole(moving)
-}
-
-/// Whether what was copied is what the block holds. The answer stays right while its gate is held
-/// exclusively.
-fn is_whole(moving: &Moving) -> bool {
-    !moving.watch.is_touched()
+    let is_here = disk.image.map().get(moving.step.block).slot() == Some(moving.step.from);
+    is_here && moving.twin.is_whole(disk)
 }

@@ -88,7 +88,8 @@ impl Maintenance<'_> {
                 dropped.busy.push(block);
                 continue;
             };
-            held.push((block, gate));
+            // Dropped in this order: a change ends under its gate.
+            held.push((block, disk.gates.change(block), gate));
         }
         // Only now: while its gate is held, a block keeps what it keeps.
         let kept: Vec<_> = self
@@ -97,7 +98,7 @@ impl Maintenance<'_> {
             .map(|(_, block)| block)
             .collect();
         let mut edits = Vec::with_capacity(held.len());
-        for (block, _) in &held {
+        for (block, ..) in &held {
             if let Some(reads) = candidates.reads_without(disk, *block, &kept) {
                 edits.push(MapEdit::Drop {
                     block: *block,

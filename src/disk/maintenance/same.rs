@@ -93,6 +93,7 @@ pub(crate) fn drop_if_same(
         return Ok(false);
     }
     if !how.dry_run && how.book.is_none() {
+        let _change = disk.gates.change(block);
         let reads = Reads::Parent;
         disk.image.commit(&[MapEdit::Drop { block, reads }])?;
         disk.tracker.forget(block);
