@@ -73,7 +73,10 @@ fn holes_and_moves(disk: &Arc<Disk>) -> [Move; 2] {
 #[test]
 fn a_batch_goes_on_over_many_steps_beside_its_guest() {
     let formats = [Format::Vhd, Format::Vhdx];
-    for (format, drops) in formats.map(|format| [(format, false), (format, true)]).as_flattened() {
+    for (format, drops) in formats
+        .map(|format| [(format, false), (format, true)])
+        .as_flattened()
+    {
         let (storage, disk) = disk(*format, 6, true);
         let moves = holes_and_moves(&disk);
         let mut batch = Relocation::new(Arc::clone(&disk));
