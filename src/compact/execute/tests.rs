@@ -130,8 +130,7 @@ impl Guest {
     }
 }
 
-/// A guest that writes before each step puts off what it is at, and nothing else: in the end the file is as
-/// short as it can be.
+/// A guest that writes before each step puts nothing off: in the end the file is as short as it can be.
 #[test]
 fn a_run_goes_on_beside_a_guest_that_writes() {
     for format in [Format::Vhd, Format::Vhdx] {
@@ -141,14 +140,12 @@ fn a_run_goes_on_beside_a_guest_that_writes() {
         storage.take_log();
         let report = run(compactor(&disk), |step| guest.act(step, &[0, 11]));
         assert!(
-            report.blocks_moved > 3 && report.given_up > 0,
+            report.blocks_moved > 3 && report.given_up == 0,
             "{format}: {report:?}"
         );
         let log = storage.take_log();
         let copied = log.iter().filter(|op| op.kind == OpKind::CopyWithin);
         assert!({ copied }.all(|op| op.range.len <= SMALL.bytes), "{format}");
-        // What it was at all the time, it leaves soon.
-        run(compactor(&disk), |_| {});
         let least = 6 * disk.geometry().slot.len;
         assert!(
             disk.file_len() < least + (5 << 19) + (2 << 20),

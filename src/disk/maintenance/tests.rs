@@ -68,11 +68,16 @@ fn holes_and_moves(disk: &Arc<Disk>) -> [Move; 2] {
     [step(5, holes[0]), step(4, holes[1])]
 }
 
-/// A guest that touches a block of a batch has that one stay; the others go on, over as many steps as it takes.
+/// A guest that writes to a block of a batch does so in both places; one that drops it has it go from the batch.
+/// The others go on, over as many steps as it takes.
 #[test]
 fn a_batch_goes_on_over_many_steps_beside_its_guest() {
-    for format in [Format::Vhd, Format::Vhdx] {
-        let (storage, disk) = disk(format, 6, true);
+    let formats = [Format::Vhd, Format::Vhdx];
+    for (format, drops) in formats
+        .map(|format| [(format, false), (format, true)])
+        .as_flattened()
+    {
+        let (storage, disk) = disk(*format, 6, true);
         let moves = holes_and_moves(&disk);
         let mut batch = Relocation::new(Arc::clone(&disk));
         assert_eq!(moves.map(|step| batch.add(step, true)), [Added::Taken; 2]);
@@ -86,6 +91,10 @@ fn a_batch_goes_on_over_many_steps_beside_its_guest() {
                 // In the block that is all copied, in the middle of the other one.
                 touched[7..10].fill(0xee);
                 disk.write_at(&[0xee; 3], 5 * BLOCK + 7).unwrap();
+                if *drops {
+                    touched.fill(0);
+                    disk.discard(5 * BLOCK, BLOCK).unwrap();
+                }
                 disk.flush().unwrap();
             }
         }
@@ -95,23 +104,31 @@ fn a_batch_goes_on_over_many_steps_beside_its_guest() {
         assert!(copies >= 16 && count(OpKind::WriteBack) == copies);
         let (moved, concluded) = batch.conclude();
         concluded.unwrap();
-        assert_eq!(
-            (moved.blocks, moved.given_up),
-            (vec![moves[1].block], vec![moves[0].block])
-        );
-        assert!(moved.copied_in_vain >= BLOCK);
+        let [first, second] = moves.map(|step| step.block);
+        let (blocks, given_up) = match drops {
+            true => (vec![second], vec![first]),
+            false => (vec![first, second], vec![]),
+        };
+        assert_eq!((moved.blocks, moved.given_up), (blocks, given_up));
+        assert_eq!(moved.copied_in_vain >= BLOCK, *drops);
         let killed = Arc::new(storage.fork().kill());
         for disk in [&disk, &open(&killed, true)] {
             holds(disk, 5, &touched);
             hold(disk, &[2, 3, 4]);
         }
-        // The place that was not used is free once, and so is the one that was left.
-        for place in [moves[0].to, moves[1].from] {
+        // A place that was not used is free once, and so are those that were left.
+        let (used, unused) = match drops {
+            true => (vec![moves[1].to], vec![moves[0].to]),
+            false => (vec![moves[0].to, moves[1].to], vec![]),
+        };
+        for place in { unused }.into_iter().chain(moves.map(|step| step.from)) {
             let taken = [(); 2].map(|()| disk.image.reserve_at(place).is_some());
             assert_eq!(taken, [true, false], "{format}");
             disk.image.give_back(place);
         }
-        assert_eq!(disk.image.reserve_at(moves[1].to), None);
+        for place in used {
+            assert_eq!(disk.image.reserve_at(place), None);
+        }
     }
 }
 
