@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::ahead::Ahead;
 use super::execute::{Budget, Compactor, Step};
 use super::pace::{Beside, LowSpace, Pace};
-use super::{CompactError, CompactOptions, CompactReport, LastWord, Phase};
+use super::{CompactError, CompactOptions, CompactReport, LastWord, Outlook, Phase};
 use crate::disk::Disk;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 
@@ -101,6 +101,8 @@ pub struct IdleWork {
     report: Option<CompactReport>,
     /// Bytes that could go, where they are not worth a run.
     too_little: u64,
+    /// As last estimated.
+    outlook: Outlook,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
@@ -120,6 +122,7 @@ impl IdleWork {
     pub fn new(disk: Arc<Disk>, policy: IdlePolicy) -> Self {
         let now = Instant::now();
         Self {
+            outlook: Outlook::unseen(&disk),
             disk,
             policy,
             pace: Arc::new(Mutex::new(Pace::new(policy.busy_share))),
@@ -174,6 +177,24 @@ impl IdleWork {
     /// Bytes that could go, and are less than [`IdlePolicy::min_reclaim`].
     pub fn too_little(&self) -> u64 {
         self.too_little
+    }
+
+    /// Whether a run is under way.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// The count of changes that the last run knows of; `None` where another one may find more.
+    pub(crate) fn seen(&self) -> Option<u64> {
+        self.seen
+    }
+
+    /// What there is to be gained, as far as is known.
+    pub(crate) fn outlook(&self) -> Outlook {
+        let run = self.running.as_ref();
+        run.map_or(self.outlook, |run| {
+            self.outlook.after(run.compactor.progress())
+        })
     }
 
     /// Does one bounded step, if it is time for it and there is something to do.
@@ -317,6 +338,7 @@ impl IdleWork {
         if was_looking && !looking(run.compactor.phase()) {
             let gain = run.compactor.reclaimable();
             self.too_little = if gain < run.least { gain } else { 0 };
+            self.outlook.gain = gain;
             if gain < run.least {
                 self.seen = Some(run.count);
                 return Ok(self.rest(now));
@@ -391,6 +413,7 @@ impl IdleWork {
         };
         log::log!(level, "{}: compacted {report}", self.disk.path().display());
         self.report = Some(report);
+        self.outlook = Outlook::seen(&self.disk);
         if has_skipped {
             let pause = PAUSE.saturating_mul(1 << self.left.min(16));
             self.left += 1;

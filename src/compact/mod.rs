@@ -44,6 +44,7 @@ mod execute;
 mod fixed;
 mod freed;
 mod idle;
+mod outlook;
 mod pace;
 mod plan;
 mod report;
@@ -54,6 +55,8 @@ use std::thread::JoinHandle;
 
 pub use crate::error::CompactError;
 pub use idle::{IdlePolicy, IdleWork, Next};
+pub(crate) use outlook::Outlook;
+pub(crate) use pace::Pace;
 pub use pace::{LowSpace, Room};
 pub use plan::{Move, Plan, plan};
 pub use report::{CompactReport, Kept, PartReport};

@@ -10,7 +10,6 @@
 //! Such a request changes nothing: neither is it announced.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::gate::{Change, Watch};
 use super::io::{Piece, Zeroed};
@@ -287,7 +286,7 @@ impl Disk {
     /// Counts a change once more, for what may have been copied of the tracker while it said
     /// something else.
     fn note_again(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.note();
     }
 
     /// Has `act` change `piece` in a slot, of which it is told where the data starts: the block's own, at

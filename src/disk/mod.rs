@@ -13,6 +13,7 @@
 //! * A failed write may have written a part of its range. Nothing else is affected.
 
 mod chain;
+mod changes;
 mod files;
 mod gate;
 mod in_place;
@@ -45,6 +46,7 @@ use crate::storage::Storage;
 use crate::storage::host::PUNCH_BY_DEFAULT;
 use crate::units::{DiskOffset, DiskRange};
 
+use changes::Changes;
 pub use files::{DiskFiles, disk_files};
 use gate::Gates;
 pub use layout::{BeyondEnd, Extent, ExtentKind, Region, RegionKind};
@@ -55,7 +57,7 @@ pub(crate) use maintenance::{
 };
 #[cfg(test)]
 pub(crate) use meter::Latency;
-pub(crate) use meter::{Meter, Reading, Request};
+pub(crate) use meter::{Activity, Meter, Reading, Request};
 pub use parents::{
     Children, FoundParent, HostParents, MAX_CHAIN_LEN, ParentSource, Relinked, children_below,
     give_identity, relink,
@@ -139,7 +141,7 @@ pub struct Disk {
     opened: Instant,
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
-    changes: AtomicU64,
+    changes: Changes,
     meter: Meter,
 }
 
@@ -222,7 +224,7 @@ impl Disk {
             identity_seen,
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
-            changes: AtomicU64::new(0),
+            changes: Changes::default(),
             meter: Meter::default(),
         }))
     }
@@ -339,12 +341,22 @@ impl Disk {
     /// Counts what changed, or may have changed, the disk. Equal counts mean that compaction would find
     /// nothing new.
     pub fn io_count(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+        self.changes.count()
     }
 
     /// How long its requests take.
     pub(crate) fn meter(&self) -> &Meter {
         &self.meter
+    }
+
+    /// Has `tell` called, from the guest's thread, for each change that is [asked](Self::wait_for_change) for.
+    pub(crate) fn on_change(&self, tell: impl Fn() + Send + Sync + 'static) {
+        self.changes.set_tell(Box::new(tell));
+    }
+
+    /// Asks to be told when [`Self::io_count`] is no longer `seen`. Says no where it is not.
+    pub(crate) fn wait_for_change(&self, seen: u64) -> bool {
+        self.changes.wait_for_next(seen)
     }
 
     /// Says that somebody may write from now on, though nothing is written yet: what the guest's
@@ -360,7 +372,7 @@ impl Disk {
     /// Ends what [`Self::begin_writing`] began, which may be nested.
     pub fn end_writing(&self) {
         // What the guest's filesystems call free may be looked at now: there may be something new.
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.note();
         self.writers.end();
     }
 
@@ -408,7 +420,7 @@ impl Disk {
     /// Announces a change of the disk to its image, and counts it.
     fn note_change(&self) -> Result<(), DiskError> {
         self.image.begin_change()?;
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.note();
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! front end -- lookup, attributes, list --> nodes --> host_dir    (names, numbers, stat)
 //!          \                                 \---> probes         (sizes of disks not open)
-//!           \- open --> open_disks (LRU) --> Disk <-- agent       (idle work, closing)
+//!           \- open --> open_disks (LRU) --> Disk <-- agent       (background work, closing)
 //! ```
 //!
 //! # What it shows
@@ -36,12 +36,17 @@
 //!    it open, locked or not; a program that opens it gets it within a step, and as it ought to be. Where
 //!    the host cannot tell, and in any case of a file that somebody still makes, it must have been quiet
 //!    for [`LibraryOptions::quiet_time`].
-//! 10. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
+//! 10. A file system of the host that does not answer, or a disk on one, keeps nobody waiting who does not need it:
+//!     background work goes on elsewhere, and disks elsewhere are opened and closed ([`Library::close`]).
+//! 11. A mode that is shown allows nobody what the file's access control list denies; on Windows the list
 //!     itself is shown ([`Library::attributes`] and `Library::security_descriptor`).
 
 mod agent;
+mod device;
 mod error;
 mod family;
+mod farewell;
+mod handle;
 mod host_dir;
 mod look;
 mod names;
@@ -50,7 +55,11 @@ mod open_disk;
 mod open_disks;
 mod options;
 mod probes;
+mod queue;
+mod turn;
+mod turns;
 mod user;
+mod visits;
 
 #[cfg(test)]
 mod tests;
@@ -59,26 +68,30 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
 use crate::disk::{Disk, HostParents};
-use crate::storage::host::pin::{Kind, Pin};
+use crate::storage::host::pin::{Identity, Kind, Pin};
 use crate::storage::host::{Scope, paths};
 use agent::{Agent, Bell};
+use device::Devices;
 use family::{Families, Family};
 use host_dir::HostDir;
 use nodes::{Node, Nodes};
 use open_disks::{Found, OpenDisks, Purpose, Refused};
 use probes::{Failure, Probes};
+use queue::Limits;
 
 pub use crate::storage::host::Space;
 pub use error::LibraryError;
+pub use handle::DiskHandle;
 pub use nodes::NodeId;
 use open_disk::OpenDisk;
-pub use open_disk::{DiskHandle, DiskState, DiskStatus};
+pub use open_disk::{DiskState, DiskStatus};
 pub use options::LibraryOptions;
 pub use user::User;
 
@@ -190,6 +203,7 @@ struct Core {
     options: LibraryOptions,
     nodes: Mutex<Nodes>,
     probes: Probes,
+    devices: Arc<Devices>,
     disks: Arc<OpenDisks>,
     families: Families,
     /// Where the root was when it was opened, without symbolic links.
@@ -204,6 +218,8 @@ pub struct Library {
     core: Arc<Core>,
     agent: Mutex<Option<JoinHandle<()>>>,
     surveyor: Mutex<Option<JoinHandle<()>>>,
+    /// A host that did not answer was not waited for.
+    gave_up: AtomicBool,
 }
 
 impl std::fmt::Debug for Library {
@@ -221,6 +237,15 @@ impl Library {
     /// [`LibraryError::Io`] and [`LibraryError::NotFound`] where `root` cannot be opened as a
     /// directory.
     pub fn open(root: &Path, options: LibraryOptions) -> Result<Self, LibraryError> {
+        Self::open_with(root, options, Limits::default(), Identity::device)
+    }
+
+    fn open_with(
+        root: &Path,
+        options: LibraryOptions,
+        limits: Limits,
+        device: fn(&Identity) -> u64,
+    ) -> Result<Self, LibraryError> {
         let fail = |source| LibraryError::io(root, "open the directory", source);
         let host = HostDir::open(root).map_err(fail)?;
         let identity = host.stat().map_err(fail)?.identity();
@@ -236,18 +261,21 @@ impl Library {
         }
         let root = scope.directories().next().map(Path::to_owned);
         let bell = Arc::new(Bell::default());
+        let busy_share = options.compact.map_or(0, |policy| policy.busy_share);
+        let devices = Arc::new(Devices::new(bell.clone(), limits, busy_share, device));
         let disks = Arc::new(OpenDisks::new(
             options.max_open,
             options.read_only,
             options.punch_holes,
             HostParents::within(scope),
-            bell.clone(),
+            devices.clone(),
         ));
         let top = host.root().map_err(fail)?;
         let core = Arc::new(Core {
             nodes: Mutex::new(Nodes::new(identity)),
             probes: Probes::new(),
             families: Families::new(top, disks.clone(), bell.clone()),
+            devices,
             disks,
             root: root.unwrap_or(given),
             host,
@@ -255,13 +283,14 @@ impl Library {
             bell,
         });
         let policy = core.options.compact;
-        let agent = Agent::new(core.clone(), policy, core.options.linger);
+        let agent = Arc::new(Agent::new(core.clone(), policy, core.options.linger));
         let surveyed = core.clone();
         let library = Self {
             surveyor: Mutex::new(Some(start("vhdfs-survey", &core.root, move || {
                 surveyed.families.run(&surveyed.disks);
             })?)),
             agent: Mutex::default(),
+            gave_up: AtomicBool::new(false),
             core,
         };
         let agent = start("vhdfs-idle", &library.core.root, move || agent.run())?;
@@ -384,27 +413,21 @@ impl Library {
         self.core.status(&*self.core.disks.get(&identity)?)
     }
 
-    /// Closes every disk that nobody has open, which leaves clean files, and opens none any more but those that
-    /// somebody has open.
+    /// Has every disk closed that nobody has open, which leaves clean files, and opens none any more but those
+    /// that somebody has open.
     pub fn retire(&self) {
-        self.core.disks.retire(&self.core.probes);
+        self.core.disks.retire();
     }
 
     /// Stops background work within one step, then flushes and closes every disk, which leaves
     /// clean files. No disk can be opened any more. One with handles is flushed and cut like the
     /// others, but it is closed only when its last handle goes; drop them before to be sure of a
     /// clean file. How many disks could not be left clean; the reasons are logged.
+    ///
+    /// Where a host does not answer, that is not waited for longer than two minutes after the last disk was closed,
+    /// on whatever device; those that are left count as not clean.
     pub fn close(&self) -> usize {
-        self.core.bell.stop();
-        let ended = self.core.families.end();
-        let surveyor = self.surveyor.lock().take().filter(|_| ended);
-        let agent = self.agent.lock().take();
-        for thread in agent.into_iter().chain(surveyor) {
-            if thread.join().is_err() {
-                log::error!("background work ended with a panic");
-            }
-        }
-        self.core.disks.close_all(&self.core.probes)
+        self.close_within(farewell::PATIENCE)
     }
 }
 

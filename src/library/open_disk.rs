@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::agent::Bell;
+use super::device::Device;
 use super::probes::Probes;
-use crate::compact::{IdlePolicy, IdleWork, LastWord, Next};
+use super::turn::Turn;
+use crate::compact::{IdlePolicy, IdleWork, LastWord, Next, Outlook, Room};
 use crate::disk::Disk;
 use crate::error::chain;
 use crate::storage::Storage;
@@ -49,6 +50,8 @@ pub(super) struct Opened {
     pub(super) visiting: bool,
     /// The file, as long as the disk is open.
     pub(super) host: Weak<HostFile>,
+    /// Where it is.
+    pub(super) device: Arc<Device>,
 }
 
 /// One open disk.
@@ -56,7 +59,7 @@ pub(super) struct OpenDisk {
     pub(super) identity: Identity,
     pub(super) pinned: Pin,
     /// Names the content for the next opener; see [`Probes::content_at_open`].
-    content: AtomicU64,
+    pub(super) content: AtomicU64,
     /// Read-only because another program reads it, not because it must be.
     shared: bool,
     /// Read-only because other disks were its children then.
@@ -65,8 +68,8 @@ pub(super) struct OpenDisk {
     path: Mutex<PathBuf>,
     disk: Mutex<Option<Arc<Disk>>>,
     work: Mutex<Option<IdleWork>>,
-    users: AtomicUsize,
-    used: Mutex<Instant>,
+    pub(super) users: AtomicUsize,
+    pub(super) used: Mutex<Instant>,
     visiting: AtomicBool,
     host: Weak<HostFile>,
     /// Whether a guest has had it open for writing.
@@ -75,7 +78,33 @@ pub(super) struct OpenDisk {
     told: AtomicBool,
     reclaimed: AtomicU64,
     state: Mutex<DiskState>,
+    pub(super) device: Arc<Device>,
+    /// How background work stands: for the worker of the device alone.
+    pub(super) turn: Mutex<Turn>,
+    /// Held by who looks whether it can be had.
+    pub(super) joining: Mutex<()>,
+    /// There may be something to do though no guest has changed it.
+    look_again: AtomicBool,
+    /// It is to be closed, to make room, unless somebody uses it.
+    gives_way: AtomicBool,
+    /// The file's length, and what the host stores of it, as last seen.
+    sizes: Mutex<(u64, u64)>,
 }
+
+/// What a step of background work came to.
+pub(super) struct Stepped {
+    pub(super) next: Next,
+    /// Whether it did something, rather than only look whether there is something to do.
+    pub(super) worked: bool,
+    /// Whether a run is under way.
+    pub(super) is_running: bool,
+    /// The count of guest requests that the run knows of; of a run that came to its end.
+    pub(super) seen: Option<u64>,
+    pub(super) outlook: Outlook,
+}
+
+/// A step that takes less time takes nothing from anybody.
+const NOTICEABLE: Duration = Duration::from_micros(100);
 
 impl fmt::Debug for OpenDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,6 +138,9 @@ pub struct DiskStatus {
     pub parent: Option<PathBuf>,
     /// The disk files below the root that are over this one; as last looked for.
     pub children: Vec<PathBuf>,
+    /// The room of the host's file system that the backing file is on, as of the last few seconds in which there
+    /// was background work on it.
+    pub room: Option<Room>,
 }
 
 /// Whatever changes when the content of a disk does: the stamps of its file and of its parents'.
@@ -121,7 +153,21 @@ pub(super) fn stamps(own: Stamp, disk: &Disk) -> Vec<Stamp> {
 
 impl OpenDisk {
     pub(super) fn new(disk: Arc<Disk>, opened: Opened) -> Self {
+        let (device, identity) = (Arc::downgrade(&opened.device), opened.identity);
+        // Nothing was asked of it yet.
+        disk.meter().join(Arc::clone(&opened.device.activity));
+        disk.on_change(move || {
+            if let Some(device) = device.upgrade() {
+                device.wake(identity);
+            }
+        });
         Self {
+            device: opened.device,
+            turn: Mutex::new(Turn::first()),
+            joining: Mutex::new(()),
+            look_again: AtomicBool::new(false),
+            gives_way: AtomicBool::new(false),
+            sizes: Mutex::new(disk.size_at_open()),
             identity: opened.identity,
             pinned: opened.pinned,
             content: AtomicU64::new(opened.content),
@@ -159,35 +205,6 @@ impl OpenDisk {
 
     pub(super) fn set_path(&self, path: PathBuf) {
         *self.path.lock() = path;
-    }
-
-    /// A handle; `None` of one for writing where another program has changed the file, or is about to.
-    /// Call with the slots locked: what has users is not closed.
-    pub(super) fn lend(
-        self: &Arc<Self>,
-        disk: Arc<Disk>,
-        write: bool,
-        bell: Arc<Bell>,
-    ) -> Option<DiskHandle> {
-        self.users.fetch_add(1, Ordering::Acquire);
-        if write {
-            disk.announce_writing();
-        }
-        let handle = DiskHandle {
-            disk,
-            writable: write,
-            content: self.content.load(Ordering::Acquire),
-            content_kept: false,
-            lease: Lease {
-                owner: Arc::clone(self),
-                bell,
-            },
-        };
-        // Announced before: background work that takes the file now sees it.
-        if write && !self.is_ours_to_write() {
-            return None;
-        }
-        Some(handle)
     }
 
     /// Whether a guest may write to the file, as far as other programs are concerned: then it is no longer
@@ -300,11 +317,72 @@ impl OpenDisk {
         *self.state.lock() = state;
     }
 
-    /// A guest has it now: background work starts over, with its usual patience.
-    pub(super) fn end_visit(&self) {
-        if self.visiting.swap(false, Ordering::Relaxed) {
-            *self.work.lock() = None;
+    /// A guest has it now: background work starts over, with its usual patience. Whether it was a visit.
+    pub(super) fn end_visit(&self) -> bool {
+        let was_visiting = self.visiting.swap(false, Ordering::Relaxed);
+        if was_visiting {
+            self.start_over();
         }
+        was_visiting
+    }
+
+    /// How long no guest has asked for anything.
+    pub(super) fn idle_for(&self) -> Duration {
+        self.disk().map_or(Duration::ZERO, |disk| disk.idle_for())
+    }
+
+    /// Whether other programs that open its file wait.
+    pub(super) fn holds_lease(&self) -> bool {
+        self.host.upgrade().is_some_and(|host| host.holds_lease())
+    }
+
+    /// Asks that its worker looks at it again, whatever it found last.
+    pub(super) fn look_again(&self) {
+        self.look_again.store(true, Ordering::Release);
+        self.device.wake(self.identity);
+    }
+
+    /// Whether that was asked for.
+    pub(super) fn is_to_look_again(&self) -> bool {
+        self.look_again.swap(false, Ordering::AcqRel)
+    }
+
+    /// Asks its worker to close it, unless somebody uses it.
+    pub(super) fn give_way(&self) {
+        self.gives_way.store(true, Ordering::Release);
+        self.device.wake(self.identity);
+    }
+
+    /// Whether that was asked for, and is still to be done.
+    pub(super) fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Acquire) && self.users() == 0
+    }
+
+    /// Somebody has used it in between.
+    pub(super) fn stays(&self) {
+        self.gives_way.store(false, Ordering::Release);
+    }
+
+    /// Whether a step is under way, which whoever closes the disk waits for.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.work.is_locked()
+    }
+
+    /// Has the next step wait, and who closes the disk, as for a host that does not answer.
+    #[cfg(test)]
+    pub(super) fn hold_work(&self) -> parking_lot::MutexGuard<'_, Option<IdleWork>> {
+        self.work.lock()
+    }
+
+    /// Forgets what background work knows of it: after a failure.
+    pub(super) fn start_over(&self) {
+        *self.work.lock() = None;
+    }
+
+    /// Asks to be woken once the count of guest requests is not that one any more. Says no where it is not.
+    pub(super) fn wait_for_change(&self, io_count: u64) -> bool {
+        self.disk()
+            .is_some_and(|disk| disk.wait_for_change(io_count))
     }
 
     /// The guest requests so far that may have changed something; 0 once it is closed.
@@ -329,15 +407,18 @@ impl OpenDisk {
         probes: &Probes,
         go_on: &dyn Fn() -> bool,
         last_word: &LastWord,
-    ) -> Option<Next> {
+    ) -> Option<Stepped> {
         let mut slot = self.work.lock();
         let disk = self.disk.lock().clone()?;
         let work = slot.get_or_insert_with(|| {
-            IdleWork::new(Arc::clone(&disk), *policy).asking(last_word.clone())
+            (IdleWork::new(Arc::clone(&disk), *policy).at_pace(Arc::clone(&self.device.pace)))
+                .asking(last_word.clone())
         });
         work.set_policy(*policy);
         let before = self.allocated();
+        let begun = Instant::now();
         let next = work.step_while(go_on);
+        let worked = begun.elapsed() >= NOTICEABLE;
         self.note(&disk);
         if disk.took_free() {
             // What readers cached of the free space is not there any more.
@@ -345,36 +426,55 @@ impl OpenDisk {
         }
         let freed = before.saturating_sub(self.allocated());
         self.reclaimed.fetch_add(freed, Ordering::Relaxed);
-        Some(next)
+        Some(Stepped {
+            next,
+            worked,
+            is_running: work.is_running(),
+            seen: work.seen(),
+            outlook: work.outlook(),
+        })
     }
 
     /// Remembers how we leave the file, unless a guest may write to it: what others make of it from here on
     /// is not for our block table.
-    fn note(&self, disk: &Disk) {
+    pub(super) fn note(&self, disk: &Disk) {
         if let Some(host) = self.host.upgrade() {
             host.note(&|| disk.has_writers());
         }
     }
 
     fn allocated(&self) -> u64 {
-        self.pinned.stat().map_or(0, |stat| stat.allocated)
+        self.sizes().map_or(0, |(_, allocated)| allocated)
+    }
+
+    /// The file's length, and what the host stores of it.
+    fn sizes(&self) -> Option<(u64, u64)> {
+        let stat = self.pinned.stat().ok()?;
+        let sizes = (stat.len, stat.allocated);
+        *self.sizes.lock() = sizes;
+        Some(sizes)
     }
 
     /// Its status, but for its children.
     pub(super) fn status(&self) -> Option<DiskStatus> {
         let disk = self.disk()?;
-        let stat = self.pinned.stat().ok()?;
+        // A host that does not answer is not asked for what others want to know, too.
+        let (length, allocated) = match self.device.queue.is_stuck() {
+            true => *self.sizes.lock(),
+            false => self.sizes()?,
+        };
         Some(DiskStatus {
             path: self.path(),
             handles: self.users(),
             read_only: self.read_only,
             virtual_size: disk.len(),
-            length: stat.len,
-            allocated: stat.allocated,
+            length,
+            allocated,
             reclaimed: self.reclaimed.load(Ordering::Relaxed),
             state: self.state.lock().clone(),
             parent: disk.parent().map(|parent| parent.path().to_owned()),
             children: Vec::new(),
+            room: self.device.room(),
         })
     }
 
@@ -438,84 +538,5 @@ impl OpenDisk {
             log::error!("{}: not closed cleanly: {error}", path.display());
         }
         synced.is_ok()
-    }
-}
-
-/// A disk in use. The disk stays open at least until this is dropped.
-pub struct DiskHandle {
-    // Before `lease`: without handles nobody refers to the disk.
-    disk: Arc<Disk>,
-    writable: bool,
-    content: u64,
-    content_kept: bool,
-    lease: Lease,
-}
-
-impl fmt::Debug for DiskHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiskHandle")
-            .field("disk", &self.lease.owner)
-            .field("writable", &self.writable)
-            .finish_non_exhaustive()
-    }
-}
-
-impl DiskHandle {
-    /// Waits for background work that nobody who may write must meet: no longer than one commit.
-    pub(super) fn wait_to_write(&self) {
-        if self.writable {
-            self.disk.wait_to_write();
-        }
-    }
-
-    /// The disk.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
-    }
-
-    /// Whether this handle was opened for writing. The disk itself may allow more.
-    pub fn is_writable(&self) -> bool {
-        self.writable
-    }
-
-    /// Whether the disk still holds what it held when the node was last opened and closed, but for
-    /// writes through this library: what a front end cached of it is good.
-    pub fn content_is_kept(&self) -> bool {
-        self.content_kept
-    }
-
-    /// Where the backing file was found, below the library's root.
-    pub fn path(&self) -> PathBuf {
-        self.lease.owner.path()
-    }
-
-    pub(super) fn content(&self) -> u64 {
-        self.content
-    }
-
-    pub(super) fn set_content_kept(&mut self, kept: bool) {
-        self.content_kept = kept;
-    }
-}
-
-impl Drop for DiskHandle {
-    fn drop(&mut self) {
-        if self.writable {
-            self.disk.end_writing();
-            self.lease.owner.note(&self.disk);
-        }
-    }
-}
-
-struct Lease {
-    owner: Arc<OpenDisk>,
-    bell: Arc<Bell>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        *self.owner.used.lock() = Instant::now();
-        self.owner.users.fetch_sub(1, Ordering::Release);
-        self.bell.ring();
     }
 }

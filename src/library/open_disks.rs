@@ -11,9 +11,15 @@
 //!    locks keep each from being opened for writing. What keeps a parent and has no users (a disk
 //!    that lingers, or is being compacted) gives way.
 //!
-//! Lock order: `slots`, then a disk's `work`, then its `disk`. No lock but `work` is held across
-//! host I/O; `work` is held for one step of background work.
+//! Lock order: a disk's `joining`, then `slots`, then a disk's `work`, then its `disk`. No lock but `joining` and
+//! `work` is held across host I/O; `work` is held for one step of background work.
+//!
+//! # A host that does not answer
+//! What is opened waits for its own device, and its parents', and for no other: to make room, only disks
+//! of the same device are closed at once; those of others are closed by their own workers, and not waited for.
+//! [`OpenDisks::close_next`] is called by several threads for each device.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -22,9 +28,11 @@ use std::time::Duration;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
-use super::agent::Bell;
-use super::open_disk::{DiskHandle, OpenDisk, Opened, stamps};
+use super::device::{Devices, Key, Task};
+use super::handle::{DiskHandle, Lease};
+use super::open_disk::{OpenDisk, Opened, stamps};
 use super::probes::{Failure, KnownDisk, Probes};
+use crate::compact::Outlook;
 use crate::disk::{Disk, HostParents, OpenOptions};
 use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::storage::host::pin::Identity;
@@ -54,6 +62,15 @@ pub(super) enum Purpose {
     Write,
     /// Background work: only if nobody has it open already.
     Visit,
+}
+
+/// What came of an open disk that somebody wants.
+enum Joined {
+    Handle(DiskHandle),
+    /// It is closed; its slot is busy, and the caller's to settle.
+    Closed,
+    /// Somebody else has closed it.
+    Late,
 }
 
 /// Why there is no handle.
@@ -88,7 +105,7 @@ pub(super) struct OpenDisks {
     read_only: bool,
     punch_holes: bool,
     parents: HostParents,
-    bell: Arc<Bell>,
+    devices: Arc<Devices>,
 }
 
 impl OpenDisks {
@@ -97,7 +114,7 @@ impl OpenDisks {
         read_only: bool,
         punch_holes: bool,
         parents: HostParents,
-        bell: Arc<Bell>,
+        devices: Arc<Devices>,
     ) -> Self {
         Self {
             slots: Mutex::new(Slots {
@@ -110,7 +127,7 @@ impl OpenDisks {
             read_only,
             punch_holes,
             parents,
-            bell,
+            devices,
         }
     }
 
@@ -154,10 +171,16 @@ impl OpenDisks {
         let identity = found.stat.identity();
         let opened = self.open_file(probes, found, purpose);
         let mut slots = self.slots.lock();
-        let result = match opened {
+        let opened = match opened {
             Ok((owner, disk)) => {
                 slots.by_identity.put(identity, Slot::Open(owner.clone()));
-                self.lend(&owner, disk, purpose)
+                let (key, task) = (Key::Disk(identity), Task::Disk(owner.clone()));
+                let outlook = Outlook {
+                    gain: 0,
+                    work: disk.size_at_open().1,
+                };
+                owner.device.queue.add(key, task, outlook);
+                Ok((owner.lease(), disk))
             }
             Err(refused) => {
                 slots.by_identity.pop(&identity);
@@ -166,8 +189,8 @@ impl OpenDisks {
         };
         drop(slots);
         self.settled.notify_all();
-        self.bell.ring();
-        self.evict(probes);
+        let result = opened.and_then(|(lease, disk)| self.lend(lease, disk, purpose));
+        self.evict(probes, self.devices.number(&identity));
         result.inspect(DiskHandle::wait_to_write)
     }
 
@@ -191,21 +214,12 @@ impl OpenDisks {
                 Some(Slot::Busy) => self.settled.wait(&mut slots),
                 Some(Slot::Open(owner)) => {
                     let owner = owner.clone();
-                    // The other reader, or the child, may be gone; and a failed disk is good again
-                    // once it is opened anew. So is one that others have changed; whether they are done
-                    // is seen then.
-                    let reopen = purpose == Purpose::Write
-                        && (owner.may_become_writable() || !owner.is_ours_to_write())
-                        || owner.has_failed();
-                    if reopen && owner.users() == 0 {
-                        slots.by_identity.put(identity, Slot::Busy);
-                        drop(slots);
-                        owner.shut(probes);
-                        return Ok(None);
+                    drop(slots);
+                    match self.join_open(probes, found, purpose, &owner)? {
+                        Joined::Handle(handle) => return Ok(Some(handle)),
+                        Joined::Closed => return Ok(None),
+                        Joined::Late => slots = self.slots.lock(),
                     }
-                    owner.set_path(found.path.clone());
-                    let disk = owner.disk().ok_or(Refused::Closed)?;
-                    return self.lend(&owner, disk, purpose).map(Some);
                 }
                 None if is_retired => return Err(Refused::Closed),
                 None => {
@@ -216,13 +230,49 @@ impl OpenDisks {
         }
     }
 
-    /// Call with `slots` locked: what has users is not evicted.
-    fn lend(
+    /// As [`Self::join`], of a disk that was found open. The host is asked, so not with `slots` locked.
+    fn join_open(
         &self,
-        owner: &Arc<OpenDisk>,
-        disk: Arc<Disk>,
+        probes: &Probes,
+        found: &Found,
         purpose: Purpose,
-    ) -> Result<DiskHandle, Refused> {
+        owner: &Arc<OpenDisk>,
+    ) -> Result<Joined, Refused> {
+        let identity = found.stat.identity();
+        // One at a time, so that only those count as users that have a handle.
+        let _joining = owner.joining.lock();
+        let lease = match self.slots.lock().by_identity.peek(&identity) {
+            Some(Slot::Open(now)) if Arc::ptr_eq(now, owner) => owner.lease(),
+            _ => return Ok(Joined::Late),
+        };
+        // The other reader, or the child, may be gone; and a failed disk is good again
+        // once it is opened anew. So is one that others have changed; whether they are done
+        // is seen then.
+        let reopen = purpose == Purpose::Write
+            && (owner.may_become_writable() || !owner.is_ours_to_write())
+            || owner.has_failed();
+        if reopen {
+            let mut slots = self.slots.lock();
+            // But for us.
+            if owner.users() == 1 {
+                match slots.by_identity.get_mut(&identity) {
+                    Some(slot @ Slot::Open(_)) => *slot = Slot::Busy,
+                    _ => return Ok(Joined::Late),
+                }
+                drop(slots);
+                drop(lease);
+                owner.device.queue.remove(&Key::Disk(identity));
+                owner.shut(probes);
+                return Ok(Joined::Closed);
+            }
+        }
+        owner.set_path(found.path.clone());
+        let disk = owner.disk().ok_or(Refused::Closed)?;
+        self.lend(lease, disk, purpose).map(Joined::Handle)
+    }
+
+    fn lend(&self, lease: Lease, disk: Arc<Disk>, purpose: Purpose) -> Result<DiskHandle, Refused> {
+        let owner = &lease.owner;
         let writable = purpose == Purpose::Write;
         if writable && owner.may_become_writable() {
             let reason = match owner.is_shared() {
@@ -239,7 +289,7 @@ impl OpenDisks {
         if writable && owner.is_read_only() {
             return Err(Refused::ReadOnly);
         }
-        let lent = owner.lend(disk, writable, self.bell.clone());
+        let lent = OpenDisk::lend(lease, disk, writable);
         lent.ok_or_else(|| {
             let reason = "another program has opened the file while it was open read-only here; close it there, \
                           and the disk here, first";
@@ -306,6 +356,7 @@ impl OpenDisks {
             is_parent: found.is_parent && found.writable && !self.read_only,
             visiting: purpose == Purpose::Visit,
             host,
+            device: self.devices.of(&stamp.identity),
         };
         let owner = Arc::new(OpenDisk::new(disk.clone(), opened));
         Ok((owner, disk))
@@ -327,7 +378,7 @@ impl OpenDisks {
                     Some(parent) if self.release(probes, found, parent) => {}
                     // What lingers for the next user gives way to one that is there.
                     None if attempts == 1 && error.is_out_of_memory() => {
-                        self.close_lingering(probes)
+                        self.close_lingering(probes, self.devices.number(&found.stat.identity()))
                     }
                     _ => return opened,
                 },
@@ -391,25 +442,39 @@ impl OpenDisks {
         Ok((disk, weak))
     }
 
-    /// Closes the disks that have been unused longest, until no more than the limit are open.
-    fn evict(&self, probes: &Probes) {
+    /// Closes the disks that have been unused longest, until no more than the limit are open: at once those of
+    /// the device `here`, on which the caller waits anyway. Others are told to go.
+    fn evict(&self, probes: &Probes, here: u64) {
         loop {
             let oldest = {
                 let slots = self.slots.lock();
-                if slots.by_identity.len() <= self.max_open.get() {
+                let (mut oldest, mut going) = (None, 0);
+                for (_, slot) in slots.by_identity.iter().rev() {
+                    match slot {
+                        Slot::Open(disk) if disk.gives_way() => going += 1,
+                        Slot::Open(disk) if disk.users() == 0 => {
+                            oldest = oldest.or_else(|| Some(disk.clone()));
+                        }
+                        _ => {}
+                    }
+                }
+                if slots.by_identity.len() <= self.max_open.get() + going {
                     return;
                 }
-                slots
-                    .by_identity
-                    .iter()
-                    .rev()
-                    .find_map(|(identity, slot)| match slot {
-                        Slot::Open(disk) if disk.users() == 0 => Some(*identity),
-                        _ => None,
-                    })
+                oldest
             };
             let Some(oldest) = oldest else { return };
-            self.close_unused(probes, &oldest);
+            self.send_away(probes, &oldest, here);
+        }
+    }
+
+    /// Closes a disk that nobody uses, if it is on the device `here` and no step of work would be waited for;
+    /// another one is told to go.
+    fn send_away(&self, probes: &Probes, disk: &OpenDisk, here: u64) {
+        if disk.device.number == here && !disk.is_at_work() {
+            self.close_unused(probes, &disk.identity);
+        } else {
+            disk.give_way();
         }
     }
 
@@ -432,50 +497,68 @@ impl OpenDisks {
         owner.pinned.stat().ok()
     }
 
-    /// Closes the disks without handles, and opens no others from now on.
-    pub(super) fn retire(&self, probes: &Probes) {
+    /// Has the disks closed that have no handles, and opens no others from now on.
+    pub(super) fn retire(&self) {
         self.slots.lock().retired = true;
-        self.close_lingering(probes);
+        self.all().iter().for_each(|disk| disk.give_way());
     }
 
-    /// Closes the disks without handles.
-    fn close_lingering(&self, probes: &Probes) {
-        for disk in self.all() {
-            self.close_unused(probes, &disk.identity);
+    /// Closes the disks without handles, as [`Self::send_away`] does.
+    fn close_lingering(&self, probes: &Probes, here: u64) {
+        for disk in self.all().iter().filter(|disk| disk.users() == 0) {
+            self.send_away(probes, disk, here);
         }
     }
 
-    /// Closes every disk, or, where it has handles, leaves that to the last of them; none can be
-    /// opened any more. How many were not left clean.
-    pub(super) fn close_all(&self, probes: &Probes) -> usize {
-        let mut failed = 0;
+    /// None is opened any more. The devices of those that are open, or about to be, and how many each has.
+    pub(super) fn refuse(&self) -> HashMap<u64, usize> {
         let mut slots = self.slots.lock();
         slots.closed = true;
-        loop {
-            let open = slots
-                .by_identity
-                .iter_mut()
-                .find_map(|(_, slot)| match slot {
-                    Slot::Open(_) => match std::mem::replace(slot, Slot::Busy) {
-                        Slot::Open(owner) => Some(owner),
-                        Slot::Busy => None,
-                    },
-                    Slot::Busy => None,
-                });
-            match open {
-                Some(owner) => {
-                    drop(slots);
-                    failed += usize::from(!self.close_busy(probes, &owner));
-                    slots = self.slots.lock();
-                }
-                None if slots.by_identity.is_empty() => return failed,
-                None => self.settled.wait(&mut slots),
-            }
+        let mut devices = HashMap::new();
+        for (identity, _) in &slots.by_identity {
+            *devices.entry(self.devices.number(identity)).or_default() += 1;
         }
+        devices
+    }
+
+    /// Closes a disk of that device, or, where it has handles, leaves that to the last of them. Whether it was
+    /// left clean; `None` where none is left. To be called once none is [opened](Self::refuse) any more.
+    pub(super) fn close_next(&self, probes: &Probes, device: u64) -> Option<bool> {
+        let mut slots = self.slots.lock();
+        let owner = loop {
+            let is_here = |identity: &Identity| self.devices.number(identity) == device;
+            let here = || {
+                slots
+                    .by_identity
+                    .iter()
+                    .filter(|(identity, _)| is_here(identity))
+            };
+            let mut open = here().filter_map(|(_, slot)| match slot {
+                Slot::Open(owner) => Some(owner),
+                Slot::Busy => None,
+            });
+            // A step is waited for last: it may not end.
+            let idle = open.clone().find(|owner| !owner.is_at_work());
+            if let Some(owner) = idle.or_else(|| open.next()).cloned() {
+                break owner;
+            }
+            here().next()?;
+            // Being opened, or closed.
+            self.settled.wait(&mut slots);
+        };
+        slots.by_identity.put(owner.identity, Slot::Busy);
+        drop(slots);
+        Some(self.close_busy(probes, &owner))
+    }
+
+    /// Those that are still open.
+    pub(super) fn left(&self) -> usize {
+        self.slots.lock().by_identity.len()
     }
 
     /// Closes a disk whose slot the caller has made busy. Whether it was left clean.
     fn close_busy(&self, probes: &Probes, owner: &OpenDisk) -> bool {
+        owner.device.queue.remove(&Key::Disk(owner.identity));
         let clean = owner.shut(probes);
         self.slots.lock().by_identity.pop(&owner.identity);
         self.settled.notify_all();

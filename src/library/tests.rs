@@ -1,5 +1,7 @@
 //! Tests of the library on real directories.
 
+#[cfg(unix)]
+mod hung;
 #[cfg(target_os = "linux")]
 mod others;
 #[cfg(windows)]

@@ -58,6 +58,36 @@ fn a_guest_shares_no_disk_with_a_program_that_writes_to_its_file() {
 }
 
 #[test]
+fn guests_that_come_at_once_get_a_disk_that_another_program_has_left() {
+    let root = sample();
+    let path = root.path().join("a.vhd");
+    if !has_leases(&path) {
+        return;
+    }
+    let library = open(&root);
+    let node = lookup(&library, "a.vhd.raw").node;
+    for _ in 0..10 {
+        let file = outsider(&path);
+        drop(library.open_disk(node, false).unwrap());
+        assert!(library.disk_status(node).unwrap().read_only);
+        drop(file);
+        let open = || library.open_disk(node, true).unwrap();
+        std::thread::scope(|scope| {
+            let guests: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            let handles: Vec<_> = guests.into_iter().map(|guest| guest.join()).collect();
+            assert!(handles.iter().all(|handle| handle.is_ok()));
+        });
+        library
+            .core
+            .disks
+            .all()
+            .iter()
+            .for_each(|disk| disk.give_way());
+        eventually("it is closed", || library.status().is_empty());
+    }
+}
+
+#[test]
 fn a_disk_that_others_changed_while_it_was_read_is_not_written() {
     let root = sample();
     let path = root.path().join("a.vhd");

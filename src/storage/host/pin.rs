@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 /// Tells one file of the host from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey {
     /// The file system.
     pub device: u64,
@@ -30,7 +30,7 @@ pub struct FileKey {
 
 /// What tells one file of the host from every other, also from one that gets the same inode number
 /// after this one is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Identity {
     key: FileKey,
     /// When the file was created, where the host's file system remembers it. Not on Windows: there
@@ -38,8 +38,19 @@ pub(crate) struct Identity {
     born: Option<SystemTime>,
 }
 
+impl Identity {
+    /// The file system that the file is on.
+    pub(crate) fn device(&self) -> u64 {
+        self.key.device
+    }
+}
+
 #[cfg(test)]
 impl Identity {
+    pub(crate) fn inode(&self) -> u128 {
+        self.key.inode
+    }
+
     /// A file that is nowhere.
     pub(crate) fn numbered(inode: u128) -> Self {
         Self {

@@ -1,0 +1,417 @@
+//! A turn of background work on one open disk: a step, or closing it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::agent::{Agent, FOREVER, POLL};
+use super::open_disk::{DiskState, OpenDisk, Stepped};
+use super::queue::Turned;
+use super::turns::After;
+use crate::compact::{IdlePolicy, LastWord, Next, Outlook};
+use crate::error::{ErrorKind, chain};
+use crate::storage::host::Hold;
+use crate::storage::host::pin::Stat;
+
+/// After the first failure, a disk is left alone that long; after each further one, twice as long.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
+
+/// But no longer than that.
+const AFTER_FAILURES: Duration = Duration::from_secs(3600);
+
+/// How long a disk is left alone that has failed so many times.
+pub(super) fn pause_after(failures: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    AFTER_FAILURE.saturating_mul(doubled).min(AFTER_FAILURES)
+}
+
+/// Where the work on one disk stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// A step may find something to do.
+    Working,
+    /// The last step only said when to come again.
+    Waiting,
+    /// Nothing to do until the count of guest requests is another one.
+    Settled { io_count: u64 },
+    /// The last step failed.
+    Failed,
+    /// Nothing to do ever.
+    Off,
+}
+
+impl Phase {
+    /// As it is while the device rests.
+    fn resting(self) -> Self {
+        match self {
+            Self::Working => Self::Working,
+            _ => Self::Waiting,
+        }
+    }
+}
+
+/// What the last turn has left for the next one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    due: Instant,
+    phase: Phase,
+    /// Failures since a run came to its end.
+    failures: u32,
+    outlook: Outlook,
+    /// Whether it was logged why what filesystems call free is left.
+    told: bool,
+    /// As of the last turn.
+    worked: bool,
+    rest: Duration,
+    active_until: Option<Instant>,
+}
+
+impl Turn {
+    /// Of a disk that has just been opened.
+    pub(super) fn first() -> Self {
+        Self {
+            due: Instant::now(),
+            phase: Phase::Working,
+            failures: 0,
+            outlook: Outlook::default(),
+            told: false,
+            worked: false,
+            rest: Duration::ZERO,
+            active_until: None,
+        }
+    }
+
+    fn put(&mut self, phase: Phase, wait: Duration) {
+        (self.phase, self.due) = (phase, Instant::now() + wait.min(FOREVER));
+    }
+}
+
+impl Agent {
+    /// A turn of that disk; `None` once it is closed.
+    pub(super) fn disk_turn(&self, disk: &Arc<OpenDisk>) -> Option<Turned> {
+        disk.disk()?;
+        let mut turn = *disk.turn.lock();
+        (turn.worked, turn.rest, turn.active_until) = (false, Duration::ZERO, None);
+        self.look_at_room(disk);
+        if disk.is_wanted() && self.let_in(disk) {
+            return None;
+        }
+        if disk.gives_way() && self.close(disk).is_some() {
+            return None;
+        }
+        disk.stays();
+        if let Phase::Settled { io_count } = turn.phase
+            && (disk.is_to_look_again() || io_count != disk.io_count())
+        {
+            turn.put(Phase::Working, Duration::ZERO);
+        }
+        let now = Instant::now();
+        let closes = self.closes_at(disk, &turn, now);
+        if turn.due <= now || closes.is_some_and(|due| due <= now) {
+            if self.close_if_unused(disk, &turn) {
+                return None;
+            }
+            self.take_turn(disk, &mut turn);
+            // A visit keeps the file until it is closed, which is at once, or until somebody comes.
+            let visits = disk.is_visiting() && disk.users() == 0;
+            if turn.phase != Phase::Working && !visits {
+                disk.let_in();
+            }
+        }
+        self.after(disk, turn)
+    }
+
+    /// A turn of that disk has ended in a panic, which has been told.
+    pub(super) fn disk_failed(&self, disk: &Arc<OpenDisk>) -> Option<Turned> {
+        disk.disk()?;
+        let mut turn = *disk.turn.lock();
+        self.fail(disk, &mut turn, "a panic".to_owned());
+        self.after(disk, turn)
+    }
+
+    fn after(&self, disk: &Arc<OpenDisk>, turn: Turn) -> Option<Turned> {
+        *disk.turn.lock() = turn;
+        let now = Instant::now();
+        let closes = self.closes_at(disk, &turn, now);
+        let is_near = |due: &Instant| *due < now + FOREVER / 2;
+        let due = [Some(turn.due).filter(is_near), closes];
+        let after = After {
+            due: due.into_iter().flatten().min(),
+            worked: turn.worked,
+            rest: turn.rest,
+            active_until: turn.active_until,
+            outlook: turn.outlook,
+        };
+        Some(Turned {
+            after,
+            holds: disk.holds_lease(),
+        })
+    }
+
+    /// Tells the pace of the device whether that is about to be full.
+    fn look_at_room(&self, disk: &OpenDisk) {
+        let Some(room) = disk.device.new_room(|| disk.pinned.space()) else {
+            return;
+        };
+        let Some(policy) = &self.policy else { return };
+        let is_low = policy.low_space.is_below(room);
+        if disk.device.pace.lock().look_at_room(Instant::now(), is_low) {
+            log::warn!(
+                "{}: its file system has {} of {} bytes free: compaction takes more of the time until it has more",
+                disk.path().display(),
+                room.free,
+                room.total
+            );
+        }
+    }
+
+    /// Lets in the program that waits for a file that is being worked on. Whether the disk is closed now.
+    fn let_in(&self, disk: &Arc<OpenDisk>) -> bool {
+        let path = disk.path();
+        if disk.is_wanted_to_read() {
+            log::debug!("{}: another program reads it", path.display());
+            disk.let_in();
+            return false;
+        }
+        log::info!(
+            "{}: left to another program, which opens it for writing",
+            path.display()
+        );
+        self.forget_look(disk.identity);
+        self.search_soon();
+        let is_closed = self.close(disk).is_some();
+        if !is_closed {
+            // A guest has come.
+            disk.let_in();
+        }
+        is_closed
+    }
+
+    fn close(&self, disk: &OpenDisk) -> Option<Stat> {
+        let was_visiting = disk.is_visiting();
+        let stat = (self.core.disks).close_unused(&self.core.probes, &disk.identity)?;
+        if was_visiting {
+            self.visit_is_over(&disk.device);
+        }
+        Some(stat)
+    }
+
+    /// When the disk is closed if nobody uses it until then.
+    fn closes_at(&self, disk: &OpenDisk, turn: &Turn, now: Instant) -> Option<Instant> {
+        if disk.users() > 0 {
+            return None;
+        }
+        let patience = match turn.phase {
+            Phase::Working => return None,
+            Phase::Settled { .. } | Phase::Failed | Phase::Off if disk.is_visiting() => {
+                Duration::ZERO
+            }
+            Phase::Settled { .. } | Phase::Failed | Phase::Off => self.linger,
+            // It is as it was found; if it changes no more, it is visited.
+            Phase::Waiting if !disk.was_written() && !disk.is_visiting() => self.linger,
+            // Work that has waited that long for a disk nobody uses will not come to anything.
+            Phase::Waiting => {
+                let idle_after = (self.policy.as_ref()).map_or(Duration::ZERO, |p| p.idle_after);
+                self.linger + idle_after.saturating_mul(4) + Duration::from_secs(30)
+            }
+        };
+        Some(now + patience.saturating_sub(disk.unused_for()))
+    }
+
+    fn close_if_unused(&self, disk: &OpenDisk, turn: &Turn) -> bool {
+        let now = Instant::now();
+        if (self.closes_at(disk, turn, now)).is_none_or(|due| due > now) {
+            return false;
+        }
+        // A guest may have come, and gone again, since the last step.
+        let done = match turn.phase {
+            Phase::Settled { io_count } => io_count == disk.io_count(),
+            // Not for ever, where only somebody else's use of it was the reason.
+            Phase::Off => !disk.may_become_writable(),
+            Phase::Working | Phase::Waiting | Phase::Failed => false,
+        };
+        let Some(stat) = self.close(disk) else {
+            return false;
+        };
+        match done {
+            true => self.finish(&stat),
+            // What is left is for a visit.
+            false => self.search_soon(),
+        }
+        true
+    }
+
+    fn take_turn(&self, disk: &Arc<OpenDisk>, turn: &mut Turn) {
+        let now = Instant::now();
+        let left_alone = disk.is_read_only() || self.family().is_parent(&disk.identity);
+        let policy = self.policy.as_ref().filter(|_| !left_alone);
+        let (Some(policy), true) = (policy, turn.phase != Phase::Off) else {
+            return turn.put(Phase::Off, FOREVER);
+        };
+        if disk.users() > 0 && disk.end_visit() {
+            self.visit_is_over(&disk.device);
+        }
+        let io_count = disk.io_count();
+        match turn.phase {
+            Phase::Settled { .. } => return self.settle(disk, turn, io_count),
+            Phase::Failed if turn.due > now => return,
+            Phase::Failed => disk.start_over(),
+            Phase::Working | Phase::Waiting | Phase::Off => {}
+        }
+        let mut policy = *policy;
+        policy.fs_aware = policy.fs_aware && self.may_give_up_free(disk, turn);
+        if disk.is_visiting() {
+            // Nobody used it before we came.
+            policy.idle_after = Duration::ZERO;
+        }
+        let idle_after = policy.idle_after;
+        // Else the guests that have it open may write to it, and it is theirs.
+        let is_alone = !disk.has_writers();
+        if is_alone && let Some(wait) = self.wait_for_others(disk, &mut policy) {
+            turn.put(Phase::Waiting, wait);
+            return disk.set_state(DiskState::Waiting);
+        }
+        let active_for = idle_after.saturating_sub(disk.idle_for());
+        if !active_for.is_zero() {
+            turn.active_until = Some(now + active_for);
+            if let Some(wait) = disk.device.queue.rest_beside_guests() {
+                // The device has done its share.
+                (turn.phase, turn.due) = (turn.phase.resting(), now + wait);
+                return;
+            }
+        }
+        let go_on = || !self.core.bell.is_stopped();
+        let last_word = self.last_word(disk);
+        if let Some(stepped) = disk.step(&policy, &self.core.probes, &go_on, &last_word) {
+            self.follow(disk, turn, stepped, io_count);
+        }
+    }
+
+    /// What follows from a step that began at `io_count` guest requests.
+    fn follow(&self, disk: &Arc<OpenDisk>, turn: &mut Turn, stepped: Stepped, io_count: u64) {
+        (turn.worked, turn.outlook) = (stepped.worked, stepped.outlook);
+        match stepped.next {
+            Next::Again => {
+                turn.put(Phase::Working, Duration::ZERO);
+                disk.set_state(DiskState::Compacting);
+            }
+            // A run that rests keeps the file.
+            Next::Wait(wait) if stepped.worked && stepped.is_running => {
+                turn.put(Phase::Working, wait);
+                turn.rest = wait;
+                disk.set_state(DiskState::Compacting);
+            }
+            Next::Wait(wait) => {
+                turn.put(Phase::Waiting, wait);
+                disk.set_state(DiskState::Waiting);
+            }
+            Next::Done => {
+                turn.failures = 0;
+                self.has_recovered(disk.identity);
+                disk.set_state(DiskState::Compact);
+                // What came between two steps may not have been found.
+                self.settle(disk, turn, stepped.seen.unwrap_or(io_count));
+            }
+            Next::Failed(error) if error.kind() == ErrorKind::NotCompactable => {
+                turn.put(Phase::Off, FOREVER);
+                disk.set_state(DiskState::Open);
+            }
+            Next::Failed(error) => {
+                let reason = chain(&error);
+                let level = match error.kind() {
+                    // What made it so has been told.
+                    ErrorKind::Poisoned => log::Level::Debug,
+                    _ => log::Level::Warn,
+                };
+                let path = disk.path();
+                log::log!(level, "{}: background compaction: {reason}", path.display());
+                self.fail(disk, turn, reason);
+            }
+        }
+    }
+
+    /// Until a guest changes it.
+    fn settle(&self, disk: &OpenDisk, turn: &mut Turn, io_count: u64) {
+        turn.put(Phase::Settled { io_count }, FOREVER);
+        if !disk.wait_for_change(io_count) {
+            turn.due = Instant::now();
+        }
+    }
+
+    fn fail(&self, disk: &OpenDisk, turn: &mut Turn, reason: String) {
+        turn.failures = self.has_failed(disk.identity, turn.failures);
+        turn.put(Phase::Failed, pause_after(turn.failures));
+        disk.set_state(DiskState::Failed(reason));
+    }
+
+    /// Whether no child of the disk, wherever it is, could read what its filesystems call free: none may
+    /// be there, or none would be accepted.
+    fn may_give_up_free(&self, disk: &OpenDisk, turn: &mut Turn) -> bool {
+        if self.core.options.no_other_children {
+            return true;
+        }
+        let all_read = self.family().unread.is_empty();
+        if !all_read {
+            self.withhold();
+        }
+        let nobody_fits = disk.has_new_identity();
+        if !nobody_fits && !std::mem::replace(&mut turn.told, true) {
+            log::info!(
+                "{}: what its filesystems call free stays: a disk over it may be elsewhere, and would still be \
+                 accepted",
+                disk.path().display()
+            );
+        }
+        all_read && nobody_fits
+    }
+
+    /// Whether what is free may go from that disk, as of a look at the tree that begins when it is asked.
+    fn last_word(&self, disk: &OpenDisk) -> LastWord {
+        let (core, disk) = (Arc::downgrade(&self.core), disk.identity);
+        LastWord::new(move || {
+            let Some(core) = core.upgrade() else {
+                return false;
+            };
+            let is_vouched_for = core.options.no_other_children;
+            core.families.fresh().is_some_and(|family| {
+                !family.is_parent(&disk) && (is_vouched_for || family.unread.is_empty())
+            })
+        })
+    }
+
+    /// Takes a disk that no guest may write to for a step. Where that is not possible now: when to try again.
+    fn wait_for_others(&self, disk: &OpenDisk, policy: &mut IdlePolicy) -> Option<Duration> {
+        if !disk.was_written() && !disk.is_visiting() {
+            policy.idle_after = policy.idle_after.max(self.core.options.quiet_time);
+        }
+        let idle = disk.idle_for();
+        if idle < policy.idle_after {
+            return Some(policy.idle_after.saturating_sub(idle));
+        }
+        match disk.take() {
+            Hold::Alone | Hold::Unknown => None,
+            Hold::Others => {
+                if let Some(holder) = disk.holder() {
+                    let path = disk.path();
+                    log::info!(
+                        "{}: left alone: in use by another program ({holder})",
+                        path.display()
+                    );
+                }
+                Some(POLL)
+            }
+            // Until it is opened anew.
+            Hold::Changed => Some(FOREVER),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures() {
+        let pauses = [1, 2, 3, 6, 7, 100].map(|failures| pause_after(failures).as_secs());
+        assert_eq!(pauses, [60, 120, 240, 1920, 3600, 3600]);
+    }
+}
