@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::options::{self, MountOption, Share};
+use crate::options::{self, Share};
 pub(crate) use mount::MountArguments;
 pub(crate) use parents::{ParentArguments, ParentDirectories, RelinkArguments};
 pub(crate) use quiet::QuietArguments;

@@ -169,9 +169,10 @@ impl IdleWork {
         &self.disk
     }
 
-    /// What the last run that came to its end did.
-    pub fn report(&self) -> Option<&CompactReport> {
-        self.report.as_ref()
+    /// What the last run that came to its end did, where it had an effect or has left something, and was not
+    /// taken yet.
+    pub fn take_report(&mut self) -> Option<CompactReport> {
+        self.report.take()
     }
 
     /// Bytes that could go, and are less than [`IdlePolicy::min_reclaim`].
@@ -412,7 +413,9 @@ impl IdleWork {
             false => log::Level::Debug,
         };
         log::log!(level, "{}: compacted {report}", self.disk.path().display());
-        self.report = Some(report);
+        if report.has_effect() || !report.left.is_empty() {
+            self.report = Some(report);
+        }
         self.outlook = Outlook::seen(&self.disk);
         if has_skipped {
             let pause = PAUSE.saturating_mul(1 << self.left.min(16));

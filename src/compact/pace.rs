@@ -153,12 +153,6 @@ impl Pace {
         }
     }
 
-    /// Goes by another policy from now on.
-    pub(crate) fn set_busy_share(&mut self, busy_share: u8) {
-        self.busy_share = f64::from(busy_share.min(100)) / 100.0;
-        self.set_urgency(None);
-    }
-
     /// Bytes that the next step may go through.
     pub(crate) fn budget(&self, beside: Beside) -> u64 {
         match (beside, self.rate) {
@@ -283,7 +277,7 @@ mod tests {
             pace.after(Beside::Nobody, STEP, 1 << 20),
             Some(Duration::ZERO)
         );
-        pace.set_busy_share(20);
+        let mut pace = Pace::new(20);
         assert!((share(&mut pace, Beside::Guest) - 0.2).abs() < 0.001);
         let mut silent = Pace::new(0);
         assert_eq!(silent.after(Beside::Guest, STEP, 1 << 20), None);

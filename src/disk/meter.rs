@@ -119,6 +119,7 @@ impl Reading {
     }
 
     /// How many requests there were.
+    #[cfg(test)]
     pub(crate) fn count(&self) -> u64 {
         let all = self.alone.iter().chain(&self.beside);
         all.map(|latency| latency.count).sum()

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::device::Device;
 use super::probes::Probes;
 use super::turn::Turn;
-use crate::compact::{IdlePolicy, IdleWork, LastWord, Next, Outlook, Room};
+use crate::compact::{CompactReport, IdlePolicy, IdleWork, LastWord, Next, Outlook, Room};
 use crate::disk::Disk;
 use crate::error::chain;
 use crate::storage::Storage;
@@ -76,6 +76,8 @@ pub(super) struct OpenDisk {
     written: AtomicBool,
     /// Whether it was said why it is left alone.
     told: AtomicBool,
+    last_run: Mutex<Option<Arc<CompactReport>>>,
+    too_little: AtomicU64,
     reclaimed: AtomicU64,
     state: Mutex<DiskState>,
     pub(super) device: Arc<Device>,
@@ -138,6 +140,13 @@ pub struct DiskStatus {
     pub parent: Option<PathBuf>,
     /// The disk files below the root that are over this one; as last looked for.
     pub children: Vec<PathBuf>,
+    /// What the last run of background work came to.
+    pub last_run: Option<Arc<CompactReport>>,
+    /// Bytes that could go, and are less than background work is done for.
+    pub too_little: u64,
+    /// Of how much of the time background work goes on beside active guests of the same file system now, from 0
+    /// to 1.
+    pub busy_share: f64,
     /// The room of the host's file system that the backing file is on, as of the last few seconds in which there
     /// was background work on it.
     pub room: Option<Room>,
@@ -183,6 +192,8 @@ impl OpenDisk {
             host: opened.host,
             written: AtomicBool::new(false),
             told: AtomicBool::new(false),
+            last_run: Mutex::new(None),
+            too_little: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             state: Mutex::new(DiskState::Open),
         }
@@ -419,6 +430,10 @@ impl OpenDisk {
         let begun = Instant::now();
         let next = work.step_while(go_on);
         let worked = begun.elapsed() >= NOTICEABLE;
+        self.too_little.store(work.too_little(), Ordering::Relaxed);
+        if let Some(report) = work.take_report() {
+            *self.last_run.lock() = Some(Arc::new(report));
+        }
         self.note(&disk);
         if disk.took_free() {
             // What readers cached of the free space is not there any more.
@@ -474,6 +489,9 @@ impl OpenDisk {
             state: self.state.lock().clone(),
             parent: disk.parent().map(|parent| parent.path().to_owned()),
             children: Vec::new(),
+            last_run: self.last_run.lock().clone(),
+            too_little: self.too_little.load(Ordering::Relaxed),
+            busy_share: self.device.pace.lock().busy_share(),
             room: self.device.room(),
         })
     }

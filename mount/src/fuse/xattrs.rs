@@ -10,6 +10,7 @@ use std::path::Path;
 
 use fuser::{Errno, ReplyXattr};
 use serde::Serialize;
+use vhdfs::compact::{CompactReport, Kept};
 use vhdfs::library::{DiskState, DiskStatus, Library, NodeId};
 
 /// Names the daemon's process id. On the mount's root only.
@@ -44,11 +45,76 @@ struct DiskJson {
     file_length: u64,
     allocated_bytes: u64,
     reclaimed: u64,
+    /// Of how much of the time it is compacted beside its guest now, from 0 to 1.
+    busy_share: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_run: Option<RunJson>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left: Vec<LeftJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_free: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
     children_count: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     children: Vec<String>,
+}
+
+/// What the last compaction in the background came to.
+#[derive(Serialize)]
+struct RunJson {
+    seconds: f64,
+    /// Of those, with the guest active.
+    seconds_beside_guest: f64,
+    bytes_read: u64,
+    bytes_moved: u64,
+    bytes_moved_in_vain: u64,
+    moves_given_up: u64,
+    /// By which the file got shorter.
+    length_given_back: u64,
+    /// By which the host stores less.
+    allocated_given_back: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_fs_aware: Option<String>,
+}
+
+impl From<&CompactReport> for RunJson {
+    fn from(run: &CompactReport) -> Self {
+        Self {
+            seconds: run.took.as_secs_f64(),
+            seconds_beside_guest: run.beside_guest.as_secs_f64(),
+            bytes_read: run.bytes_read,
+            bytes_moved: run.bytes_moved,
+            bytes_moved_in_vain: run.bytes_in_vain,
+            moves_given_up: run.given_up,
+            length_given_back: run.length_before.saturating_sub(run.length_after),
+            allocated_given_back: run.allocated_before.saturating_sub(run.allocated_after),
+            not_fs_aware: run.not_surveyed.clone(),
+        }
+    }
+}
+
+/// What could go and is left, and why.
+#[derive(Serialize)]
+struct LeftJson {
+    reason: String,
+    bytes: u64,
+}
+
+fn left(status: &DiskStatus) -> Vec<LeftJson> {
+    let too_little = Kept {
+        reason: "less than --min-reclaim".to_owned(),
+        bytes: status.too_little,
+    };
+    let of_run = status.last_run.iter().flat_map(|run| &run.left);
+    of_run
+        .chain(std::iter::once(&too_little))
+        .filter(|left| left.bytes > 0)
+        .map(|left| LeftJson {
+            reason: left.reason.clone(),
+            bytes: left.bytes,
+        })
+        .collect()
 }
 
 #[derive(Serialize)]
@@ -58,6 +124,7 @@ struct ClosedJson {
 
 impl From<DiskStatus> for DiskJson {
     fn from(status: DiskStatus) -> Self {
+        let left = left(&status);
         let (state, reason) = match status.state {
             DiskState::Open => ("open", None),
             DiskState::Waiting => ("waiting", None),
@@ -76,6 +143,10 @@ impl From<DiskStatus> for DiskJson {
             file_length: status.length,
             allocated_bytes: status.allocated,
             reclaimed: status.reclaimed,
+            busy_share: status.busy_share,
+            last_run: status.last_run.as_deref().map(RunJson::from),
+            left,
+            host_free: status.room.map(|room| room.free),
             parent: status.parent.as_deref().map(shown),
             children_count: status.children.len(),
             children: (status.children.iter().take(MOST_CHILDREN))
