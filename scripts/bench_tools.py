@@ -1,4 +1,4 @@
-"""What both parts of scripts/bench share: running things, caches, medians, tables."""
+"""What all parts of scripts/bench, and scripts/soak_guests.py, share: running things, caches, medians, tables."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 def fail(message):
-    sys.exit(f"bench: {message}")
+    sys.exit(f"{pathlib.Path(sys.argv[0]).stem}: {message}")
 
 
 def run(*command, **options):

@@ -37,7 +37,7 @@ fn kills_while_a_child_vhdx_is_used() {
     killed_again_and_again("kills_while_a_child_vhdx_is_used", VHDX_OF_OURS, true);
 }
 
-fn number_of(variable: &str, default: u64) -> u64 {
+pub(crate) fn number_of(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |value| value.parse().expect("a number"))
 }
 
@@ -51,20 +51,7 @@ fn killed_again_and_again(test: &str, maker: Maker, child: bool) {
     let disk = rig.disk("guest");
     let seed = number_of("VHDFS_SEED", 1);
     if child {
-        (maker.make)(SIZE, &rig.disk("base"));
-        rig.serve();
-        let mut base = Mirror::new(&rig.raw("base"), &rig.path("base.raw"), seed + 77);
-        base.work(60).expect("the disk takes it");
-        drop(base);
-        rig.unmount();
-        let words = ["create", "--type", "differencing", "--parent"].map(OsStr::new);
-        let base = rig.disk("base");
-        run(
-            VHDFS,
-            words
-                .into_iter()
-                .chain([base.as_os_str(), disk.as_os_str()]),
-        );
+        make_child(&mut rig, maker, SIZE, seed + 77);
     } else {
         (maker.make)(SIZE, &disk);
     }
@@ -102,6 +89,24 @@ fn killed_again_and_again(test: &str, maker: Maker, child: bool) {
     }
 }
 
+/// Makes the disk `guest` over a parent that has data, which is left served by nobody.
+pub(crate) fn make_child(rig: &mut Rig, maker: Maker, size: &str, seed: u64) {
+    let (base, disk) = (rig.disk("base"), rig.disk("guest"));
+    (maker.make)(size, &base);
+    rig.serve();
+    let mut mirror = Mirror::new(&rig.raw("base"), &rig.path("base.raw"), seed);
+    mirror.work(60).expect("the disk takes it");
+    drop(mirror);
+    rig.unmount();
+    let words = ["create", "--type", "differencing", "--parent"].map(OsStr::new);
+    run(
+        VHDFS,
+        words
+            .into_iter()
+            .chain([base.as_os_str(), disk.as_os_str()]),
+    );
+}
+
 /// The guest writes in bursts and rests between them, until its disk is gone.
 fn work_until_killed(rig: &mut Rig, mut mirror: Mirror, life: Duration) -> Mirror {
     std::thread::scope(|scope| {
@@ -121,7 +126,7 @@ fn work_until_killed(rig: &mut Rig, mut mirror: Mirror, life: Duration) -> Mirro
 }
 
 /// What the daemon left is sound before anybody put anything right.
-fn is_clean(disk: &Path, round: u64) {
+pub(crate) fn is_clean(disk: &Path, round: u64) {
     let found = report(&["check"], disk);
     assert_eq!(
         found["errors"],

@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 
 mod fs_aware;
+mod fsx;
 mod kills;
 mod many;
 mod mirror;
@@ -46,6 +47,14 @@ const VHD_OF_OURS: Maker = Maker {
 const VHDX_OF_OURS: Maker = Maker {
     extension: "vhdx",
     make: made_by_vhdfs,
+};
+
+const VHDX_OF_4096: Maker = Maker {
+    extension: "vhdx",
+    make: |size, path| {
+        let words = ["create", "--sector-size", "4096", "--size", size].map(OsStr::new);
+        run(VHDFS, words.into_iter().chain([path.as_os_str()]));
+    },
 };
 
 fn made_by_qemu(format: &str, options: &str, size: &str, path: &Path) {
