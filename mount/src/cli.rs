@@ -7,7 +7,6 @@ mod switches;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -420,6 +419,8 @@ fn as_mount_helper(arguments: &[OsString]) -> Option<Vec<OsString>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn mount(arguments: &[&str]) -> MountArguments {

@@ -12,8 +12,10 @@
 //! # Feedback
 //! Requests of guests are timed, those that began while a step ran apart from those that did not: whether one
 //! did does not depend on how long the request takes, so that the two differ by what the step costs it and
-//! by nothing else. Where the former take longer, both shares are halved, down to a [`FLOOR`]th of the
-//! largest; where they do not, an eighth is added, as congestion control does it.
+//! by nothing else. They are compared once it is clear whether they do; then, where the former take longer,
+//! both shares are halved, down to a [`FLOOR`]th of the largest; where they do not, an eighth is added, as
+//! congestion control does it. What is compared is the mean of octaves, not of times: on a disk that is busy, a
+//! mean of times is what its few longest requests make it, and says nothing.
 //!
 //! # A full host
 //! While the file system has less free than it should, the largest share of busy disks doubles every
@@ -35,13 +37,13 @@ const BUSY_BYTES: (u64, u64) = (64 << 10, 1 << 20);
 /// seen how fast they are without us.
 const BESIDE_OTHERS: f64 = 0.8;
 /// The smallest share, as a part of the largest.
-const FLOOR: f64 = 64.0;
-/// By how much requests beside a step may take longer: this factor and this time.
-const TOLERANCE: (f64, Duration) = (1.25, Duration::from_micros(50));
+const FLOOR: f64 = 16.0;
+/// By how many octaves requests beside a step may take longer: by a quarter.
+const TOLERANCE: f64 = 0.32;
 /// When guests that ask for nothing no longer count.
 const GUESTS_GONE: Duration = Duration::from_secs(2);
-/// Requests of each kind that it takes to compare them.
-const ENOUGH: u64 = 16;
+/// Requests beside a step that it takes to compare them, and with which it is clear enough in any case.
+const ENOUGH: (u64, u64) = (16, 512);
 
 /// How often the share grows while the host is about to be full.
 pub(crate) const URGENCY_STEP: Duration = Duration::from_secs(30);
@@ -193,12 +195,16 @@ impl Pace {
             false => 1.0,
         });
         self.seen.add(reading);
-        let Some(compared) = self.seen.compare(ENOUGH) else {
+        let Some(compared) = self.seen.compare() else {
             return;
         };
+        let (apart, sure) = (compared.longer - TOLERANCE, 2.0 * compared.doubt);
+        let is_clear = compared.count >= ENOUGH.1 || apart.abs() > sure;
+        if compared.count < ENOUGH.0 || !is_clear {
+            return;
+        }
         self.seen = Reading::default();
-        let (factor, more) = TOLERANCE;
-        let is_slower = compared.beside > compared.alone.mul_f64(factor) + more;
+        let is_slower = apart > 0.0;
         for share in [&mut self.idle, &mut self.busy] {
             match is_slower {
                 true => share.halve(),
@@ -249,10 +255,7 @@ mod tests {
 
     /// Reads, so many of so many microseconds alone and beside a step.
     fn reads(alone: (u64, u64), beside: (u64, u64)) -> Reading {
-        let latency = |(count, micros): (u64, u64)| Latency {
-            count,
-            total: Duration::from_micros(count * micros),
-        };
+        let latency = |(count, micros)| Latency::of(count, Duration::from_micros(micros));
         Reading::of(Request::Read, latency(alone), latency(beside))
     }
 
@@ -304,10 +307,16 @@ mod tests {
         let mut rounds = 0;
         while pace.busy_share() < 0.08 {
             // As fast as the tolerance has it.
-            pace.observe(now, &reads((100, 100), (16, 170)), Beside::Guest);
+            pace.observe(now, &reads((100, 100), (16, 120)), Beside::Guest);
             rounds += 1;
         }
         assert_eq!(rounds, 8);
+        // What is not clear is waited for: a few that take very long, among many.
+        for slow in [15, 15, 15] {
+            pace.observe(now, &reads((100, 100), (slow, 100)), Beside::Guest);
+            pace.observe(now, &reads((0, 0), (1, 100_000)), Beside::Guest);
+            assert_eq!(pace.busy_share(), 0.08);
+        }
         // Where there are no guests any more, there is nobody to spare.
         pace.observe(
             now + Duration::from_secs(1),

@@ -10,7 +10,9 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use crate::units::low_u32;
 
 /// What a guest asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,26 +66,64 @@ impl Drop for Working<'_> {
     }
 }
 
-/// The latency of one kind of request.
+/// Requests that take less are as good as each other.
+const SHORT: u64 = 50_000;
+
+/// How long a request of so many nanoseconds takes, in 256ths of an octave above [`SHORT`].
+fn octaves(nanos: u64) -> u64 {
+    let nanos = nanos.clamp(SHORT, 1 << 40);
+    let above = |nanos: u64| {
+        let whole = u64::from(nanos.ilog2());
+        // Straight between two powers of two.
+        whole * 256 + ((nanos << 8) >> whole) - 256
+    };
+    above(nanos) - above(SHORT)
+}
+
+/// The latency of one kind of request. In octaves: of times, the few longest would decide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Latency {
     /// Requests.
     pub(crate) count: u64,
-    /// The time that they took together.
-    pub(crate) total: Duration,
+    /// What they took together, in 256ths of an octave.
+    sum: u64,
+    /// The sum of the squares of what each took.
+    squares: u64,
 }
 
 impl Latency {
-    fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.total += other.total;
+    /// Of `count` requests that took the same time.
+    #[cfg(test)]
+    pub(crate) fn of(count: u64, each: std::time::Duration) -> Self {
+        let octaves = octaves(u64::try_from(each.as_nanos()).unwrap());
+        Self {
+            count,
+            sum: count * octaves,
+            squares: count * octaves * octaves,
+        }
     }
 
-    /// What a request takes, if there was one.
-    pub(crate) fn mean(&self) -> Option<Duration> {
-        let nanos = self.total.as_nanos().checked_div(self.count.into())?;
-        Some(Duration::from_nanos(u64::try_from(nanos).ok()?))
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.squares += other.squares;
     }
+
+    /// The mean, and its variance, in octaves; `None` of too few requests to tell.
+    fn mean(&self) -> Option<(f64, f64)> {
+        if self.count < 4 {
+            return None;
+        }
+        let count = float(self.count);
+        let mean = float(self.sum) / count / 256.0;
+        let squares = float(self.squares) / count / 65_536.0;
+        Some((mean, (squares - mean * mean).max(0.0) / count))
+    }
+}
+
+fn float(number: u64) -> f64 {
+    let half = |number: u64| f64::from(low_u32(number));
+    half(number >> 32) * 4_294_967_296.0 + half(number & 0xffff_ffff)
 }
 
 /// The latency of each kind of [`Request`].
@@ -100,12 +140,16 @@ pub(crate) struct Reading {
     pub(crate) allocated: u64,
 }
 
-/// The mean of requests beside background work, and what they would have taken alone. Like is compared with
-/// like, a read with reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How much longer requests take that begin beside background work. Like is compared with like, a read with
+/// reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Compared {
-    pub(crate) alone: Duration,
-    pub(crate) beside: Duration,
+    /// Requests beside background work.
+    pub(crate) count: u64,
+    /// By how many octaves they are longer.
+    pub(crate) longer: f64,
+    /// The standard error of that.
+    pub(crate) doubt: f64,
 }
 
 impl Reading {
@@ -139,24 +183,23 @@ impl Reading {
         self.allocated += other.allocated;
     }
 
-    /// What background work costs a request. `None` where fewer than `least` can be compared.
-    pub(crate) fn compare(&self, least: u64) -> Option<Compared> {
-        let (mut alone, mut beside) = (Latency::default(), Latency::default());
-        for (own, other) in self.alone.iter().zip(&self.beside) {
-            let (Some(mean), Ok(times)) = (own.mean(), u32::try_from(other.count)) else {
+    /// What background work costs a request. `None` where there are too few to compare.
+    pub(crate) fn compare(&self) -> Option<Compared> {
+        let (mut count, mut longer, mut variance) = (0, 0.0, 0.0);
+        for (alone, beside) in self.alone.iter().zip(&self.beside) {
+            let (Some(own), Some(other)) = (alone.mean(), beside.mean()) else {
                 continue;
             };
-            alone.add(Latency {
-                count: other.count.min(own.count),
-                total: mean.saturating_mul(times),
-            });
-            beside.add(*other);
+            let weight = float(beside.count);
+            count += beside.count;
+            longer += weight * (other.0 - own.0);
+            variance += weight * weight * (other.1 + own.1);
         }
-        let count = (alone.count >= least).then_some(beside.count)?;
-        let mean = |total| Latency { count, total }.mean();
-        Some(Compared {
-            alone: mean(alone.total)?,
-            beside: mean(beside.total)?,
+        let all = float(count);
+        (count > 0).then(|| Compared {
+            count,
+            longer: longer / all,
+            doubt: variance.sqrt() / all,
         })
     }
 }
@@ -168,7 +211,8 @@ const LINES: usize = 16;
 #[derive(Debug, Default)]
 struct Sums {
     count: AtomicU64,
-    nanos: AtomicU64,
+    sum: AtomicU64,
+    squares: AtomicU64,
 }
 
 impl Sums {
@@ -176,7 +220,8 @@ impl Sums {
         let taken = |number: &AtomicU64| number.swap(0, Ordering::Relaxed);
         Latency {
             count: taken(&self.count),
-            total: Duration::from_nanos(taken(&self.nanos)),
+            sum: taken(&self.sum),
+            squares: taken(&self.squares),
         }
     }
 }
@@ -276,7 +321,8 @@ pub(crate) struct Measured<'a> {
 
 impl Drop for Measured<'_> {
     fn drop(&mut self) {
-        let took = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let nanos = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let took = octaves(nanos);
         let line = self.meter.line();
         let cells = match self.is_beside {
             true => &line.beside,
@@ -284,12 +330,15 @@ impl Drop for Measured<'_> {
         };
         let cell = &cells[self.request.index()];
         cell.count.fetch_add(1, Ordering::Relaxed);
-        cell.nanos.fetch_add(took, Ordering::Relaxed);
+        cell.sum.fetch_add(took, Ordering::Relaxed);
+        cell.squares.fetch_add(took * took, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -318,24 +367,35 @@ mod tests {
 
     #[test]
     fn like_is_compared_with_like() {
-        let latency = |count, millis| Latency {
-            count,
-            total: Duration::from_millis(millis),
-        };
-        let mut reading = Reading::of(Request::Read, latency(100, 100), latency(100, 100));
+        let latency = |count, millis| Latency::of(count, Duration::from_millis(millis));
+        let mut reading = Reading::of(Request::Read, latency(100, 1), latency(100, 1));
         reading.add(&Reading::of(
             Request::Flush,
-            latency(1, 50),
-            latency(100, 5000),
+            latency(4, 50),
+            latency(100, 50),
         ));
         // More flushes, each as long as before, are no slowdown.
-        let compared = reading.compare(101).unwrap();
-        assert_eq!(compared.alone, compared.beside);
-        assert_eq!(reading.compare(102), None, "one flush to compare with");
-        let twice = Reading::of(Request::Read, latency(100, 100), latency(50, 100));
-        let compared = twice.compare(1).unwrap();
-        assert_eq!(compared.beside, compared.alone * 2);
-        assert_eq!(Reading::default().compare(0), None);
+        let compared = reading.compare().unwrap();
+        assert_eq!((compared.count, compared.longer), (200, 0.0));
+        let twice = Reading::of(Request::Read, latency(100, 1), latency(50, 2));
+        let compared = twice.compare().unwrap();
+        assert!((compared.longer - 1.0).abs() < 0.02, "{compared:?}");
+        assert!(compared.doubt < 0.001, "{compared:?}");
+        // A few long ones say little.
+        let mut some = Reading::of(Request::Read, latency(100, 1), latency(19, 1));
+        some.add(&Reading::of(Request::Read, latency(0, 0), latency(1, 1000)));
+        let compared = some.compare().unwrap();
+        assert!(compared.longer < 2.0 * compared.doubt + 0.1, "{compared:?}");
+        assert_eq!(Reading::default().compare(), None);
+    }
+
+    #[test]
+    fn octaves_are_what_they_are() {
+        assert_eq!([0, 1, 50_000].map(octaves), [0; 3]);
+        assert_eq!(octaves(50_000 << 3), 3 * 256);
+        assert!((380..=400).contains(&octaves(50_000 * 3)), "1.58 of them");
+        assert_eq!(octaves(u64::MAX), octaves(1 << 40));
+        assert_eq!(float((1 << 40) + 3), 1_099_511_627_779.0);
     }
 
     #[test]
@@ -348,7 +408,7 @@ mod tests {
         });
         let reading = meter.take();
         let read = reading.alone[Request::Read.index()];
-        assert_eq!((read.count, read.mean()), (400, Some(read.total / 400)));
+        assert_eq!(read.count, 400);
         assert!(Arc::strong_count(meter.activity()) == 1);
         assert!(!meter.join(Arc::default()), "too late");
     }

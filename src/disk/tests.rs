@@ -36,7 +36,7 @@ fn open(storage: &Arc<SimStorage>, parent: Option<&Arc<Disk>>) -> Arc<Disk> {
         punch_holes: true,
         ..OpenOptions::default()
     };
-    let storage: Arc<dyn Storage> = Arc::clone(storage) as _;
+    let storage: Arc<dyn Storage> = storage.clone();
     Disk::open_over(storage, Path::new("tested"), &options, parent.cloned()).unwrap()
 }
 
