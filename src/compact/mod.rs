@@ -27,10 +27,11 @@
 //!
 //! # Moving a block, crash-safely
 //! 1. Reserve the target: free, and named by no durable table entry.
-//! 2. Watch the block. A guest that writes to it from here on wins: the move of this block is given up.
+//! 2. Have the block make a twin there: what a guest writes to it from here on goes to the copy as well, as far
+//!    as it goes. What else changes the block has its move given up.
 //! 3. Copy the whole slot, in pieces, and do so with the others of the batch; then sync. Both copies of each
-//!    are the same and durable.
-//! 4. Under the gates of the blocks whose watches are untouched, 16 at most: write the table entries, in one
+//!    are the same; what was flushed, and what will be from here on, is durable in both.
+//! 4. Under the gates of the blocks whose twins are whole, 16 at most: write the table entries, in one
 //!    commit, and the map. From here on the guest writes to the copies; its next flush covers the entries.
 //! 5. Sync. Only then are the old slots free, to be reused, punched or cut off.
 //!

@@ -393,7 +393,7 @@ mod tests {
     fn octaves_are_what_they_are() {
         assert_eq!([0, 1, 50_000].map(octaves), [0; 3]);
         assert_eq!(octaves(50_000 << 3), 3 * 256);
-        assert!((380..=400).contains(&octaves(50_000 * 3)), "1.58 of them");
+        assert!((380..=430).contains(&octaves(50_000 * 3)), "1.58 of them");
         assert_eq!(octaves(u64::MAX), octaves(1 << 40));
         assert_eq!(float((1 << 40) + 3), 1_099_511_627_779.0);
     }

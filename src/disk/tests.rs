@@ -36,8 +36,13 @@ fn open(storage: &Arc<SimStorage>, parent: Option<&Arc<Disk>>) -> Arc<Disk> {
         punch_holes: true,
         ..OpenOptions::default()
     };
-    let storage: Arc<dyn Storage> = storage.clone();
-    Disk::open_over(storage, Path::new("tested"), &options, parent.cloned()).unwrap()
+    Disk::open_over(
+        storage.clone(),
+        Path::new("tested"),
+        &options,
+        parent.cloned(),
+    )
+    .unwrap()
 }
 
 /// A disk in which all is data.

@@ -7,7 +7,7 @@ use rangemap::RangeSet;
 
 use crate::disk::{Disk, Tracker};
 use crate::error::DiskError;
-use crate::units::{BlockIndex, FileRange, low_u32};
+use crate::units::{BlockIndex, FileOffset, GRANULE_SIZE, low_u32, round_down, round_up};
 
 /// Ranges of a disk that may become zeros though they hold something else, and what that makes of blocks.
 #[derive(Debug)]
@@ -66,16 +66,36 @@ impl FreeBook {
                 continue;
             };
             for free in self.free_in(disk, block) {
-                let at = disk.geometry().data_at(slot).plus(free.start);
-                let range = FileRange::new(at, free.end - free.start);
-                let stored = disk.image.storage().next_data(range.start, range.end());
-                let stored = stored.map_or(true, |data| data.is_some());
-                self.tracker.note_zero(block, free.start, range.len, stored);
+                self.enter_part(disk, block, slot, free);
             }
             // The disk may end inside its last block: what is behind, nobody can read.
             let end = disk.len().saturating_sub(disk.offset_of(block));
             if end < block_size {
                 self.tracker.note_zero(block, end, block_size - end, false);
+            }
+        }
+    }
+
+    /// Counts `free`, bytes of `block` in its `slot`, as zero, stored where the host has data.
+    fn enter_part(&self, disk: &Disk, block: BlockIndex, slot: FileOffset, free: Range<u64>) {
+        let note = |part: Range<u64>, stored| {
+            (self.tracker).note_zero(block, part.start, part.end - part.start, stored);
+        };
+        let start = disk.geometry().data_at(slot);
+        let end = start.plus(free.end);
+        let mut from = start.plus(free.start);
+        note(free.clone(), false);
+        loop {
+            match disk.image.storage().next_data(from, end) {
+                Ok(None) => return,
+                Ok(Some(data)) => {
+                    let part = round_down(data.start.since(start), GRANULE_SIZE).max(free.start)
+                        ..round_up(data.end().since(start), GRANULE_SIZE).min(free.end);
+                    note(part, true);
+                    from = data.end();
+                }
+                // It cannot tell.
+                Err(_) => return note(free, true),
             }
         }
     }

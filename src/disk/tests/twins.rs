@@ -146,12 +146,8 @@ fn what_is_written_to_the_piece_that_is_copied() {
     assert!(met.load(Ordering::SeqCst));
     moving.storage.clear_hook();
     let log = moving.storage.take_log();
-    let mut copies = log.iter().filter(|op| op.kind == OpKind::CopyWithin);
-    assert_eq!(
-        copies.next_back().unwrap().range.len,
-        4096,
-        "no more than that"
-    );
+    let mut copies = log.iter().rev().filter(|op| op.kind == OpKind::CopyWithin);
+    assert_eq!(copies.next().unwrap().range.len, 4096, "no more than that");
     moving.copy_all();
     let [old, new] = moving.slots();
     assert!(old == new && moving.twin.is_whole(&moving.disk));
