@@ -249,8 +249,11 @@ impl IdleWork {
         self.pace.lock().observe(now, &reading, beside);
     }
 
-    /// Bytes that are to stay free at the end of the file.
+    /// Bytes that are to stay free at the end of the file: none once nobody may write.
     fn spare(&self) -> u64 {
+        if !self.disk.has_writers() {
+            return 0;
+        }
         let slots = self.disk.maintenance().present_count();
         self.ahead
             .spare(slots.saturating_mul(self.disk.geometry().slot.len))
@@ -261,8 +264,8 @@ impl IdleWork {
     fn rest(&mut self, now: Instant) -> Next {
         self.kept = self.spare();
         match self.ahead.expires(now, self.policy.idle_after) {
-            Some(wait) => Next::Wait(wait.min(LOOK)),
-            None => Next::Done,
+            Some(wait) if self.kept > 0 => Next::Wait(wait.min(LOOK)),
+            _ => Next::Done,
         }
     }
 
@@ -341,6 +344,8 @@ impl IdleWork {
             self.too_little = if gain < run.least { gain } else { 0 };
             self.outlook.gain = gain;
             if gain < run.least {
+                let path = self.disk.path().display();
+                log::debug!("{path}: not compacted: {gain} bytes could go");
                 self.seen = Some(run.count);
                 return Ok(self.rest(now));
             }

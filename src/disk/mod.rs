@@ -371,9 +371,10 @@ impl Disk {
 
     /// Ends what [`Self::begin_writing`] began, which may be nested.
     pub fn end_writing(&self) {
-        // What the guest's filesystems call free may be looked at now: there may be something new.
-        self.changes.note();
         self.writers.end();
+        // What the guest's filesystems call free may be looked at now: there may be something new. Not before:
+        // who is woken by it must find nobody.
+        self.changes.note();
     }
 
     /// Leaves a clean file: everything durable, unused space at the end cut off, and other unused

@@ -295,9 +295,9 @@ impl Agent {
                 disk.set_state(DiskState::Compacting);
             }
             // A run that rests keeps the file.
-            Next::Wait(wait) if stepped.worked && stepped.is_running => {
+            Next::Wait(wait) if stepped.is_running => {
                 turn.put(Phase::Working, wait);
-                turn.rest = wait;
+                turn.rest = if stepped.worked { wait } else { Duration::ZERO };
                 disk.set_state(DiskState::Compacting);
             }
             Next::Wait(wait) => {
