@@ -114,7 +114,7 @@ const BUSY_TURNS: u32 = 12;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// How often it is looked for something to do while something is kept ahead.
+/// How often it is looked for something to do while something is kept ahead, or beside a guest.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl IdleWork {
@@ -211,14 +211,16 @@ impl IdleWork {
             true => Beside::Nobody,
             false => Beside::Guest,
         };
-        self.observe(now, beside);
+        self.observe(now);
         if beside == Beside::Nobody {
             self.last_turn = now;
         } else if self.policy.busy_share == 0 {
             return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
-        let is_less = self.spare() < self.kept;
-        if self.running.is_none() && self.seen == Some(count) && !is_less {
+        // Less is kept ahead, or less is worth a run, than when it was looked last.
+        let is_more = self.spare() < self.kept
+            || self.too_little > 0 && self.too_little >= self.min_reclaim();
+        if self.running.is_none() && self.seen == Some(count) && !is_more {
             return self.rest(now);
         }
         if self.running.is_none() && now < self.not_before {
@@ -240,13 +242,15 @@ impl IdleWork {
     }
 
     /// Takes in what guests asked for since the last call.
-    fn observe(&mut self, now: Instant, beside: Beside) {
+    fn observe(&mut self, now: Instant) {
         let reading = self.disk.meter().take();
         let slots = reading
             .allocated
             .saturating_mul(self.disk.geometry().slot.len);
         self.ahead.note(now, slots, self.policy.idle_after);
-        self.pace.lock().observe(now, &reading, beside);
+        let last_request = self.disk.meter().activity().last_request();
+        let idle_after = self.policy.idle_after;
+        (self.pace.lock()).observe(now, &reading, last_request, idle_after);
     }
 
     /// Bytes that are to stay free at the end of the file: none once nobody may write.
@@ -272,6 +276,10 @@ impl IdleWork {
     /// Where nothing else is done beside a guest: the host still gets the space of what was discarded, now and
     /// then and a bounded part at a time.
     fn busy_step(&mut self, wait: Duration) -> Next {
+        if let Some(run) = &mut self.running {
+            // The guest would write to both places of a block for as long as it is active.
+            run.compactor.let_go();
+        }
         let patience = self.policy.idle_after.saturating_mul(BUSY_TURNS);
         if !self.policy.punch_holes || self.last_turn.elapsed() < patience {
             return Next::Wait(wait);
@@ -313,7 +321,7 @@ impl IdleWork {
             least: match self.spare() < self.kept {
                 // What was kept ahead counted before.
                 true => 1,
-                false => self.min_reclaim(),
+                false => self.min_reclaim().max(1),
             },
             beside_guest: Duration::ZERO,
         })
@@ -347,11 +355,12 @@ impl IdleWork {
                 let path = self.disk.path().display();
                 log::debug!("{path}: not compacted: {gain} bytes could go");
                 self.seen = Some(run.count);
+                self.put_off(beside, pause);
                 return Ok(self.rest(now));
             }
         }
         if step == Step::Done {
-            return self.conclude(run);
+            return self.conclude(run, beside, pause);
         }
         self.running = Some(run);
         Ok(match pause {
@@ -402,7 +411,12 @@ impl IdleWork {
     }
 
     /// Ends a run that has come to its end.
-    fn conclude(&mut self, run: Run) -> Result<Next, CompactError> {
+    fn conclude(
+        &mut self,
+        run: Run,
+        beside: Beside,
+        pause: Option<Duration>,
+    ) -> Result<Next, CompactError> {
         let now = Instant::now();
         let has_skipped = run.compactor.has_skipped();
         let mut report = run.compactor.into_report()?;
@@ -431,6 +445,14 @@ impl IdleWork {
         }
         self.left = 0;
         self.seen = Some(run.count);
+        self.put_off(beside, pause);
         Ok(self.rest(now))
+    }
+
+    /// Has the next run beside a guest, which may change the disk all the time, begin no sooner than that.
+    fn put_off(&mut self, beside: Beside, pause: Option<Duration>) {
+        if beside == Beside::Guest {
+            self.not_before = Instant::now() + pause.unwrap_or_default().max(LOOK);
+        }
     }
 }

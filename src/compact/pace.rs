@@ -40,6 +40,8 @@ const BESIDE_OTHERS: f64 = 0.8;
 const FLOOR: f64 = 16.0;
 /// By how many octaves requests beside a step may take longer: by a quarter.
 const TOLERANCE: f64 = 0.32;
+/// A step that took very long says more of the host than of itself.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// When guests that ask for nothing no longer count.
 const GUESTS_GONE: Duration = Duration::from_secs(2);
 /// Requests beside a step that it takes to compare them, and with which it is clear enough in any case.
@@ -110,7 +112,8 @@ impl Share {
 
     /// How long to do nothing after a step that took `took`; `None` for ever.
     fn pause(self, took: Duration) -> Option<Duration> {
-        (self.now > 0.0).then(|| took.mul_f64((1.0 - self.now).max(0.0) / self.now))
+        let pause = (self.now > 0.0).then(|| took.mul_f64((1.0 - self.now).max(0.0) / self.now));
+        pause.map(|pause| pause.min(LONGEST_PAUSE))
     }
 }
 
@@ -182,14 +185,18 @@ impl Pace {
         }
     }
 
-    /// Takes in requests to a disk on the device that were measured until `now`, and whether its guest counts as
-    /// active.
-    pub(crate) fn observe(&mut self, now: Instant, reading: &Reading, beside: Beside) {
-        if beside == Beside::Guest {
-            self.guests_seen = Some(now);
-        } else if (self.guests_seen).is_some_and(|seen| now.duration_since(seen) > GUESTS_GONE) {
-            self.guests_seen = None;
-        }
+    /// Takes in requests to a disk on the device that were measured until `now`, and when a guest of any disk
+    /// there asked for something last. A disk counts as idle after `idle_after`.
+    pub(crate) fn observe(
+        &mut self,
+        now: Instant,
+        reading: &Reading,
+        last_request: Option<Instant>,
+        idle_after: Duration,
+    ) {
+        let is_recent =
+            |then: &Instant| now.saturating_duration_since(*then) < GUESTS_GONE.min(idle_after);
+        self.guests_seen = last_request.filter(is_recent);
         self.idle.set_most(match self.guests_seen.is_some() {
             true => BESIDE_OTHERS,
             false => 1.0,
@@ -252,6 +259,7 @@ mod tests {
     use crate::disk::{Latency, Request};
 
     const STEP: Duration = Duration::from_millis(2);
+    const IDLE_AFTER: Duration = Duration::from_secs(5);
 
     /// Reads, so many of so many microseconds alone and beside a step.
     fn reads(alone: (u64, u64), beside: (u64, u64)) -> Reading {
@@ -295,33 +303,39 @@ mod tests {
         let mut pace = Pace::new(8);
         let now = Instant::now();
         // Too few to say.
-        pace.observe(now, &reads((1000, 100), (15, 10_000)), Beside::Guest);
+        pace.observe(
+            now,
+            &reads((1000, 100), (15, 10_000)),
+            Some(now),
+            IDLE_AFTER,
+        );
         assert_eq!(pace.busy_share(), 0.08);
-        pace.observe(now, &reads((0, 0), (1, 10_000)), Beside::Guest);
+        pace.observe(now, &reads((0, 0), (1, 10_000)), Some(now), IDLE_AFTER);
         assert_eq!(pace.busy_share(), 0.04);
         assert!((share(&mut pace, Beside::Nobody) - BESIDE_OTHERS / 2.0).abs() < 0.01);
         for _ in 0..20 {
-            pace.observe(now, &reads((100, 100), (16, 1000)), Beside::Guest);
+            pace.observe(now, &reads((100, 100), (16, 1000)), Some(now), IDLE_AFTER);
         }
         assert_eq!(pace.busy_share(), 0.08 / FLOOR, "never nothing");
         let mut rounds = 0;
         while pace.busy_share() < 0.08 {
             // As fast as the tolerance has it.
-            pace.observe(now, &reads((100, 100), (16, 120)), Beside::Guest);
+            pace.observe(now, &reads((100, 100), (16, 120)), Some(now), IDLE_AFTER);
             rounds += 1;
         }
         assert_eq!(rounds, 8);
         // What is not clear is waited for: a few that take very long, among many.
         for slow in [15, 15, 15] {
-            pace.observe(now, &reads((100, 100), (slow, 100)), Beside::Guest);
-            pace.observe(now, &reads((0, 0), (1, 100_000)), Beside::Guest);
+            pace.observe(now, &reads((100, 100), (slow, 100)), Some(now), IDLE_AFTER);
+            pace.observe(now, &reads((0, 0), (1, 100_000)), Some(now), IDLE_AFTER);
             assert_eq!(pace.busy_share(), 0.08);
         }
         // Where there are no guests any more, there is nobody to spare.
         pace.observe(
             now + Duration::from_secs(1),
             &Reading::default(),
-            Beside::Nobody,
+            Some(now),
+            IDLE_AFTER,
         );
         assert_ne!(
             pace.after(Beside::Nobody, STEP, 1 << 20),
@@ -330,7 +344,8 @@ mod tests {
         pace.observe(
             now + Duration::from_secs(3),
             &Reading::default(),
-            Beside::Nobody,
+            Some(now),
+            IDLE_AFTER,
         );
         assert_eq!(
             pace.after(Beside::Nobody, STEP, 1 << 20),

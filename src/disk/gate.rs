@@ -195,6 +195,12 @@ impl Gates {
     /// is complete on return.
     pub(super) fn mirror(self: &Arc<Self>, block: BlockIndex, mirror: Arc<Mirror>) -> Watch {
         let _nobody = self.exclusive(block);
+        // One at a time: a change in place takes part in one.
+        for watched in self.shard(block).watched.lock().iter() {
+            if let (true, Some(before)) = (watched.block == block, &watched.mirror) {
+                before.give_up();
+            }
+        }
         self.begin_watch(block, WHOLE, Some(mirror))
     }
 
@@ -315,6 +321,7 @@ impl Change<'_> {
         for watched in met {
             match &watched.mirror {
                 None => watched.touch(&self.part),
+                Some(mirror) if mirror.is_given_up() => {}
                 Some(mirror) if self.in_place => self.mirror = Some(Arc::clone(mirror)),
                 Some(mirror) => mirror.give_up(),
             }

@@ -213,7 +213,8 @@ impl Disk {
         if let Ok(punched) = zeroed {
             self.note_zero(&watch, piece.bytes(), !punched);
         }
-        if met {
+        if met || zeroed.is_ok() {
+            // Who was woken when it began may have looked too early.
             self.note_again();
         }
         zeroed.map(|_| ())

@@ -56,6 +56,9 @@ pub(super) enum Zeroed {
     NotHere,
 }
 
+/// How often a change is tried again on a full host, as long as there was something to make room with.
+const ROOM_ATTEMPTS: u32 = 4;
+
 impl Disk {
     /// Fills `buf` from disk offset `offset` on. Any alignment.
     ///
@@ -109,13 +112,17 @@ impl Disk {
 
     /// Does `change`; on a full host again, once what was discarded so far has made room.
     fn with_room(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
-        match change() {
-            Err(DiskError::NoSpace(source)) => match self.image.make_room() {
-                Ok(true) => change(),
-                Ok(false) | Err(_) => Err(DiskError::NoSpace(source)),
-            },
-            other => other,
+        let mut result = change();
+        for _ in 0..ROOM_ATTEMPTS {
+            match result {
+                // Others may have been faster.
+                Err(DiskError::NoSpace(_)) if matches!(self.image.make_room(), Ok(true)) => {
+                    result = change();
+                }
+                _ => break,
+            }
         }
+        result
     }
 
     fn write_pieces(&self, buf: &[u8], range: DiskRange) -> Result<(), DiskError> {
@@ -312,6 +319,8 @@ impl Disk {
     fn drop_block(&self, block: BlockIndex, reads: Reads) -> Result<(), DiskError> {
         self.image.commit(&[MapEdit::Drop { block, reads }])?;
         self.tracker.forget(block);
+        // Who was woken when it began may have looked too early.
+        self.changes.note();
         Ok(())
     }
 

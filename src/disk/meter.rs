@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::units::low_u32;
 
@@ -38,10 +38,23 @@ impl Request {
 }
 
 /// Whether background work is at a host device. Shared by the disks on it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Activity {
     /// Steps that are under way.
     steps: AtomicUsize,
+    begun: Instant,
+    /// When a guest asked for something last, in milliseconds from `begun`, and one more; 0: never.
+    last_request: AtomicU64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            steps: AtomicUsize::new(0),
+            begun: Instant::now(),
+            last_request: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Activity {
@@ -49,6 +62,21 @@ impl Activity {
     pub(crate) fn working(&self) -> Working<'_> {
         self.steps.fetch_add(1, Ordering::Relaxed);
         Working(self)
+    }
+
+    /// When a guest asked for something last.
+    pub(crate) fn last_request(&self) -> Option<Instant> {
+        let millis = self.last_request.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.begun + Duration::from_millis(millis))
+    }
+
+    fn note_request(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.begun).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1);
+        // The line is shared by all threads: it is not taken for writing when nothing changes.
+        if self.last_request.load(Ordering::Relaxed) != millis {
+            self.last_request.store(millis, Ordering::Relaxed);
+        }
     }
 
     fn is_busy(&self) -> bool {
@@ -265,11 +293,13 @@ impl Meter {
 
     /// Measures a request, until the guard is dropped.
     pub(crate) fn begin(&self, request: Request) -> Measured<'_> {
+        let begun = Instant::now();
+        self.activity().note_request(begun);
         Measured {
             meter: self,
             request,
             is_beside: self.activity().is_busy(),
-            begun: Instant::now(),
+            begun,
         }
     }
 
@@ -296,6 +326,13 @@ impl Meter {
         reading
     }
 
+    #[cfg_attr(
+        windows,
+        allow(
+            clippy::missing_const_for_thread_local,
+            reason = "it is const, which this lint does not see for Windows"
+        )
+    )]
     fn line(&self) -> &Line {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -337,8 +374,6 @@ impl Drop for Measured<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use crate::error::DiskError;
 use crate::storage::Storage;
+use crate::units::FileRange;
 
 /// Tracks whether anything is unsynced, lets concurrent flushes share a sync, and remembers the
 /// failure that makes further changes unsafe.
@@ -59,6 +60,21 @@ impl Durability {
             Ok(()) => after(begun),
             Err(error) => Err(self.poison("sync the file", error)),
         }
+    }
+
+    /// Has `storage` write `range` back. Not beside a sync: a host tells of a failed write once, and that must
+    /// be the one who promised.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub(crate) fn write_back(
+        &self,
+        storage: &dyn Storage,
+        range: FileRange,
+    ) -> Result<(), DiskError> {
+        let _sync = self.sync_lock.lock();
+        self.check()?;
+        (storage.write_back(range)).map_err(|error| self.poison("write back a copy", error))
     }
 
     /// Remembers that `action` failed in a way that leaves the file's state unknown.

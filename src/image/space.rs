@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Cut, Image, Reserved};
 use crate::error::DiskError;
@@ -46,6 +46,20 @@ pub(crate) struct Space {
     host_punches: AtomicBool,
     /// Up to where the tail was punched, for being cut off; a hint.
     hollowed: AtomicU64,
+    /// How many have taken free space for a while, to clean it or to cut it off.
+    absent: Mutex<usize>,
+    returned: Condvar,
+}
+
+/// Some free space is away for a while, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Absent<'a>(&'a Space);
+
+impl Drop for Absent<'_> {
+    fn drop(&mut self) {
+        *self.0.absent.lock() -= 1;
+        self.0.returned.notify_all();
+    }
 }
 
 impl Space {
@@ -66,6 +80,8 @@ impl Space {
             punch_holes,
             host_punches: AtomicBool::new(true),
             hollowed: AtomicU64::new(0),
+            absent: Mutex::new(0),
+            returned: Condvar::new(),
         }
     }
 
@@ -231,17 +247,35 @@ impl Space {
         self.punch_holes && self.host_punches.load(Ordering::Relaxed)
     }
 
+    /// Has those who find no space wait until what is taken now is back, or cut off.
+    pub(crate) fn absent(&self) -> Absent<'_> {
+        *self.absent.lock() += 1;
+        Absent(self)
+    }
+
+    /// Waits until no free space is away; says whether any was. Nobody who has some may call this, nor who
+    /// holds the length lock.
+    fn wait_for_absent(&self) -> bool {
+        let mut absent = self.absent.lock();
+        let any = *absent > 0;
+        while *absent > 0 {
+            self.returned.wait(&mut absent);
+        }
+        any
+    }
+
     /// As [`Image::make_room`].
     pub(crate) fn make_room(&self, image: &dyn Image) -> Result<bool, DiskError> {
         image.check_writable()?;
+        let was_away = self.wait_for_absent();
         image.sync()?;
         if !self.may_punch() {
             let _length = self.lock_length();
-            return self.clean_dirty_slots(image);
+            return Ok(self.clean_dirty_slots(image)? || was_away);
         }
         let any = self.punchable() > 0;
         while self.punch_some(image, CLEAN_BATCH)? {}
-        Ok(any)
+        Ok(any || was_away)
     }
 
     /// As [`Image::punch_free`]. The ranges are taken while they are punched, so that no lock is needed; who
@@ -251,6 +285,7 @@ impl Space {
         if !self.may_punch() || image.map().is_empty() {
             return Ok(false);
         }
+        let _absent = self.absent();
         let mut left = most.clamp(1, CLEAN_BATCH);
         let mut batch = Vec::new();
         let mut more = false;

@@ -200,6 +200,13 @@ impl Compactor {
         self.advance_batch(budget, go_on)
     }
 
+    /// Gives up the moves that are being made: they are planned again.
+    pub(crate) fn let_go(&mut self) {
+        if self.batch.take().is_some() {
+            self.moved_since_plan = true;
+        }
+    }
+
     /// Copies what the budget allows of the batch; where all is copied, and the guest does not have to wait for
     /// that as well, switches over.
     fn advance_batch(

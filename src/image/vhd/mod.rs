@@ -395,8 +395,7 @@ impl Image for Vhd {
 
     fn write_back(&self, range: FileRange) -> Result<(), DiskError> {
         self.check_writable()?;
-        (self.storage().write_back(range))
-            .map_err(|error| self.durability.poison("write back a copy", error))
+        self.durability.write_back(&**self.storage(), range)
     }
 
     fn sync(&self) -> Result<(), DiskError> {

@@ -40,12 +40,30 @@ impl Vhd {
         let old_len = self.file_len();
         let footer_at = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
         let slot = self.geometry.slot;
-        let free_from = self
-            .space
-            .free()
-            .tail(footer_at)
-            .map_or(footer_at, |tail| tail.start);
-        let first = FileOffset::new(round_up(free_from.plus(slot.header_len).get(), slot.align))
+        // What is left in front of the old footer is too short for a slot, and joins what follows.
+        let rest = {
+            let mut free = self.space.free();
+            match free.tail(footer_at) {
+                // It was given back, or freed, since somebody looked for a slot: that one looks again.
+                Some(tail) if slot.place_aligned(tail).is_some() => return Ok(()),
+                tail => tail.filter(|tail| free.take(*tail)),
+            }
+        };
+        let extended = self.extend_behind(rest, more);
+        if let (Err(_), Some(rest)) = (&extended, rest) {
+            self.space.free().give_back(rest);
+        }
+        extended
+    }
+
+    /// Extends the file by `more` bytes, and one slot at least, which begins with `rest`: the end of the free
+    /// space, taken, and too short for one.
+    fn extend_behind(&self, rest: Option<FileRange>, more: u64) -> Result<(), DiskError> {
+        let old_len = self.file_len();
+        let footer_at = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
+        let slot = self.geometry.slot;
+        let rest = rest.map_or(footer_at, |rest| rest.start);
+        let first = FileOffset::new(round_up(rest.plus(slot.header_len).get(), slot.align))
             .get()
             .saturating_sub(slot.header_len);
         if first >= MAX_SLOT_START {
@@ -71,14 +89,7 @@ impl Vhd {
         self.space.set_file_len(new_len);
         self.durability.note_write();
         self.sync()?;
-        // From here on the space is free, only not yet clean. What was left in front of the old
-        // footer is too short for a slot and joins it.
-        let rest = {
-            let mut space = self.space.free();
-            let rest = space.tail(footer_at).filter(|tail| tail.len <= slot.len);
-            rest.filter(|tail| space.take(*tail))
-                .map_or(footer_at, |tail| tail.start)
-        };
+        // From here on the space is free, only not yet clean.
         let zeroed = self
             .storage
             .write_zeroes(FileRange::between(rest, FileOffset::new(old_len)));
@@ -86,10 +97,16 @@ impl Vhd {
         let result = zeroed
             .map_err(|error| DiskError::io("clear the old footer", error))
             .and_then(|()| self.sync());
-        let added = FileRange::between(rest, FileOffset::new(end));
         match result {
-            Ok(()) => self.space.free().give_back_clean(added),
-            Err(_) => self.space.free().give_back(added),
+            Ok(()) => {
+                let added = FileRange::between(rest, FileOffset::new(end));
+                self.space.free().give_back_clean(added);
+            }
+            // The caller gives back what is in front.
+            Err(_) => {
+                let added = FileRange::between(footer_at, FileOffset::new(end));
+                self.space.free().give_back(added);
+            }
         }
         result
     }
@@ -101,6 +118,7 @@ impl Vhd {
             return Ok(false);
         }
         self.sync()?;
+        let _absent = self.space.absent();
         let old_len = self.file_len();
         let old_end = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
         let (tail, more) = match self.space.take_tail(old_end, SECTOR_SIZE, 1, how)? {

@@ -246,8 +246,7 @@ impl Image for Vhdx {
 
     fn write_back(&self, range: FileRange) -> Result<(), DiskError> {
         self.check_writable()?;
-        (self.storage().write_back(range))
-            .map_err(|error| self.file.durability.poison("write back a copy", error))
+        self.file.durability.write_back(&**self.storage(), range)
     }
 
     fn sync(&self) -> Result<(), DiskError> {

@@ -96,6 +96,7 @@ impl Vhdx {
         let least = if is_fixed { self.geometry.slot.len } else { 1 };
         let space = &self.file.space;
         self.sync()?;
+        let _absent = space.absent();
         let old_len = space.file_len();
         let (tail, more) = match space.take_tail(FileOffset::new(old_len), MIB, least, how)? {
             Tail::Nothing => return Ok(false),
