@@ -76,6 +76,8 @@ struct Run {
     least: u64,
     /// The time in which the guest was active.
     beside_guest: Duration,
+    /// Bytes that its steps gave back to the host.
+    freed: u64,
 }
 
 /// The background compaction of one disk. Whoever owns it calls [`Self::step`] from one thread.
@@ -324,6 +326,7 @@ impl IdleWork {
                 false => self.min_reclaim().max(1),
             },
             beside_guest: Duration::ZERO,
+            freed: 0,
         })
     }
 
@@ -387,6 +390,7 @@ impl IdleWork {
         let before = run.compactor.bytes_done();
         // A guest that comes back to an idle disk finds a step as long as one of an active guest.
         let is_as_before = || beside == Beside::Guest || disk.idle_for() >= idle_after;
+        let stored = disk.allocated_bytes()?;
         let activity = Arc::clone(disk.meter().activity());
         let begun = Instant::now();
         let step = {
@@ -395,6 +399,7 @@ impl IdleWork {
             run.compactor.step(budget, &go_on)
         };
         let took = begun.elapsed();
+        run.freed += stored.saturating_sub(disk.allocated_bytes()?);
         if beside == Beside::Guest {
             // With the pause before it.
             run.beside_guest += begun.duration_since(run.last_step) + took;
@@ -420,6 +425,9 @@ impl IdleWork {
         let now = Instant::now();
         let has_skipped = run.compactor.has_skipped();
         let mut report = run.compactor.into_report()?;
+        // Its guest may have allocated, and dropped, meanwhile: what counts is what the run did.
+        report.length_before = report.length_after.saturating_add(report.bytes_cut);
+        report.allocated_before = report.allocated_after.saturating_add(run.freed);
         report.took = now.duration_since(run.begun);
         report.beside_guest = run.beside_guest;
         if self.policy.fs_aware && self.disk.has_writers() {

@@ -100,6 +100,8 @@ pub struct CompactReport {
     pub blocks_moved: u64,
     /// Bytes written for those moves.
     pub bytes_moved: u64,
+    /// Bytes that were cut off the file.
+    pub bytes_cut: u64,
     /// Moves that were given up because a guest was at the block.
     pub given_up: u64,
     /// Bytes that were copied for moves that did not come about.
@@ -128,9 +130,8 @@ pub struct CompactReport {
 impl CompactReport {
     /// Whether anything is otherwise than it was.
     pub fn has_effect(&self) -> bool {
-        self.length_after != self.length_before
-            || self.allocated_after < self.allocated_before
-            || self.blocks_dropped + self.blocks_moved + self.bytes_punched > 0
+        self.allocated_after < self.allocated_before
+            || self.bytes_cut + self.blocks_dropped + self.blocks_moved + self.bytes_punched > 0
     }
 }
 

@@ -23,7 +23,11 @@ impl Compactor {
         let left = [
             (
                 "blocks that the guest is at",
-                u64_from(self.given_up.len()) * slot_len,
+                match self.skipped {
+                    true => u64_from(self.given_up.len()) * slot_len,
+                    // They had their turn later, or were not in the way.
+                    false => 0,
+                },
             ),
             (
                 "much would have to be moved for it beside an active guest",
