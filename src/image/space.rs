@@ -57,7 +57,9 @@ pub(crate) struct Absent<'a>(&'a Space);
 
 impl Drop for Absent<'_> {
     fn drop(&mut self) {
-        *self.0.absent.lock() -= 1;
+        let mut absent = self.0.absent.lock();
+        *absent = absent.saturating_sub(1);
+        drop(absent);
         self.0.returned.notify_all();
     }
 }
@@ -249,7 +251,9 @@ impl Space {
 
     /// Has those who find no space wait until what is taken now is back, or cut off.
     pub(crate) fn absent(&self) -> Absent<'_> {
-        *self.absent.lock() += 1;
+        let mut absent = self.absent.lock();
+        *absent = absent.saturating_add(1);
+        drop(absent);
         Absent(self)
     }
 
