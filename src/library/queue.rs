@@ -78,6 +78,14 @@ struct Running<K> {
     since: Instant,
 }
 
+/// A turn that has begun.
+struct Given<K, T> {
+    key: K,
+    task: T,
+    serial: u64,
+    since: Instant,
+}
+
 struct State<K, T> {
     turns: Turns<K>,
     tasks: HashMap<K, Entry<T>>,
@@ -96,6 +104,28 @@ impl<K: Copy + Ord + Hash, T> State<K, T> {
     fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
+    }
+
+    /// Those that keep what another program may want, and can have a turn: what a lost worker is at cannot.
+    fn held(&self) -> impl Iterator<Item = &K> {
+        let is_free = |key: &&K| !self.turns.is_running(key);
+        self.holding.iter().filter(is_free)
+    }
+}
+
+impl<K: Copy + Ord + Hash, T: Clone> State<K, T> {
+    /// The turn of `key` that was just taken.
+    fn begin(&mut self, key: K) -> Option<Given<K, T>> {
+        let entry = self.tasks.get(&key)?;
+        let since = Instant::now();
+        let (task, serial) = (entry.task.clone(), entry.serial);
+        self.running = Some(Running { key, since });
+        Some(Given {
+            key,
+            task,
+            serial,
+            since,
+        })
     }
 }
 
@@ -250,14 +280,16 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         if state.worker.is_some() || state.stopped {
             return Need::Nobody;
         }
+        // What is held is watched at all times.
+        let is_held = state.held().next().is_some();
         match state.turns.next(now) {
-            Some(at) if at > now => Need::At(at),
-            Some(_) => {
+            Some(at) if at > now && !is_held => Need::At(at),
+            None if !is_held => Need::Nobody,
+            _ => {
                 let worker = state.next_serial();
                 state.worker = Some(worker);
                 Need::Worker(worker)
             }
-            None => Need::Nobody,
         }
     }
 
@@ -274,8 +306,8 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
     pub(super) fn work(&self, me: u64, work: &dyn Work<T>) {
         let mut leaves = Instant::now() + self.limits.linger;
         loop {
-            if let Some(key) = self.wanted(me, work) {
-                self.give_turn(me, key, work);
+            if let Some(given) = self.wanted(me, work) {
+                self.give_turn(me, given, work);
                 continue;
             }
             let mut state = self.state.lock();
@@ -285,22 +317,24 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
             let now = Instant::now();
             let next = match state.turns.take(now) {
                 Choice::Turn(key) => {
+                    let given = state.begin(key);
                     drop(state);
-                    self.give_turn(me, key, work);
+                    if let Some(given) = given {
+                        self.give_turn(me, given, work);
+                    }
                     leaves = Instant::now() + self.limits.linger;
                     continue;
                 }
-                Choice::At(at) => at.min(leaves),
-                Choice::Never => leaves,
+                Choice::At(at) => Some(at),
+                Choice::Never => None,
             };
-            if state.holding.is_empty() && now >= leaves {
+            let watches = state.held().next().is_some();
+            if !watches && now >= leaves {
                 break;
             }
-            let next = match state.holding.is_empty() {
-                true => next,
-                false => next.max(now).min(now + LOOK),
-            };
-            self.changed.wait_until(&mut state, next);
+            let until = if watches { now + LOOK } else { leaves };
+            let until = next.map_or(until, |at| at.min(until));
+            self.changed.wait_until(&mut state, until);
         }
         self.dismiss(me);
         // There may be a later turn.
@@ -308,31 +342,30 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
     }
 
     /// One that keeps what another program waits for; its turn has begun.
-    fn wanted(&self, me: u64, work: &dyn Work<T>) -> Option<K> {
+    fn wanted(&self, me: u64, work: &dyn Work<T>) -> Option<Given<K, T>> {
         let held: Vec<(K, T)> = {
             let state = self.state.lock();
-            // What a lost worker is at may keep others waiting, too.
-            let keys = { state.holding.iter() }.filter(|key| !state.turns.is_running(key));
-            keys.filter_map(|key| Some((*key, state.tasks.get(key)?.task.clone())))
+            state
+                .held()
+                .filter_map(|key| Some((*key, state.tasks.get(key)?.task.clone())))
                 .collect()
         };
         let (key, _) = held.iter().find(|(_, task)| work.is_wanted(task))?;
         let mut state = self.state.lock();
         let is_ours = state.worker == Some(me) && !state.stopped;
-        (is_ours && state.turns.take_that(*key)).then_some(*key)
+        if is_ours && state.turns.take_that(*key) {
+            return state.begin(*key);
+        }
+        None
     }
 
-    fn give_turn(&self, me: u64, key: K, work: &dyn Work<T>) {
-        let begun = Instant::now();
-        let (task, serial) = {
-            let mut state = self.state.lock();
-            let Some(entry) = state.tasks.get(&key) else {
-                return;
-            };
-            let found = (entry.task.clone(), entry.serial);
-            state.running = Some(Running { key, since: begun });
-            found
-        };
+    fn give_turn(&self, me: u64, given: Given<K, T>, work: &dyn Work<T>) {
+        let Given {
+            key,
+            task,
+            serial,
+            since,
+        } = given;
         let turned = catch_unwind(AssertUnwindSafe(|| work.turn(&task)))
             .unwrap_or_else(|_| work.panicked(&task));
         let gone = {
@@ -345,7 +378,7 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
                     state.worker = Some(me);
                 }
             }
-            self.conclude(&mut state, key, serial, begun.elapsed(), turned)
+            self.conclude(&mut state, key, serial, since.elapsed(), turned)
         };
         self.changed.notify_all();
         // Not under the lock: the last reference closes a file.

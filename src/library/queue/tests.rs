@@ -28,6 +28,8 @@ struct Task {
     turns: AtomicUsize,
     panics: AtomicUsize,
     is_wanted: AtomicBool,
+    /// How often it was asked whether it is wanted.
+    asked: AtomicUsize,
 }
 
 /// What all tasks of a test meet at.
@@ -82,6 +84,7 @@ impl Work<Arc<Task>> for World {
     }
 
     fn is_wanted(&self, task: &Arc<Task>) -> bool {
+        task.asked.fetch_add(1, Ordering::SeqCst);
         task.is_wanted.load(Ordering::SeqCst)
     }
 }
@@ -112,6 +115,7 @@ impl Rig {
             turns: AtomicUsize::new(0),
             panics: AtomicUsize::new(0),
             is_wanted: AtomicBool::new(false),
+            asked: AtomicUsize::new(0),
         });
         self.devices[device].add(key, Arc::clone(&task), Outlook::default());
         task
@@ -244,4 +248,30 @@ fn an_idle_device_costs_no_thread_and_is_woken() {
     device.wake(77);
     rig.until("it has a turn", || turns(&tasks[77]) == 2);
     assert!(tasks.iter().all(|task| turns(task) <= 2));
+}
+
+#[test]
+fn what_is_held_is_looked_at_now_and_then() {
+    let mut rig = Rig::new(1);
+    let held = rig.add(0, 0, Does::Holds);
+    rig.until("it is held", || turns(&held) == 1);
+    std::thread::sleep(LIMITS.linger * 2);
+    let asked = || held.asked.load(Ordering::SeqCst);
+    let before = asked();
+    std::thread::sleep(LOOK * 4);
+    let times = asked() - before;
+    assert!((1..=6).contains(&times), "{times}");
+}
+
+#[test]
+fn what_is_held_is_let_go_though_a_worker_is_lost() {
+    let mut rig = Rig::new(1);
+    let held = rig.add(0, 0, Does::Holds);
+    rig.until("it is held", || turns(&held) == 1);
+    let hangs = rig.add(0, 1, Does::Hangs);
+    rig.until("it hangs", || turns(&hangs) == 1);
+    let device = Arc::clone(&rig.devices[0]);
+    rig.until("a worker is lost", || device.is_stuck());
+    held.is_wanted.store(true, Ordering::SeqCst);
+    rig.until("it is let go", || turns(&held) == 2);
 }
