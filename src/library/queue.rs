@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::agent::Bell;
-use super::turns::{After, Choice, Turns};
+use super::turns::{After, Choice, Kind, Turns};
 use crate::compact::Outlook;
 
 #[cfg(test)]
@@ -170,12 +170,35 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         }
     }
 
-    /// One more to be looked after, or another one in its place.
-    pub(super) fn add(&self, key: K, task: T, outlook: Outlook) {
+    /// One more to be looked after, or another one in its place. `holds` as in [`Turned`].
+    pub(super) fn add(&self, key: K, task: T, outlook: Outlook, holds: bool) {
+        self.insert(self.state.lock(), key, task, outlook, holds);
+    }
+
+    /// As [`Self::add`]; but one that has its turn stays, and has another one when that is over, if ever.
+    pub(super) fn ensure(&self, key: K, task: T, outlook: Outlook) {
         let mut state = self.state.lock();
+        match state.turns.is_running(&key) {
+            true => drop(state.turns.wake(key, Instant::now())),
+            false => self.insert(state, key, task, outlook, false),
+        }
+    }
+
+    fn insert(
+        &self,
+        mut state: MutexGuard<'_, State<K, T>>,
+        key: K,
+        task: T,
+        outlook: Outlook,
+        holds: bool,
+    ) {
         if state.stopped {
             return;
         }
+        match holds {
+            true => state.holding.insert(key),
+            false => state.holding.remove(&key),
+        };
         let serial = state.next_serial();
         let before = state.tasks.insert(key, Entry { task, serial });
         state.turns.add(key, outlook, Instant::now());
@@ -229,9 +252,9 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         true
     }
 
-    /// How long no work is to be done on disks whose guests are active.
-    pub(super) fn rest_beside_guests(&self) -> Option<Duration> {
-        self.state.lock().turns.rest_beside_guests(Instant::now())
+    /// How long no step of that kind is to be done.
+    pub(super) fn rest(&self, kind: Kind) -> Option<Duration> {
+        self.state.lock().turns.rest(kind, Instant::now())
     }
 
     /// Whether the device does not answer.
@@ -398,7 +421,13 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
             return None;
         }
         state.holding.remove(&key);
-        let Some(Turned { after, holds }) = turned else {
+        let again = || {
+            state.turns.is_woken(&key).then(|| Turned {
+                after: After::default(),
+                holds: false,
+            })
+        };
+        let Some(Turned { after, holds }) = turned.or_else(again) else {
             state.turns.remove(&key);
             return state.tasks.remove(&key);
         };
