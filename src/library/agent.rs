@@ -168,8 +168,10 @@ impl Work<Task> for Agent {
     fn panicked(&self, task: &Task) -> Option<Turned> {
         match task {
             Task::Disk(disk) => self.disk_failed(disk),
-            // The next search says what is left.
-            Task::Visits(_) => None,
+            Task::Visits(device) => {
+                self.visits_failed(device);
+                None
+            }
         }
     }
 

@@ -77,7 +77,8 @@ pub(super) struct OpenDisk {
     /// Whether it was said why it is left alone.
     told: AtomicBool,
     last_run: Mutex<Option<Arc<CompactReport>>>,
-    too_little: AtomicU64,
+    /// Bytes that could go, and are less than background work is done for.
+    pub(super) too_little: AtomicU64,
     reclaimed: AtomicU64,
     state: Mutex<DiskState>,
     pub(super) device: Arc<Device>,
@@ -277,6 +278,8 @@ impl OpenDisk {
 
     /// Ends background work for now: who waits for the file is let in, and finds it as it ought to be.
     pub(super) fn let_in(&self) {
+        // As a step: who closes the disk waits for it, and is then the only one to refer to it.
+        let _work = self.work.lock();
         let (Some(disk), Some(host)) = (self.disk(), self.host.upgrade()) else {
             return;
         };
@@ -369,9 +372,9 @@ impl OpenDisk {
         self.gives_way.load(Ordering::Acquire) && self.users() == 0
     }
 
-    /// Somebody has used it in between.
-    pub(super) fn stays(&self) {
-        self.gives_way.store(false, Ordering::Release);
+    /// Whether it is to be closed now. Asked for once: if somebody uses it, it stays.
+    pub(super) fn is_to_go(&self) -> bool {
+        self.gives_way.swap(false, Ordering::AcqRel) && self.users() == 0
     }
 
     /// Whether a step is under way, which whoever closes the disk waits for.

@@ -179,7 +179,9 @@ impl OpenDisks {
                     gain: 0,
                     work: disk.size_at_open().1,
                 };
-                owner.device.queue.add(key, task, outlook);
+                // Else another program could wait for it until its first turn.
+                let holds = purpose == Purpose::Visit;
+                owner.device.queue.add(key, task, outlook, holds);
                 Ok((owner.lease(), disk))
             }
             Err(refused) => {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::agent::Bell;
-use super::turns::{After, Choice, Turns};
+use super::turns::{After, Choice, Kind, Turns};
 use crate::compact::Outlook;
 
 #[cfg(test)]
@@ -78,6 +78,14 @@ struct Running<K> {
     since: Instant,
 }
 
+/// A turn that has begun.
+struct Given<K, T> {
+    key: K,
+    task: T,
+    serial: u64,
+    since: Instant,
+}
+
 struct State<K, T> {
     turns: Turns<K>,
     tasks: HashMap<K, Entry<T>>,
@@ -96,6 +104,28 @@ impl<K: Copy + Ord + Hash, T> State<K, T> {
     fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
+    }
+
+    /// Those that keep what another program may want, and can have a turn: what a lost worker is at cannot.
+    fn held(&self) -> impl Iterator<Item = &K> {
+        let is_free = |key: &&K| !self.turns.is_running(key);
+        self.holding.iter().filter(is_free)
+    }
+}
+
+impl<K: Copy + Ord + Hash, T: Clone> State<K, T> {
+    /// The turn of `key` that was just taken.
+    fn begin(&mut self, key: K) -> Option<Given<K, T>> {
+        let entry = self.tasks.get(&key)?;
+        let since = Instant::now();
+        let (task, serial) = (entry.task.clone(), entry.serial);
+        self.running = Some(Running { key, since });
+        Some(Given {
+            key,
+            task,
+            serial,
+            since,
+        })
     }
 }
 
@@ -140,12 +170,35 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         }
     }
 
-    /// One more to be looked after, or another one in its place.
-    pub(super) fn add(&self, key: K, task: T, outlook: Outlook) {
+    /// One more to be looked after, or another one in its place. `holds` as in [`Turned`].
+    pub(super) fn add(&self, key: K, task: T, outlook: Outlook, holds: bool) {
+        self.insert(self.state.lock(), key, task, outlook, holds);
+    }
+
+    /// As [`Self::add`]; but one that has its turn stays, and has another one when that is over, if ever.
+    pub(super) fn ensure(&self, key: K, task: T, outlook: Outlook) {
         let mut state = self.state.lock();
+        match state.turns.is_running(&key) {
+            true => drop(state.turns.wake(key, Instant::now())),
+            false => self.insert(state, key, task, outlook, false),
+        }
+    }
+
+    fn insert(
+        &self,
+        mut state: MutexGuard<'_, State<K, T>>,
+        key: K,
+        task: T,
+        outlook: Outlook,
+        holds: bool,
+    ) {
         if state.stopped {
             return;
         }
+        match holds {
+            true => state.holding.insert(key),
+            false => state.holding.remove(&key),
+        };
         let serial = state.next_serial();
         let before = state.tasks.insert(key, Entry { task, serial });
         state.turns.add(key, outlook, Instant::now());
@@ -199,9 +252,9 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         true
     }
 
-    /// How long no work is to be done on disks whose guests are active.
-    pub(super) fn rest_beside_guests(&self) -> Option<Duration> {
-        self.state.lock().turns.rest_beside_guests(Instant::now())
+    /// How long no step of that kind is to be done.
+    pub(super) fn rest(&self, kind: Kind) -> Option<Duration> {
+        self.state.lock().turns.rest(kind, Instant::now())
     }
 
     /// Whether the device does not answer.
@@ -250,14 +303,16 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
         if state.worker.is_some() || state.stopped {
             return Need::Nobody;
         }
+        // What is held is watched at all times.
+        let is_held = state.held().next().is_some();
         match state.turns.next(now) {
-            Some(at) if at > now => Need::At(at),
-            Some(_) => {
+            Some(at) if at > now && !is_held => Need::At(at),
+            None if !is_held => Need::Nobody,
+            _ => {
                 let worker = state.next_serial();
                 state.worker = Some(worker);
                 Need::Worker(worker)
             }
-            None => Need::Nobody,
         }
     }
 
@@ -274,8 +329,8 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
     pub(super) fn work(&self, me: u64, work: &dyn Work<T>) {
         let mut leaves = Instant::now() + self.limits.linger;
         loop {
-            if let Some(key) = self.wanted(me, work) {
-                self.give_turn(me, key, work);
+            if let Some(given) = self.wanted(me, work) {
+                self.give_turn(me, given, work);
                 continue;
             }
             let mut state = self.state.lock();
@@ -285,22 +340,24 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
             let now = Instant::now();
             let next = match state.turns.take(now) {
                 Choice::Turn(key) => {
+                    let given = state.begin(key);
                     drop(state);
-                    self.give_turn(me, key, work);
+                    if let Some(given) = given {
+                        self.give_turn(me, given, work);
+                    }
                     leaves = Instant::now() + self.limits.linger;
                     continue;
                 }
-                Choice::At(at) => at.min(leaves),
-                Choice::Never => leaves,
+                Choice::At(at) => Some(at),
+                Choice::Never => None,
             };
-            if state.holding.is_empty() && now >= leaves {
+            let watches = state.held().next().is_some();
+            if !watches && now >= leaves {
                 break;
             }
-            let next = match state.holding.is_empty() {
-                true => next,
-                false => next.max(now).min(now + LOOK),
-            };
-            self.changed.wait_until(&mut state, next);
+            let until = if watches { now + LOOK } else { leaves };
+            let until = next.map_or(until, |at| at.min(until));
+            self.changed.wait_until(&mut state, until);
         }
         self.dismiss(me);
         // There may be a later turn.
@@ -308,31 +365,30 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
     }
 
     /// One that keeps what another program waits for; its turn has begun.
-    fn wanted(&self, me: u64, work: &dyn Work<T>) -> Option<K> {
+    fn wanted(&self, me: u64, work: &dyn Work<T>) -> Option<Given<K, T>> {
         let held: Vec<(K, T)> = {
             let state = self.state.lock();
-            // What a lost worker is at may keep others waiting, too.
-            let keys = { state.holding.iter() }.filter(|key| !state.turns.is_running(key));
-            keys.filter_map(|key| Some((*key, state.tasks.get(key)?.task.clone())))
+            state
+                .held()
+                .filter_map(|key| Some((*key, state.tasks.get(key)?.task.clone())))
                 .collect()
         };
         let (key, _) = held.iter().find(|(_, task)| work.is_wanted(task))?;
         let mut state = self.state.lock();
         let is_ours = state.worker == Some(me) && !state.stopped;
-        (is_ours && state.turns.take_that(*key)).then_some(*key)
+        if is_ours && state.turns.take_that(*key) {
+            return state.begin(*key);
+        }
+        None
     }
 
-    fn give_turn(&self, me: u64, key: K, work: &dyn Work<T>) {
-        let begun = Instant::now();
-        let (task, serial) = {
-            let mut state = self.state.lock();
-            let Some(entry) = state.tasks.get(&key) else {
-                return;
-            };
-            let found = (entry.task.clone(), entry.serial);
-            state.running = Some(Running { key, since: begun });
-            found
-        };
+    fn give_turn(&self, me: u64, given: Given<K, T>, work: &dyn Work<T>) {
+        let Given {
+            key,
+            task,
+            serial,
+            since,
+        } = given;
         let turned = catch_unwind(AssertUnwindSafe(|| work.turn(&task)))
             .unwrap_or_else(|_| work.panicked(&task));
         let gone = {
@@ -345,7 +401,7 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
                     state.worker = Some(me);
                 }
             }
-            self.conclude(&mut state, key, serial, begun.elapsed(), turned)
+            self.conclude(&mut state, key, serial, since.elapsed(), turned)
         };
         self.changed.notify_all();
         // Not under the lock: the last reference closes a file.
@@ -365,7 +421,13 @@ impl<K: Copy + Ord + Hash, T: Clone> Queue<K, T> {
             return None;
         }
         state.holding.remove(&key);
-        let Some(Turned { after, holds }) = turned else {
+        let again = || {
+            state.turns.is_woken(&key).then(|| Turned {
+                after: After::default(),
+                holds: false,
+            })
+        };
+        let Some(Turned { after, holds }) = turned.or_else(again) else {
             state.turns.remove(&key);
             return state.tasks.remove(&key);
         };

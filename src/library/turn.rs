@@ -1,13 +1,14 @@
 //! A turn of background work on one open disk: a step, or closing it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::agent::{Agent, FOREVER, POLL};
 use super::open_disk::{DiskState, OpenDisk, Stepped};
 use super::queue::Turned;
-use super::turns::After;
-use crate::compact::{IdlePolicy, LastWord, Next, Outlook};
+use super::turns::{After, Kind};
+use crate::compact::{IdlePolicy, LastWord, LowSpace, Next, Outlook, Room};
 use crate::error::{ErrorKind, chain};
 use crate::storage::host::Hold;
 use crate::storage::host::pin::Stat;
@@ -17,6 +18,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 /// But no longer than that.
 const AFTER_FAILURES: Duration = Duration::from_secs(3600);
+
+/// The longest rest that a step asks for: what all others of its kind wait for.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// How long a disk is left alone that has failed so many times.
 pub(super) fn pause_after(failures: u32) -> Duration {
@@ -52,7 +56,8 @@ impl Phase {
 /// What the last turn has left for the next one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
-    due: Instant,
+    /// `None`: once something has changed, or never.
+    due: Option<Instant>,
     phase: Phase,
     /// Failures since a run came to its end.
     failures: u32,
@@ -62,26 +67,39 @@ pub(super) struct Turn {
     /// As of the last turn.
     worked: bool,
     rest: Duration,
-    active_until: Option<Instant>,
+    /// What the next one will be.
+    kind: Kind,
 }
 
 impl Turn {
     /// Of a disk that has just been opened.
     pub(super) fn first() -> Self {
         Self {
-            due: Instant::now(),
+            due: Some(Instant::now()),
             phase: Phase::Working,
             failures: 0,
             outlook: Outlook::default(),
             told: false,
             worked: false,
             rest: Duration::ZERO,
-            active_until: None,
+            kind: Kind::Look,
         }
     }
 
     fn put(&mut self, phase: Phase, wait: Duration) {
-        (self.phase, self.due) = (phase, Instant::now() + wait.min(FOREVER));
+        (self.phase, self.due) = (phase, Some(Instant::now() + wait.min(FOREVER)));
+    }
+
+    /// As [`Self::put`], for a step: if its guest may be idle earlier, that is looked at then.
+    fn put_step(&mut self, phase: Phase, wait: Duration) {
+        self.put(phase, wait);
+        if let Kind::Busy(until) = self.kind {
+            self.due = self.due.map(|due| due.min(until));
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
     }
 }
 
@@ -90,15 +108,14 @@ impl Agent {
     pub(super) fn disk_turn(&self, disk: &Arc<OpenDisk>) -> Option<Turned> {
         disk.disk()?;
         let mut turn = *disk.turn.lock();
-        (turn.worked, turn.rest, turn.active_until) = (false, Duration::ZERO, None);
+        (turn.worked, turn.rest, turn.kind) = (false, Duration::ZERO, Kind::Look);
         self.look_at_room(disk);
         if disk.is_wanted() && self.let_in(disk) {
             return None;
         }
-        if disk.gives_way() && self.close(disk).is_some() {
+        if disk.is_to_go() && self.close(disk).is_some() {
             return None;
         }
-        disk.stays();
         if let Phase::Settled { io_count } = turn.phase
             && (disk.is_to_look_again() || io_count != disk.io_count())
         {
@@ -106,7 +123,7 @@ impl Agent {
         }
         let now = Instant::now();
         let closes = self.closes_at(disk, &turn, now);
-        if turn.due <= now || closes.is_some_and(|due| due <= now) {
+        if turn.is_due(now) || closes.is_some_and(|due| due <= now) {
             if self.close_if_unused(disk, &turn) {
                 return None;
             }
@@ -132,13 +149,11 @@ impl Agent {
         *disk.turn.lock() = turn;
         let now = Instant::now();
         let closes = self.closes_at(disk, &turn, now);
-        let is_near = |due: &Instant| *due < now + FOREVER / 2;
-        let due = [Some(turn.due).filter(is_near), closes];
         let after = After {
-            due: due.into_iter().flatten().min(),
+            due: turn.due.into_iter().chain(closes).min(),
             worked: turn.worked,
             rest: turn.rest,
-            active_until: turn.active_until,
+            kind: turn.kind,
             outlook: turn.outlook,
         };
         Some(Turned {
@@ -152,16 +167,31 @@ impl Agent {
         let Some(room) = disk.device.new_room(|| disk.pinned.space()) else {
             return;
         };
+        self.note_room(disk, room);
+    }
+
+    pub(super) fn note_room(&self, disk: &OpenDisk, room: Room) {
         let Some(policy) = &self.policy else { return };
-        let is_low = policy.low_space.is_below(room);
-        if disk.device.pace.lock().look_at_room(Instant::now(), is_low) {
-            log::warn!(
-                "{}: its file system has {} of {} bytes free: compaction takes more of the time until it has more",
-                disk.path().display(),
-                room.free,
-                room.total
-            );
+        let begins = {
+            let mut pace = disk.device.pace.lock();
+            let is_low = is_low(policy.low_space, room, pace.is_urgent());
+            pace.look_at_room(Instant::now(), is_low)
+        };
+        if !begins {
+            return;
         }
+        log::warn!(
+            "{}: its file system has {} of {} bytes free: compaction takes more of the time until it has more",
+            disk.path().display(),
+            room.free,
+            room.total
+        );
+        // What was too little to be worth it is worth it now.
+        let is_here = |other: &&Arc<OpenDisk>| other.device.number == disk.device.number;
+        let open = self.core.disks.all();
+        let left = open.iter().filter(is_here);
+        left.filter(|other| other.too_little.load(Ordering::Relaxed) > 0)
+            .for_each(|other| other.look_again());
     }
 
     /// Lets in the program that waits for a file that is being worked on. Whether the disk is closed now.
@@ -245,7 +275,8 @@ impl Agent {
         let left_alone = disk.is_read_only() || self.family().is_parent(&disk.identity);
         let policy = self.policy.as_ref().filter(|_| !left_alone);
         let (Some(policy), true) = (policy, turn.phase != Phase::Off) else {
-            return turn.put(Phase::Off, FOREVER);
+            (turn.phase, turn.due) = (Phase::Off, None);
+            return;
         };
         if disk.users() > 0 && disk.end_visit() {
             self.visit_is_over(&disk.device);
@@ -253,7 +284,7 @@ impl Agent {
         let io_count = disk.io_count();
         match turn.phase {
             Phase::Settled { .. } => return self.settle(disk, turn, io_count),
-            Phase::Failed if turn.due > now => return,
+            Phase::Failed if !turn.is_due(now) => return,
             Phase::Failed => disk.start_over(),
             Phase::Working | Phase::Waiting | Phase::Off => {}
         }
@@ -271,13 +302,13 @@ impl Agent {
             return disk.set_state(DiskState::Waiting);
         }
         let active_for = idle_after.saturating_sub(disk.idle_for());
-        if !active_for.is_zero() {
-            turn.active_until = Some(now + active_for);
-            if let Some(wait) = disk.device.queue.rest_beside_guests() {
-                // The device has done its share.
-                (turn.phase, turn.due) = (turn.phase.resting(), now + wait);
-                return;
-            }
+        turn.kind = match active_for.is_zero() {
+            true => Kind::Idle,
+            false => Kind::Busy(now + active_for),
+        };
+        if let Some(wait) = disk.device.queue.rest(turn.kind) {
+            // The device has done its share.
+            return turn.put_step(turn.phase.resting(), wait);
         }
         let go_on = || !self.core.bell.is_stopped();
         let last_word = self.last_word(disk);
@@ -296,8 +327,10 @@ impl Agent {
             }
             // A run that rests keeps the file.
             Next::Wait(wait) if stepped.is_running => {
-                turn.put(Phase::Working, wait);
-                turn.rest = if stepped.worked { wait } else { Duration::ZERO };
+                turn.put_step(Phase::Working, wait);
+                if stepped.worked {
+                    turn.rest = wait.min(LONGEST_REST);
+                }
                 disk.set_state(DiskState::Compacting);
             }
             Next::Wait(wait) => {
@@ -312,7 +345,7 @@ impl Agent {
                 self.settle(disk, turn, stepped.seen.unwrap_or(io_count));
             }
             Next::Failed(error) if error.kind() == ErrorKind::NotCompactable => {
-                turn.put(Phase::Off, FOREVER);
+                (turn.phase, turn.due) = (Phase::Off, None);
                 disk.set_state(DiskState::Open);
             }
             Next::Failed(error) => {
@@ -327,14 +360,16 @@ impl Agent {
                 self.fail(disk, turn, reason);
             }
         }
+        if turn.phase != Phase::Working {
+            turn.kind = Kind::Look;
+        }
     }
 
     /// Until a guest changes it.
     fn settle(&self, disk: &OpenDisk, turn: &mut Turn, io_count: u64) {
-        turn.put(Phase::Settled { io_count }, FOREVER);
-        if !disk.wait_for_change(io_count) {
-            turn.due = Instant::now();
-        }
+        let has_changed = !disk.wait_for_change(io_count);
+        turn.phase = Phase::Settled { io_count };
+        turn.due = has_changed.then(Instant::now);
     }
 
     fn fail(&self, disk: &OpenDisk, turn: &mut Turn, reason: String) {
@@ -405,9 +440,35 @@ impl Agent {
     }
 }
 
+/// Whether so little is free. Where it was, it takes a tenth more until it is no longer so: else that would be told
+/// again and again.
+fn is_low(low_space: LowSpace, room: Room, was_low: bool) -> bool {
+    let free = match was_low {
+        true => room.free / 11 * 10,
+        false => room.free,
+    };
+    low_space.is_below(Room { free, ..room })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn low_space_ends_when_there_is_a_tenth_more() {
+        let low = |free, was_low| {
+            let room = Room {
+                free,
+                total: 10_000,
+            };
+            is_low(LowSpace::Percent(10), room, was_low)
+        };
+        assert_eq!([999, 1000].map(|free| low(free, false)), [true, false]);
+        assert_eq!(
+            [1000, 1099, 1100].map(|free| low(free, true)),
+            [true, true, false]
+        );
+    }
 
     #[test]
     fn pauses_grow_with_failures() {

@@ -17,9 +17,10 @@
 //! 3. who goes on after a step keeps its place for a slice: what was begun is finished before more is begun.
 //!
 //! # The share of the device
-//! A step may end with a rest. Until that is over no other disk of the same kind has a turn (those whose guests are
-//! active are one kind, those at rest the other), so that all of a kind together take the share that one may. When
-//! its guest may have become idle, a disk has a turn in any case, which finds that out, and does no more if it has not.
+//! A step may end with a rest. Until that is over no other disk of the same [`Kind`] has a step (those whose guests
+//! are active are one kind, those at rest another), so that all of a kind together take the share that one may.
+//! Turns of which it is not known that they are steps are given at all times: disks are closed, opened and looked at
+//! meanwhile, and ask for the [rest](Turns::rest) themselves before they do more.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -58,17 +59,38 @@ pub(super) enum Choice<K> {
     Never,
 }
 
+/// What the next turn of somebody will be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// That is for the turn to find out.
+    #[default]
+    Look,
+    /// A step on a disk whose guest asks for nothing.
+    Idle,
+    /// A step on a disk whose guest counts as active until then at least.
+    Busy(Instant),
+}
+
+impl Kind {
+    fn index(self) -> usize {
+        match self {
+            Self::Look => 0,
+            Self::Idle => 1,
+            Self::Busy(_) => 2,
+        }
+    }
+}
+
 /// What follows from a turn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct After {
     /// When the next one is to be; `None`: once it is woken.
     pub(super) due: Option<Instant>,
     /// Whether the device was used, rather than only looked whether there is something to do.
     pub(super) worked: bool,
-    /// How long the device is to rest: from work on disks of the same kind.
+    /// How long the device is to rest from steps of this kind.
     pub(super) rest: Duration,
-    /// Until when a guest of the disk counts as active at least.
-    pub(super) active_until: Option<Instant>,
+    pub(super) kind: Kind,
     pub(super) outlook: Outlook,
 }
 
@@ -88,7 +110,7 @@ enum State {
 struct Entry {
     state: State,
     outlook: Outlook,
-    active_until: Option<Instant>,
+    kind: Kind,
     /// When it got ready for the slice that it has begun.
     since: Option<Instant>,
     /// How much of it is used.
@@ -100,9 +122,9 @@ struct Entry {
 pub(super) struct Turns<K> {
     entries: HashMap<K, Entry>,
     waiting: BTreeSet<(Instant, K)>,
-    /// Who is ready: disks whose guests ask for nothing, and those whose guests are active.
-    ready: [Ready<K>; 2],
-    /// Of the latter, when their guests may have become idle.
+    /// Who is ready, by kind.
+    ready: [Ready<K>; 3],
+    /// When the guests of busy ones may have become idle.
     expiring: BTreeSet<(Instant, K)>,
 }
 
@@ -148,7 +170,7 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         let entry = Entry {
             state: State::Asleep,
             outlook,
-            active_until: None,
+            kind: Kind::Look,
             since: None,
             used: Duration::ZERO,
         };
@@ -168,15 +190,15 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         let Some(entry) = self.entries.get_mut(&key) else {
             return false;
         };
-        match &mut entry.state {
-            State::Ready(_) => return false,
+        let next = match &mut entry.state {
             State::Running { again } => return !std::mem::replace(again, true),
-            State::Waiting(due) if *due <= now => return false,
-            State::Asleep | State::Waiting(_) => {}
-        }
-        // What is the matter with it is for its turn to find out.
-        entry.active_until = None;
-        self.put(key, State::Waiting(now));
+            State::Ready(_) if entry.kind == Kind::Look => return false,
+            State::Waiting(due) if *due <= now && entry.kind == Kind::Look => return false,
+            State::Ready(deadline) => State::Ready(*deadline),
+            State::Waiting(due) => State::Waiting(now.min(*due)),
+            State::Asleep => State::Waiting(now),
+        };
+        self.look(key, next);
         true
     }
 
@@ -198,10 +220,7 @@ impl<K: Copy + Ord + Hash> Turns<K> {
             .filter(|(until, _)| *until <= now)
         {
             let state = self.leave(key);
-            if let Some(entry) = self.entries.get_mut(&key) {
-                entry.active_until = None;
-            }
-            self.put(key, state);
+            self.look(key, state);
         }
         let first = self.ready.iter().filter_map(|ready| ready.first(now)).min();
         if let Some((_, key)) = first {
@@ -215,6 +234,12 @@ impl<K: Copy + Ord + Hash> Turns<K> {
     pub(super) fn is_running(&self, key: &K) -> bool {
         let entry = self.entries.get(key);
         entry.is_some_and(|entry| matches!(entry.state, State::Running { .. }))
+    }
+
+    /// Whether it was woken in its turn.
+    pub(super) fn is_woken(&self, key: &K) -> bool {
+        let entry = self.entries.get(key);
+        entry.is_some_and(|entry| entry.state == State::Running { again: true })
     }
 
     /// A turn of that one, out of turn; whether it is not having one already.
@@ -233,7 +258,7 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         };
         let again = matches!(entry.state, State::Running { again: true });
         entry.outlook = after.outlook;
-        entry.active_until = after.active_until;
+        entry.kind = after.kind;
         if after.worked {
             entry.used += took;
         }
@@ -241,7 +266,7 @@ impl<K: Copy + Ord + Hash> Turns<K> {
             (entry.since, entry.used) = (None, Duration::ZERO);
         }
         if !after.rest.is_zero() {
-            let ready = &mut self.ready[usize::from(after.active_until.is_some())];
+            let ready = &mut self.ready[after.kind.index()];
             ready.rest_until = ready.rest_until.max(Some(now + after.rest));
         }
         let next = match after.due {
@@ -260,10 +285,21 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         ready.chain(due).chain(idle).min()
     }
 
-    /// How long no work is to be done on disks whose guests are active.
-    pub(super) fn rest_beside_guests(&self, now: Instant) -> Option<Duration> {
-        let until = self.ready[1].rest_until.filter(|until| *until > now)?;
-        Some(until - now)
+    /// How long no step of that kind is to be done.
+    pub(super) fn rest(&self, kind: Kind, now: Instant) -> Option<Duration> {
+        let until = self.ready[kind.index()].rest_until;
+        Some(until.filter(|until| *until > now)? - now)
+    }
+
+    /// What is the matter with it is for its turn to find out.
+    fn look(&mut self, key: K, state: State) {
+        self.leave(key);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.kind = Kind::Look;
+            // It has been taken from where it was.
+            entry.state = State::Asleep;
+        }
+        self.put(key, state);
     }
 
     /// Takes it from where it waits. What it was in.
@@ -273,13 +309,12 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         };
         match entry.state {
             State::Waiting(due) => self.waiting.remove(&(due, key)),
-            State::Ready(deadline) => match entry.active_until {
-                None => self.ready[0].keys.remove(&(deadline, key)),
-                Some(until) => {
+            State::Ready(deadline) => {
+                if let Kind::Busy(until) = entry.kind {
                     self.expiring.remove(&(until, key));
-                    self.ready[1].keys.remove(&(deadline, key))
                 }
-            },
+                self.ready[entry.kind.index()].keys.remove(&(deadline, key))
+            }
             State::Asleep | State::Running { .. } => false,
         };
         entry.state
@@ -293,13 +328,12 @@ impl<K: Copy + Ord + Hash> Turns<K> {
         entry.state = state;
         match state {
             State::Waiting(due) => self.waiting.insert((due, key)),
-            State::Ready(deadline) => match entry.active_until {
-                None => self.ready[0].keys.insert((deadline, key)),
-                Some(until) => {
+            State::Ready(deadline) => {
+                if let Kind::Busy(until) = entry.kind {
                     self.expiring.insert((until, key));
-                    self.ready[1].keys.insert((deadline, key))
                 }
-            },
+                self.ready[entry.kind.index()].keys.insert((deadline, key))
+            }
             State::Asleep | State::Running { .. } => false,
         };
     }

@@ -15,7 +15,7 @@ use super::family::{Asked, File, Survey};
 use super::open_disks::{Purpose, Refused};
 use super::queue::Turned;
 use super::turn::pause_after;
-use super::turns::After;
+use super::turns::{After, Kind};
 use crate::compact::{IdlePolicy, Outlook};
 use crate::error::ErrorKind;
 use crate::storage::host::pin::{Identity, Stamp, Stat};
@@ -41,6 +41,8 @@ fn seen(stamp: &Stamp) -> Seen {
 struct Round {
     /// What is to be visited, the smallest first.
     files: BTreeMap<(u64, Identity), PathBuf>,
+    /// What is being opened for it.
+    begun: Option<Identity>,
     /// What is being visited, and since when.
     open: Vec<(Identity, Instant)>,
 }
@@ -148,7 +150,10 @@ impl Agent {
                     let wait = Self::visits_after(round, POLL);
                     return Some(wait);
                 }
-                Some((_, path)) => path,
+                Some(((_, disk), path)) => {
+                    round.begun = Some(disk);
+                    path
+                }
                 None => {
                     if round.open.is_empty() {
                         visits.rounds.remove(&device.number);
@@ -160,8 +165,16 @@ impl Agent {
         let begun = self.begin_visit(path);
         let mut visits = self.visits.lock();
         let round = visits.rounds.entry(device.number).or_default();
+        round.begun = None;
         round.open.extend(begun.map(|disk| (disk, now)));
         Some(Self::visits_after(round, Duration::ZERO))
+    }
+
+    /// A turn of visits has ended in a panic. The next search says what is left.
+    pub(super) fn visits_failed(&self, device: &Device) {
+        if let Some(round) = self.visits.lock().rounds.get_mut(&device.number) {
+            round.begun = None;
+        }
     }
 
     fn visits_after(round: &Round, wait: Duration) -> Turned {
@@ -170,7 +183,7 @@ impl Agent {
             due: Some(Instant::now() + wait),
             worked: wait.is_zero(),
             rest: Duration::ZERO,
-            active_until: None,
+            kind: Kind::Look,
             outlook: Outlook {
                 gain: 0,
                 work: next.map_or(0, |((size, _), _)| *size),
@@ -268,12 +281,18 @@ impl Agent {
             } else if !family.is_parent(&identity) {
                 let number = self.core.devices.number(&identity);
                 let round = visits.rounds.entry(number).or_default();
+                if round.begun == Some(identity) {
+                    continue;
+                }
                 let key = (file.stat.allocated, identity);
                 if round.files.is_empty() {
                     let device = self.core.devices.of(&identity);
                     let task = Task::Visits(Arc::clone(&device));
                     let (gain, work) = (0, file.stat.allocated);
-                    device.queue.add(Key::Visits, task, Outlook { gain, work });
+                    // One that does not come back is not followed by another: the next file may do the same.
+                    device
+                        .queue
+                        .ensure(Key::Visits, task, Outlook { gain, work });
                 }
                 round.files.insert(key, file.path.clone());
             }

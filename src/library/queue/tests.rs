@@ -18,6 +18,8 @@ enum Does {
     Settles,
     /// Does not come back before it is let go.
     Hangs,
+    /// As that, and then there is nothing more to do.
+    Ends,
     Panics,
     /// Has something that others may want, and nothing to do.
     Holds,
@@ -28,6 +30,8 @@ struct Task {
     turns: AtomicUsize,
     panics: AtomicUsize,
     is_wanted: AtomicBool,
+    /// How often it was asked whether it is wanted.
+    asked: AtomicUsize,
 }
 
 /// What all tasks of a test meet at.
@@ -49,7 +53,7 @@ fn turned(due: Option<Instant>, holds: bool) -> Option<Turned> {
         due,
         worked: true,
         rest: Duration::ZERO,
-        active_until: None,
+        kind: Kind::Look,
         outlook: Outlook::default(),
     };
     Some(Turned { after, holds })
@@ -64,12 +68,12 @@ impl Work<Arc<Task>> for World {
                 turned(Some(Instant::now()), false)
             }
             Does::Settles => turned(None, false),
-            Does::Hangs => {
+            Does::Hangs | Does::Ends => {
                 let mut let_go = self.let_go.lock();
                 while !*let_go {
                     self.changed.wait(&mut let_go);
                 }
-                turned(None, false)
+                turned(None, false).filter(|_| task.does == Does::Hangs)
             }
             Does::Panics => std::panic::resume_unwind(Box::new("a fault")),
             Does::Holds => turned(None, !task.is_wanted.swap(false, Ordering::SeqCst)),
@@ -82,6 +86,7 @@ impl Work<Arc<Task>> for World {
     }
 
     fn is_wanted(&self, task: &Arc<Task>) -> bool {
+        task.asked.fetch_add(1, Ordering::SeqCst);
         task.is_wanted.load(Ordering::SeqCst)
     }
 }
@@ -106,14 +111,19 @@ impl Rig {
         }
     }
 
-    fn add(&self, device: usize, key: usize, does: Does) -> Arc<Task> {
-        let task = Arc::new(Task {
+    fn task(does: Does) -> Arc<Task> {
+        Arc::new(Task {
             does,
             turns: AtomicUsize::new(0),
             panics: AtomicUsize::new(0),
             is_wanted: AtomicBool::new(false),
-        });
-        self.devices[device].add(key, Arc::clone(&task), Outlook::default());
+            asked: AtomicUsize::new(0),
+        })
+    }
+
+    fn add(&self, device: usize, key: usize, does: Does) -> Arc<Task> {
+        let task = Self::task(does);
+        self.devices[device].add(key, Arc::clone(&task), Outlook::default(), false);
         task
     }
 
@@ -244,4 +254,67 @@ fn an_idle_device_costs_no_thread_and_is_woken() {
     device.wake(77);
     rig.until("it has a turn", || turns(&tasks[77]) == 2);
     assert!(tasks.iter().all(|task| turns(task) <= 2));
+}
+
+#[test]
+fn what_is_held_is_looked_at_now_and_then() {
+    let mut rig = Rig::new(1);
+    let held = rig.add(0, 0, Does::Holds);
+    rig.until("it is held", || turns(&held) == 1);
+    std::thread::sleep(LIMITS.linger * 2);
+    let asked = || held.asked.load(Ordering::SeqCst);
+    let (begun, before) = (Instant::now(), asked());
+    std::thread::sleep(LOOK * 4);
+    let times = asked() - before;
+    let most = begun.elapsed().as_millis() / LOOK.as_millis() + 2;
+    assert!(
+        times >= 1 && u128::try_from(times).unwrap() <= most,
+        "{times}"
+    );
+}
+
+#[test]
+fn what_is_held_is_let_go_though_a_worker_is_lost() {
+    let mut rig = Rig::new(1);
+    let held = rig.add(0, 0, Does::Holds);
+    rig.until("it is held", || turns(&held) == 1);
+    let hangs = rig.add(0, 1, Does::Hangs);
+    rig.until("it hangs", || turns(&hangs) == 1);
+    let device = Arc::clone(&rig.devices[0]);
+    rig.until("a worker is lost", || device.is_stuck());
+    held.is_wanted.store(true, Ordering::SeqCst);
+    rig.until("it is let go", || turns(&held) == 2);
+}
+
+#[test]
+fn what_is_held_from_the_beginning_is_watched_before_its_first_turn() {
+    let mut rig = Rig::new(1);
+    let first = rig.add(0, 0, Does::Settles);
+    let held = Rig::task(Does::Settles);
+    held.is_wanted.store(true, Ordering::SeqCst);
+    rig.devices[0].add(1, Arc::clone(&held), Outlook::default(), true);
+    rig.until("they have their turns", || {
+        turns(&held) == 1 && turns(&first) == 1
+    });
+    assert_eq!(held.asked.load(Ordering::SeqCst), 1, "only until its turn");
+}
+
+#[test]
+fn what_hangs_is_not_begun_again_beside_itself() {
+    let mut rig = Rig::new(1);
+    let hangs = rig.add(0, 0, Does::Ends);
+    let device = Arc::clone(&rig.devices[0]);
+    rig.until("a worker is lost", || device.is_stuck());
+    let again = Rig::task(Does::Settles);
+    let ensure = || device.ensure(0, Arc::clone(&again), Outlook::default());
+    ensure();
+    let other = rig.add(0, 1, Does::Settles);
+    rig.until("another has its turn", || turns(&other) == 1);
+    assert_eq!((turns(&hangs), turns(&again)), (1, 0));
+    rig.world.release();
+    rig.until("it goes on", || turns(&hangs) == 2);
+    device.remove(&1);
+    rig.until("it is over", || device.is_empty());
+    ensure();
+    rig.until("it is begun anew", || turns(&again) == 1);
 }

@@ -1,6 +1,10 @@
 //! Hosts that do not answer: a step of background work that does not end stands for them.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::compact::{LowSpace, Room};
+use crate::library::agent::Agent;
 use crate::library::queue::Limits;
 use crate::storage::host::pin::Identity;
 
@@ -152,4 +156,64 @@ fn a_disk_that_settled_is_woken_by_its_guest() {
         handle.disk().discard(0, 2 << 20).unwrap();
         eventually("it is short again", || len() == short);
     }
+}
+
+#[test]
+fn others_are_let_in_between_steps() {
+    let root = sample();
+    let library = open(&root);
+    let node = lookup(&library, "a.vhd.raw").node;
+    let _handle = library.open_disk(node, false).unwrap();
+    let disk = library.core.disks.all().pop().unwrap();
+    let step = disk.hold_work();
+    std::thread::scope(|scope| {
+        let letting = scope.spawn(|| disk.let_in());
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(
+            !letting.is_finished(),
+            "who closes the disk does not know of it"
+        );
+        drop(step);
+    });
+}
+
+#[test]
+fn a_disk_is_tried_again_however_often_it_failed() {
+    let root = sample();
+    let library = open(&root);
+    let node = lookup(&library, "a.vhd.raw").node;
+    let _handle = library.open_disk(node, false).unwrap();
+    let disk = library.core.disks.all().pop().unwrap();
+    let policy = Some(IdlePolicy::default());
+    let agent = Agent::new(library.core.clone(), policy, Duration::from_secs(1));
+    for _ in 0..10 {
+        let turned = agent.disk_failed(&disk).unwrap();
+        assert!(turned.after.due.is_some());
+    }
+}
+
+#[test]
+fn what_was_too_little_is_looked_at_again_where_space_gets_low() {
+    let root = sample();
+    let library = open(&root);
+    let sub = lookup(&library, "sub").node;
+    let nodes = [
+        lookup(&library, "a.vhd.raw").node,
+        library.lookup(sub, OsStr::new("b.VHD.raw")).unwrap().node,
+    ];
+    let _handles = nodes.map(|node| library.open_disk(node, false).unwrap());
+    let disks = library.core.disks.all();
+    disks[0].too_little.store(1, Ordering::Relaxed);
+    let policy = IdlePolicy {
+        low_space: LowSpace::Bytes(100),
+        ..IdlePolicy::default()
+    };
+    let agent = Agent::new(library.core.clone(), Some(policy), Duration::from_secs(1));
+    let woken = |free| {
+        agent.note_room(&disks[1], Room { free, total: 1000 });
+        [&disks[0], &disks[1]].map(|disk| disk.is_to_look_again())
+    };
+    assert_eq!(woken(100), [false, false]);
+    assert_eq!(woken(99), [true, false]);
+    assert_eq!(woken(99), [false, false], "once");
 }

@@ -77,7 +77,10 @@ impl Sim {
             due: (!is_done).then(|| self.now + rest),
             worked: true,
             rest,
-            active_until: guest_is_active.then(|| self.now + IDLE_AFTER),
+            kind: match guest_is_active {
+                true => Kind::Busy(self.now + IDLE_AFTER),
+                false => Kind::Idle,
+            },
             outlook: *left,
         };
         self.turns.end(key, STEP_TAKES, after, self.now);
@@ -183,14 +186,14 @@ fn all_busy_disks_of_a_device_share_what_one_may_take() {
     let (mut steps, mut looks) = (0, 0);
     while sim.now < sim.begun + Duration::from_secs(60) {
         // As a turn does it whose guest is still active.
-        let is_early = sim.turns.rest_beside_guests(sim.now);
+        let is_early = sim.turns.rest(Kind::Busy(sim.now), sim.now);
         match (sim.turns.take(sim.now), is_early) {
             (Choice::Turn(key), Some(wait)) => {
                 let after = After {
                     due: Some(sim.now + wait),
                     worked: false,
                     rest: Duration::ZERO,
-                    active_until: Some(sim.now + IDLE_AFTER),
+                    kind: Kind::Busy(sim.now + IDLE_AFTER),
                     outlook: outlook(GIB, GIB),
                 };
                 looks += 1;
@@ -233,7 +236,7 @@ fn a_disk_whose_guest_may_be_idle_does_not_wait_for_the_rest_of_others() {
     let mut sim = Sim::new([outlook(GIB, GIB), outlook(GIB, GIB)]);
     let long = Duration::from_secs(100);
     assert_eq!(sim.turn(true, long), Some(0));
-    assert_eq!(sim.turns.rest_beside_guests(sim.now), Some(long));
+    assert_eq!(sim.turns.rest(Kind::Busy(sim.now), sim.now), Some(long));
     assert_eq!(sim.turn(true, Duration::ZERO), Some(1));
     // It would go on at once.
     let idle = sim.now + IDLE_AFTER;
@@ -250,7 +253,7 @@ fn who_sleeps_is_woken_and_who_is_woken_in_its_turn_has_another() {
         due: None,
         worked: false,
         rest: Duration::ZERO,
-        active_until: None,
+        kind: Kind::Look,
         outlook: Outlook::default(),
     };
     assert_eq!(turns.take(*now), Choice::Turn(0));
@@ -274,4 +277,21 @@ fn who_sleeps_is_woken_and_who_is_woken_in_its_turn_has_another() {
     turns.end(0, Duration::ZERO, later, *now);
     assert_eq!(turns.take(*now + millis(50)), Choice::Never, "it is gone");
     assert!(!turns.wake(0, *now));
+}
+
+#[test]
+fn what_is_no_step_does_not_wait_for_a_rest() {
+    let mut sim = Sim::new([outlook(GIB, GIB), outlook(GIB, GIB)]);
+    let rest = Duration::from_secs(5);
+    // The other one has not been looked at yet; what is known to go on with a step rests.
+    assert_eq!(sim.turn(false, rest), Some(0));
+    assert_eq!(sim.turn(false, rest), Some(1));
+    let over = sim.now + rest;
+    assert_eq!(sim.turns.rest(Kind::Idle, sim.now), Some(rest));
+    sim.now = over - millis(1);
+    assert_eq!(sim.turns.take(sim.now), Choice::At(over));
+    // Ready, and then woken: it may be to be closed.
+    assert!(sim.turns.wake(0, sim.now) && !sim.turns.wake(0, sim.now));
+    assert_eq!(sim.turns.take(sim.now), Choice::Turn(0));
+    assert_eq!(sim.turns.take(sim.now), Choice::At(over));
 }
