@@ -32,7 +32,8 @@ impl OpenDisk {
             content_kept: false,
             lease,
         };
-        if owner.is_visiting() {
+        // What waits while nobody may write to it, waits no longer.
+        if write || owner.is_visiting() {
             owner.device.wake(owner.identity);
         }
         // Announced before: background work that takes the file now sees it.

@@ -452,6 +452,32 @@ fn idle_work_visits_what_nobody_opened() {
     eventually("all are closed again", || library.status().is_empty());
 }
 
+/// Whatever was waited for while it was only read: a guest that opens it for writing has it compacted.
+#[test]
+fn a_guest_does_not_wait_for_the_quiet_time_of_readers() {
+    let root = sample();
+    let policy = IdlePolicy {
+        idle_after: Duration::from_millis(20),
+        min_reclaim: 1,
+        punch_holes: true,
+        ..IdlePolicy::default()
+    };
+    let options = LibraryOptions {
+        compact: Some(policy),
+        quiet_time: Duration::from_secs(3600),
+        ..LibraryOptions::default()
+    };
+    let library = Library::open(root.path(), options).unwrap();
+    let node = lookup(&library, "a.vhd.raw").node;
+    let reader = library.open_disk(node, false).unwrap();
+    let state = || library.disk_status(node).map(|status| status.state);
+    eventually("it waits", || state() == Some(DiskState::Waiting));
+    let guest = library.open_disk(node, true).unwrap();
+    guest.disk().write_at(&[1; 4096], 0).unwrap();
+    eventually("it is compacted", || state() == Some(DiskState::Compact));
+    drop((reader, guest));
+}
+
 #[test]
 fn clocks_that_jump_do_not_matter() {
     let root = tempfile::tempdir().unwrap();

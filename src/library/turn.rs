@@ -69,6 +69,8 @@ pub(super) struct Turn {
     rest: Duration,
     /// What the next one will be.
     kind: Kind,
+    /// It waits until others have left the file alone for long: not once a guest may write to it.
+    waits_for_others: bool,
 }
 
 impl Turn {
@@ -83,11 +85,13 @@ impl Turn {
             worked: false,
             rest: Duration::ZERO,
             kind: Kind::Look,
+            waits_for_others: false,
         }
     }
 
     fn put(&mut self, phase: Phase, wait: Duration) {
         (self.phase, self.due) = (phase, Some(Instant::now() + wait.min(FOREVER)));
+        self.waits_for_others = false;
     }
 
     /// As [`Self::put`], for a step: if its guest may be idle earlier, that is looked at then.
@@ -119,6 +123,10 @@ impl Agent {
         if let Phase::Settled { io_count } = turn.phase
             && (disk.is_to_look_again() || io_count != disk.io_count())
         {
+            turn.put(Phase::Working, Duration::ZERO);
+        }
+        if turn.waits_for_others && disk.has_writers() {
+            // It is its guest's now.
             turn.put(Phase::Working, Duration::ZERO);
         }
         let now = Instant::now();
@@ -299,6 +307,7 @@ impl Agent {
         let is_alone = !disk.has_writers();
         if is_alone && let Some(wait) = self.wait_for_others(disk, &mut policy) {
             turn.put(Phase::Waiting, wait);
+            turn.waits_for_others = true;
             return disk.set_state(DiskState::Waiting);
         }
         let active_for = idle_after.saturating_sub(disk.idle_for());
