@@ -187,7 +187,10 @@ fn a_guest_that_never_sleeps_gets_a_short_file() {
             assert!(step < 20_000, "{name}: no end of it");
             match work.step() {
                 Next::Again | Next::Wait(_) => {}
-                Next::Done => break,
+                Next::Done => {
+                    report = work.take_report();
+                    break;
+                }
                 Next::Failed(error) => panic!("{error}"),
             }
             report = work.take_report();

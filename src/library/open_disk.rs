@@ -383,7 +383,7 @@ impl OpenDisk {
     }
 
     /// Has the next step wait, and who closes the disk, as for a host that does not answer.
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     pub(super) fn hold_work(&self) -> parking_lot::MutexGuard<'_, Option<IdleWork>> {
         self.work.lock()
     }

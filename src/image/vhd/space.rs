@@ -43,11 +43,10 @@ impl Vhd {
         // What is left in front of the old footer is too short for a slot, and joins what follows.
         let rest = {
             let mut free = self.space.free();
-            match free.tail(footer_at) {
-                // It was given back, or freed, since somebody looked for a slot: that one looks again.
-                Some(tail) if slot.place_aligned(tail).is_some() => return Ok(()),
-                tail => tail.filter(|tail| free.take(*tail)),
-            }
+            // More may have been given back, or freed, since somebody looked for a slot: that stays where it is.
+            let tail = free.tail(footer_at);
+            let short = tail.filter(|tail| slot.place_aligned(*tail).is_none());
+            short.filter(|tail| free.take(*tail))
         };
         let extended = self.extend_behind(rest, more);
         if let (Err(_), Some(rest)) = (&extended, rest) {

@@ -45,7 +45,7 @@ impl Identity {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 impl Identity {
     pub(crate) fn inode(&self) -> u128 {
         self.key.inode
