@@ -311,3 +311,99 @@ fn a_long_tail_is_given_up_in_pieces() {
         assert!((used + spare..used + spare + (2 << 20)).contains(&disk.file_len()));
     }
 }
+
+/// What a flush of the guest frees while a full host lets a VHD grow by one slot only is not what it grows into.
+#[test]
+fn a_file_grows_behind_its_end_whatever_was_freed() {
+    let (storage, disk) = disk(Format::Vhd, 10, true);
+    let len = disk.file_len();
+    disk.discard(5 * BLOCK, 5 * BLOCK).unwrap();
+    let once = AtomicBool::new(false);
+    let other = Arc::clone(&disk);
+    storage.on_op(move |storage, op| {
+        let grows = op.kind == OpKind::Write && op.range.start.get() >= len;
+        if grows && !once.swap(true, Ordering::SeqCst) {
+            other.flush().unwrap();
+            storage.inject(Fault {
+                error: std::io::ErrorKind::StorageFull,
+                ..Fault::next(OpKind::Write)
+            });
+        }
+    });
+    for block in 5..10 {
+        disk.write_at(&content(block), block * BLOCK).unwrap();
+    }
+    storage.clear_hook();
+    assert!(disk.file_len() >= len);
+    let found = crate::storage::Storage::len(&*storage).unwrap();
+    assert_eq!(disk.file_len(), found);
+    for block in 0..10 {
+        holds(&disk, block, &content(block));
+    }
+}
+
+/// Two compactions of one disk, the one in the background in the middle of a batch: what a guest writes is in the
+/// copy that counts, or in none.
+#[test]
+fn a_block_has_one_copy_that_counts() {
+    use crate::compact::{CompactOptions, IdlePolicy, IdleWork, Next, Operation};
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 8, true);
+        let mut was: Vec<Vec<u8>> = (0..8).map(content).collect();
+        let mut discard = |blocks: std::ops::Range<u64>| {
+            disk.discard(blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK)
+                .unwrap();
+            blocks.for_each(|block| was[usize_from(block)].fill(0));
+            disk.flush().unwrap();
+        };
+        discard(0..2);
+        let policy = IdlePolicy {
+            idle_after: std::time::Duration::from_secs(3600),
+            min_reclaim: 1,
+            ..IdlePolicy::default()
+        };
+        let mut idle = IdleWork::new(Arc::clone(&disk), policy);
+        let before = storage.counters().copies;
+        while storage.counters().copies < before + 2 {
+            idle.step();
+        }
+        // The guest frees more; somebody asks for a compaction, and thinks better of it.
+        discard(2..4);
+        let operation = Arc::new(parking_lot::Mutex::new(None::<Operation>));
+        let (guest, asked) = (Arc::clone(&disk), Arc::clone(&operation));
+        let once = AtomicBool::new(false);
+        storage.on_op(move |_, op| {
+            if op.kind == OpKind::CopyWithin && !once.swap(true, Ordering::SeqCst) {
+                for block in 4..8 {
+                    guest.write_at(&[0xee; 3], block * BLOCK + 7).unwrap();
+                }
+                guest.flush().unwrap();
+                asked.lock().as_ref().unwrap().cancel();
+            }
+        });
+        {
+            let mut slot = operation.lock();
+            *slot = Some(disk.compact(&CompactOptions::default()));
+        }
+        let asked = loop {
+            let mut slot = operation.lock();
+            if slot.as_ref().is_some_and(Operation::is_finished) {
+                break slot.take().unwrap();
+            }
+            drop(slot);
+            std::thread::yield_now();
+        };
+        // Cancelled, or done before.
+        let _ = asked.wait();
+        storage.clear_hook();
+        (4..8).for_each(|block: usize| was[block][7..10].fill(0xee));
+        for _ in 0..2000 {
+            if matches!(idle.step(), Next::Done) {
+                break;
+            }
+        }
+        for (block, wanted) in (0..).zip(&was) {
+            holds(&disk, block, wanted);
+        }
+    }
+}
