@@ -45,8 +45,9 @@ impl Identity {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 impl Identity {
+    #[cfg(unix)]
     pub(crate) fn inode(&self) -> u128 {
         self.key.inode
     }
