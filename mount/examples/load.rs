@@ -9,7 +9,7 @@
 //! - `full`: the same, four at a time, each as soon as the one before is done;
 //! - `stream`: 50 MiB a second written one after the other, 1 MiB each, with an fdatasync each second.
 //!
-//! fio keeps such rates, too, but counts no time that a request was late to begin with, as one behind a slow sync is, and
+//! fio keeps such rates, too, but counts no time that a request was late to begin with, as one that follows a slow sync is, and
 //! leaves the sync out of the write's time.
 
 #[cfg(not(target_os = "linux"))]

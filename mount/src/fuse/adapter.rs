@@ -274,7 +274,7 @@ impl Filesystem for VhdFs {
                 Ok(page) => page,
                 Err(error) => return reply.error(errno::of_library(&error)),
             };
-            // An entry's offset is where to go on behind it.
+            // An entry's offset is where to go on after it.
             let dots = [
                 (1, INodeNo(reader.node.get()), "."),
                 (2, UNKNOWN_INODE, ".."),

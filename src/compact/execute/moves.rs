@@ -120,7 +120,7 @@ impl Compactor {
         self.metadata_moves = VecDeque::new();
         let frame = disk.frame(&|_| false);
         let file_len = self.disk.file_len();
-        // But for what is behind all blocks: there is nothing to move from there.
+        // Except what follows the last block: there is nothing to move from there.
         let mut free = disk.free_runs();
         free.retain(|run| run.end().get() < file_len.saturating_sub(frame.trailer_len));
         let shape = self.disk.geometry().slot;

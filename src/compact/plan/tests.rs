@@ -83,7 +83,7 @@ fn pinned_space_is_left_alone_and_ends_the_file() {
 #[test]
 fn hot_blocks_come_last_and_what_stays_holds_the_end() {
     let slot = |n: u64| 2048 + n * 4608;
-    // Two holes in front, four blocks behind them.
+    // Two holes first, four blocks after them.
     let slots = slots(&[slot(2), slot(3), slot(4), slot(5)]);
     let free = [FileRange::between(
         FileOffset::new(slot(0)),

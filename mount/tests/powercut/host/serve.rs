@@ -380,7 +380,7 @@ impl Filesystem for Host {
             Err(error) => return reply.error(errno(error)),
         };
         let skipped = usize::try_from(offset).expect("a directory fits in memory");
-        // An entry's offset is where to go on behind it.
+        // An entry's offset is where to go on after it.
         for (next, (number, name)) in (1..).zip(&names).skip(skipped) {
             if reply.add(INodeNo(*number), next, FileType::RegularFile, name) {
                 break;
