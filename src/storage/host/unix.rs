@@ -24,7 +24,7 @@ use self::open::{FOR_A_LEASE, lock_as, open_beside_readers, open_file, open_regu
 use super::copy::Copying;
 use super::pin::Pin;
 use super::{FileKey, Hold, HostForm, HostOptions, Sharing};
-use crate::error::{OpenError, OpenProblem};
+use crate::error::{ErrorKind, OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::lock::{self, Access, LockError};
 use crate::storage::{Storage, check_copy, past_end};
@@ -64,6 +64,9 @@ pub struct HostFile {
     owns_locks: bool,
 }
 
+/// How often at most a file is tried to be looked at while this program takes leases.
+const GLANCES: u32 = 1000;
+
 impl Drop for HostFile {
     fn drop(&mut self) {
         if let Some(lease) = &self.lease {
@@ -90,7 +93,7 @@ impl HostFile {
     }
 
     /// Opens the regular file at `path` to look at what it is, without a lock. Nobody is waited for: a file
-    /// on which somebody has a lease is in use.
+    /// on which another program has a lease is in use.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -100,6 +103,15 @@ impl HostFile {
             lock: false,
             no_follow: false,
         };
+        for _ in 1..GLANCES {
+            let before = lease::taken_here();
+            match Self::open_as(path, &options, None, Duration::ZERO) {
+                // One that this program has taken meanwhile.
+                Err(error) if error.kind() == ErrorKind::InUse && lease::taken_here() != before => {
+                }
+                opened => return opened,
+            }
+        }
         Self::open_as(path, &options, None, Duration::ZERO)
     }
 

@@ -61,13 +61,38 @@ const LOCAL: [FsType; 12] = [
     FsType(0x2fc1_2fc1),
 ];
 
-/// The files that this process holds a lease on: it must not wait for itself.
-static HELD: Mutex<Vec<(FileKey, Weak<File>)>> = Mutex::new(Vec::new());
+/// The leases of this process, which must not wait for itself.
+static HELD: Mutex<Leases> = Mutex::new(Leases {
+    files: Vec::new(),
+    taken: 0,
+});
+
+#[derive(Debug)]
+struct Leases {
+    /// On what one is held.
+    files: Vec<(FileKey, Weak<File>)>,
+    /// How many were taken, be it for a moment.
+    taken: u64,
+}
+
+impl Leases {
+    /// Takes one. To be called with the lock held until it is given up or in `files`: who is refused for it
+    /// sees it there, or that one was taken.
+    fn take(&mut self, file: &File, kind: Kind) -> nix::Result<()> {
+        self.taken += 1;
+        sys::set_lease(file, kind)
+    }
+}
+
+/// How many leases this process has taken: who is refused for one, and finds more of them than before, may
+/// have met one of ours.
+pub(super) fn taken_here() -> u64 {
+    HELD.lock().taken
+}
 
 /// The open file on which this process holds a lease, if `path` leads to it.
 pub(super) fn held_here(path: &Path, no_follow: bool) -> Option<Arc<File>> {
-    let held = HELD.lock();
-    if held.is_empty() {
+    if HELD.lock().files.is_empty() {
         return None;
     }
     if no_follow
@@ -77,8 +102,10 @@ pub(super) fn held_here(path: &Path, no_follow: bool) -> Option<Arc<File>> {
     {
         return None;
     }
+    // The host is asked without the lock.
     let key = Pin::file(path).ok()?.stat().ok()?.key;
-    let found = held.iter().find(|(other, _)| *other == key);
+    let held = HELD.lock();
+    let found = held.files.iter().find(|(other, _)| *other == key);
     found.and_then(|(_, file)| file.upgrade())
 }
 
@@ -97,7 +124,8 @@ fn probe(file: &File, kind: Kind) -> Option<bool> {
     if !is_local(file) {
         return None;
     }
-    match sys::set_lease(file, kind) {
+    let mut held = HELD.lock();
+    match held.take(file, kind) {
         Ok(()) => {
             give_up(file);
             Some(true)
@@ -296,8 +324,10 @@ impl Lease {
             }
         };
         let now = Instant::now();
-        let taken = match is_local(file) {
-            true => sys::set_lease(file, Kind::Write),
+        let key = Pin::stat_of(file)?.key;
+        let is_local = is_local(file);
+        let taken = match is_local {
+            true => hold(file, key),
             false => Err(Errno::EOPNOTSUPP),
         };
         if taken == Err(Errno::EAGAIN) {
@@ -305,7 +335,7 @@ impl Lease {
         }
         let look = Look::of(file);
         if before.is_some_and(|before| look.as_ref().ok() != Some(&before)) {
-            give_up(file);
+            release(file);
             self.put(&mut state, State::Changed);
             return Ok(Hold::Changed);
         }
@@ -313,8 +343,6 @@ impl Lease {
             return look.map(|_| Hold::Unknown);
         }
         self.put(&mut state, State::Held(Held::new(now)));
-        HELD.lock()
-            .push((Pin::stat_of(file)?.key, Arc::downgrade(file)));
         Ok(Hold::Alone)
     }
 
@@ -413,11 +441,20 @@ impl Lease {
     }
 }
 
+/// Takes the lease, as one of this process.
+fn hold(file: &Arc<File>, key: FileKey) -> nix::Result<()> {
+    let mut held = HELD.lock();
+    held.take(file, Kind::Write)?;
+    held.files.push((key, Arc::downgrade(file)));
+    Ok(())
+}
+
 fn release(file: &File) {
     give_up(file);
     let file = std::ptr::from_ref(file);
-    HELD.lock()
-        .retain(|(_, held)| held.strong_count() > 0 && !std::ptr::eq(held.as_ptr(), file));
+    let mut held = HELD.lock();
+    held.files
+        .retain(|(_, open)| open.strong_count() > 0 && !std::ptr::eq(open.as_ptr(), file));
 }
 
 #[cfg(test)]

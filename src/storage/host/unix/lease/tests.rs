@@ -334,6 +334,8 @@ fn a_change_that_is_under_way_is_not_taken_for_one_of_others() {
     std::os::unix::fs::FileExt::write_all_at(&*file.file, &[2], 0).unwrap();
     drop(change);
     assert!(file.may_finish());
+    // A guest comes and goes; then another program does, which is not to wait for a lease.
+    assert!(file.free_lease());
     file.write_all_at(&[3], FileOffset::new(0)).unwrap();
     file.note(&|| false);
     fs::write(&path, [4; 4097]).unwrap();
@@ -353,4 +355,31 @@ fn who_only_looks_does_not_wait_for_a_lease() {
     let error = Pin::file(&path).unwrap().glance().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     assert!(begun.elapsed() < Duration::from_secs(1), "it waited");
+}
+
+#[test]
+fn who_only_looks_is_never_kept_out_by_this_program() {
+    let (_directory, path) = temp();
+    if !has_leases(&path) {
+        return;
+    }
+    let pin = Pin::file(&path).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Background work comes and goes.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let file = writer(&path);
+                let _ = file.take_lease().unwrap();
+            }
+        });
+        for look in 0..3000 {
+            let looked = pin.glance();
+            if let Err(error) = looked {
+                done.store(true, Ordering::Relaxed);
+                panic!("look {look}: {error}");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
