@@ -125,6 +125,9 @@ pub(crate) struct Compactor {
     given_up: HashMap<BlockIndex, u8>,
     /// Whether the present plan moved anything; if so, another plan may find more.
     moved_since_plan: bool,
+    /// How many plans were carried out, and whether another one was left for the next run.
+    plans: u32,
+    is_cut_short: bool,
     /// Whether the file may be longer than it need be.
     to_cut: bool,
     /// How often the block at the front of the queue was punched in part.
@@ -202,6 +205,8 @@ impl Compactor {
             same: HashSet::new(),
             given_up: HashMap::new(),
             moved_since_plan: false,
+            plans: 0,
+            is_cut_short: false,
             to_cut: false,
             punched: 0,
             spare: 0,
@@ -280,6 +285,11 @@ impl Compactor {
     /// Whether another run may find more though the disk has not changed.
     pub(crate) fn has_skipped(&self) -> bool {
         self.skipped
+    }
+
+    /// Whether moves were left for the next run, which may begin soon.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.is_cut_short
     }
 
     /// Blocks that could not be moved because the host is full.

@@ -207,6 +207,11 @@ impl IdleWork {
 
     /// As [`Self::step`]; where `go_on` says no, it ends early.
     pub fn step_while(&mut self, go_on: &dyn Fn() -> bool) -> Next {
+        if let Some(run) = &mut self.running
+            && self.disk.maintenance().is_room_wanted()
+        {
+            run.compactor.let_go();
+        }
         let now = Instant::now();
         let (count, idle) = (self.disk.io_count(), self.disk.idle_for());
         let beside = match idle >= self.policy.idle_after {
@@ -395,7 +400,9 @@ impl IdleWork {
         let begun = Instant::now();
         let step = {
             let _working = activity.working();
-            let go_on = || is_as_before() && go_on() && !disk.maintenance().is_wanted();
+            let disk = disk.maintenance();
+            let is_wanted = || disk.is_wanted() || disk.is_room_wanted();
+            let go_on = || is_as_before() && go_on() && !is_wanted();
             run.compactor.step(budget, &go_on)
         };
         let took = begun.elapsed();
@@ -424,6 +431,7 @@ impl IdleWork {
     ) -> Result<Next, CompactError> {
         let now = Instant::now();
         let has_skipped = run.compactor.has_skipped();
+        let is_cut_short = run.compactor.is_cut_short();
         let mut report = run.compactor.into_report()?;
         // Its guest may have allocated, and dropped, meanwhile: what counts is what the run did.
         report.length_before = report.length_after.saturating_add(report.bytes_cut);
@@ -452,8 +460,12 @@ impl IdleWork {
             return Ok(Next::Wait(self.not_before - now));
         }
         self.left = 0;
-        self.seen = Some(run.count);
         self.put_off(beside, pause);
+        if is_cut_short {
+            self.seen = None;
+            return Ok(Next::Wait(self.not_before.saturating_duration_since(now)));
+        }
+        self.seen = Some(run.count);
         Ok(self.rest(now))
     }
 

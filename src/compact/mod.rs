@@ -128,6 +128,10 @@ impl LastWord {
     pub(crate) fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(ask))
     }
+
+    pub(crate) fn may_go(&self) -> bool {
+        (self.0)()
+    }
 }
 
 impl std::fmt::Debug for LastWord {

@@ -265,13 +265,17 @@ impl Disk {
         Ok(data.is_none())
     }
 
-    /// Notes that `part` of a block reads as zeros, but for what others touched of it since `watch` began.
+    /// Notes that `part` of a block reads as zeros. Of what others touched of it since `watch` began, nothing is
+    /// known: they may have zeroed it as well.
     fn note_zero(&self, watch: &Watch, part: Range<u64>, stored: bool) {
+        let block = watch.block();
         watch.conclude(|touched| {
+            for other in touched.overlapping(&part) {
+                let (start, end) = (other.start.max(part.start), other.end.min(part.end));
+                (self.tracker).note_unknown(block, start, end - start);
+            }
             for part in touched.gaps(&part) {
-                let len = part.end - part.start;
-                self.tracker
-                    .note_zero(watch.block(), part.start, len, stored);
+                (self.tracker).note_zero(block, part.start, part.end - part.start, stored);
             }
         });
     }

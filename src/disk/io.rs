@@ -110,19 +110,27 @@ impl Disk {
         Ok(self.gates.change_in_place(FLAT, part, None))
     }
 
-    /// Does `change`; on a full host again, once what was discarded so far has made room.
+    /// Does `change`; on a full host again, once what was discarded so far, or taken for moves, has made room.
     fn with_room(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
         let mut result = change();
-        for _ in 0..ROOM_ATTEMPTS {
+        for attempt in 0..ROOM_ATTEMPTS {
             match result {
                 // Others may have been faster.
-                Err(DiskError::NoSpace(_)) if matches!(self.image.make_room(), Ok(true)) => {
-                    result = change();
-                }
+                Err(DiskError::NoSpace(_)) if self.make_room(attempt > 0) => result = change(),
                 _ => break,
             }
         }
         result
+    }
+
+    /// Whether there may be room now. What moves have taken is asked for where nothing else helps, or has not
+    /// `helped_little`. No gate may be held.
+    fn make_room(&self, helped_little: bool) -> bool {
+        let is_made = matches!(self.image.make_room(), Ok(true));
+        if is_made && !helped_little {
+            return true;
+        }
+        self.withheld.wait(|| self.changes.wake()) || is_made
     }
 
     fn write_pieces(&self, buf: &[u8], range: DiskRange) -> Result<(), DiskError> {

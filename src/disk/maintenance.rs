@@ -245,6 +245,11 @@ impl Maintenance<'_> {
         self.disk.image.punch_free(most)
     }
 
+    /// Whether a guest waits for the targets of a batch of moves, because a full host has no other space for it.
+    pub(crate) fn is_room_wanted(self) -> bool {
+        self.disk.withheld.is_wanted()
+    }
+
     /// Makes free space inside the file of use while the host is full; says whether there was any.
     ///
     /// # Errors

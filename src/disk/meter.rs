@@ -425,6 +425,21 @@ mod tests {
     }
 
     #[test]
+    fn disks_of_one_device_are_active_together() {
+        let activity = Arc::new(Activity::default());
+        let meters = [Meter::default(), Meter::default()];
+        assert!(meters.iter().all(|meter| meter.join(Arc::clone(&activity))));
+        assert_eq!(activity.last_request(), None);
+        let before = Instant::now();
+        drop(meters[0].begin(Request::Read));
+        let last = meters[1].activity().last_request().unwrap();
+        assert!(last + Duration::from_millis(2) > before && last <= Instant::now());
+        // A step is no request.
+        drop(activity.working());
+        assert_eq!(activity.last_request(), Some(last));
+    }
+
+    #[test]
     fn octaves_are_what_they_are() {
         assert_eq!([0, 1, 50_000].map(octaves), [0; 3]);
         assert_eq!(octaves(50_000 << 3), 3 * 256);

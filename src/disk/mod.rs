@@ -28,6 +28,7 @@ pub(crate) mod parents;
 mod tests;
 mod tracker;
 mod twin;
+mod withheld;
 mod writers;
 pub(crate) mod zero;
 
@@ -64,6 +65,7 @@ pub use parents::{
 };
 use tracker::{Content, Tracker};
 use twin::Twin;
+use withheld::Withheld;
 use writers::Writers;
 
 /// How to open a [`Disk`].
@@ -142,6 +144,7 @@ pub struct Disk {
     /// Milliseconds from `opened` to the last guest request.
     last_io: AtomicU64,
     changes: Changes,
+    withheld: Withheld,
     meter: Meter,
 }
 
@@ -225,6 +228,7 @@ impl Disk {
             opened: Instant::now(),
             last_io: AtomicU64::new(0),
             changes: Changes::default(),
+            withheld: Withheld::default(),
             meter: Meter::default(),
         }))
     }

@@ -60,10 +60,15 @@ impl Device {
         self.room.lock().room
     }
 
+    /// Whether nobody has asked for its room for so long that somebody is to.
+    pub(super) fn is_room_unknown(&self) -> bool {
+        let asked = self.room.lock().asked;
+        asked.is_none_or(|asked| asked.elapsed() >= ROOM_IS_KNOWN_FOR)
+    }
+
     /// Its room, where it is time to ask for that again. Only for its worker: the host may take its time.
     pub(super) fn new_room(&self, ask: impl FnOnce() -> std::io::Result<Space>) -> Option<Room> {
-        let is_known = |asked: Instant| asked.elapsed() < ROOM_IS_KNOWN_FOR;
-        if self.room.lock().asked.is_some_and(is_known) {
+        if !self.is_room_unknown() {
             return None;
         }
         let room = ask().ok().map(|space| Room {

@@ -56,6 +56,7 @@ mod open_disks;
 mod options;
 mod probes;
 mod queue;
+mod room;
 mod turn;
 mod turns;
 mod user;

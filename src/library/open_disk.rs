@@ -245,6 +245,12 @@ impl OpenDisk {
         self.host.upgrade().is_some_and(|host| host.is_wanted())
     }
 
+    /// Whether a guest waits for what background work has taken of the file's free space.
+    pub(super) fn is_room_wanted(&self) -> bool {
+        let disk = self.disk();
+        disk.is_some_and(|disk| disk.maintenance().is_room_wanted())
+    }
+
     /// Whether it waits to read it alone.
     pub(super) fn is_wanted_to_read(&self) -> bool {
         self.host

@@ -8,7 +8,7 @@ use super::agent::{Agent, FOREVER, POLL};
 use super::open_disk::{DiskState, OpenDisk, Stepped};
 use super::queue::Turned;
 use super::turns::{After, Kind};
-use crate::compact::{IdlePolicy, LastWord, LowSpace, Next, Outlook, Room};
+use crate::compact::{IdlePolicy, LastWord, Next, Outlook};
 use crate::error::{ErrorKind, chain};
 use crate::storage::host::Hold;
 use crate::storage::host::pin::Stat;
@@ -113,7 +113,7 @@ impl Agent {
         disk.disk()?;
         let mut turn = *disk.turn.lock();
         (turn.worked, turn.rest, turn.kind) = (false, Duration::ZERO, Kind::Look);
-        self.look_at_room(disk);
+        self.look_at_room(&disk.device, &disk.path(), || disk.pinned.space());
         if disk.is_wanted() && self.let_in(disk) {
             return None;
         }
@@ -127,6 +127,9 @@ impl Agent {
         }
         if turn.waits_for_others && disk.has_writers() {
             // It is its guest's now.
+            turn.put(Phase::Working, Duration::ZERO);
+        }
+        if turn.phase == Phase::Working && disk.is_room_wanted() {
             turn.put(Phase::Working, Duration::ZERO);
         }
         let now = Instant::now();
@@ -168,38 +171,6 @@ impl Agent {
             after,
             holds: disk.holds_lease(),
         })
-    }
-
-    /// Tells the pace of the device whether that is about to be full.
-    fn look_at_room(&self, disk: &OpenDisk) {
-        let Some(room) = disk.device.new_room(|| disk.pinned.space()) else {
-            return;
-        };
-        self.note_room(disk, room);
-    }
-
-    pub(super) fn note_room(&self, disk: &OpenDisk, room: Room) {
-        let Some(policy) = &self.policy else { return };
-        let begins = {
-            let mut pace = disk.device.pace.lock();
-            let is_low = is_low(policy.low_space, room, pace.is_urgent());
-            pace.look_at_room(Instant::now(), is_low)
-        };
-        if !begins {
-            return;
-        }
-        log::warn!(
-            "{}: its file system has {} of {} bytes free: compaction takes more of the time until it has more",
-            disk.path().display(),
-            room.free,
-            room.total
-        );
-        // What was too little to be worth it is worth it now.
-        let is_here = |other: &&Arc<OpenDisk>| other.device.number == disk.device.number;
-        let open = self.core.disks.all();
-        let left = open.iter().filter(is_here);
-        left.filter(|other| other.too_little.load(Ordering::Relaxed) > 0)
-            .for_each(|other| other.look_again());
     }
 
     /// Lets in the program that waits for a file that is being worked on. Whether the disk is closed now.
@@ -271,7 +242,7 @@ impl Agent {
             return false;
         };
         match done {
-            true => self.finish(&stat),
+            true => self.finish(&stat, disk.too_little.load(Ordering::Relaxed) > 0),
             // What is left is for a visit.
             false => self.search_soon(),
         }
@@ -315,7 +286,9 @@ impl Agent {
             true => Kind::Idle,
             false => Kind::Busy(now + active_for),
         };
-        if let Some(wait) = disk.device.queue.rest(turn.kind) {
+        if !disk.is_room_wanted()
+            && let Some(wait) = disk.device.queue.rest(turn.kind)
+        {
             // The device has done its share.
             return turn.put_step(turn.phase.resting(), wait);
         }
@@ -409,7 +382,7 @@ impl Agent {
     }
 
     /// Whether what is free may go from that disk, as of a look at the tree that begins when it is asked.
-    fn last_word(&self, disk: &OpenDisk) -> LastWord {
+    pub(super) fn last_word(&self, disk: &OpenDisk) -> LastWord {
         let (core, disk) = (Arc::downgrade(&self.core), disk.identity);
         LastWord::new(move || {
             let Some(core) = core.upgrade() else {
@@ -449,35 +422,9 @@ impl Agent {
     }
 }
 
-/// Whether so little is free. Where it was, it takes a tenth more until it is no longer so: else that would be told
-/// again and again.
-fn is_low(low_space: LowSpace, room: Room, was_low: bool) -> bool {
-    let free = match was_low {
-        true => room.free / 11 * 10,
-        false => room.free,
-    };
-    low_space.is_below(Room { free, ..room })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn low_space_ends_when_there_is_a_tenth_more() {
-        let low = |free, was_low| {
-            let room = Room {
-                free,
-                total: 10_000,
-            };
-            is_low(LowSpace::Percent(10), room, was_low)
-        };
-        assert_eq!([999, 1000].map(|free| low(free, false)), [true, false]);
-        assert_eq!(
-            [1000, 1099, 1100].map(|free| low(free, true)),
-            [true, true, false]
-        );
-    }
 
     #[test]
     fn pauses_grow_with_failures() {

@@ -49,8 +49,9 @@ struct Round {
 
 /// What is remembered of the files that nobody has open.
 pub(super) struct Visits {
-    /// Files that need no visit while they look like this.
-    finished: HashMap<Identity, Seen>,
+    /// Files that need no visit while they look like this, and whether something was left in them that is too
+    /// little while there is room.
+    finished: HashMap<Identity, (Seen, bool)>,
     /// How other files looked when they were last seen to change or to be in use, and when that was.
     watched: HashMap<Identity, (Seen, Instant)>,
     /// What was said of files that others use.
@@ -58,6 +59,8 @@ pub(super) struct Visits {
     /// Disks on which work has failed so many times, and when they were last left alone for it.
     failed: HashMap<Identity, (u32, Instant)>,
     rounds: HashMap<u64, Round>,
+    /// A file on each device.
+    places: HashMap<u64, PathBuf>,
     next_search: Instant,
     /// A search that is under way.
     searching: Option<Asked>,
@@ -73,10 +76,16 @@ impl Visits {
             refused: HashMap::new(),
             failed: HashMap::new(),
             rounds: HashMap::new(),
+            places: HashMap::new(),
             next_search: Instant::now(),
             searching: None,
             withheld: false,
         }
+    }
+
+    pub(super) fn is_finished(&self, stat: &Stat) -> bool {
+        let finished = self.finished.get(&stat.identity());
+        finished.is_some_and(|(known, _)| *known == seen(&stat.stamp()))
     }
 
     fn search_within(&mut self, wait: Duration) {
@@ -86,10 +95,23 @@ impl Visits {
 
 // What turns on disks tell.
 impl Agent {
-    /// That disk is as it is to be while its file looks like this.
-    pub(super) fn finish(&self, stat: &Stat) {
+    /// That disk is as it is to be while its file looks like this, or, where `too_little` was left, until the device
+    /// is about to be full.
+    pub(super) fn finish(&self, stat: &Stat, too_little: bool) {
         let finished = &mut self.visits.lock().finished;
-        finished.insert(stat.identity(), seen(&stat.stamp()));
+        finished.insert(stat.identity(), (seen(&stat.stamp()), too_little));
+    }
+
+    /// What was left on that device is worth a visit now.
+    pub(super) fn visit_again(&self, device: &Device) {
+        let mut visits = self.visits.lock();
+        let before = visits.finished.len();
+        let is_here = |disk: &Identity| self.core.devices.number(disk) == device.number;
+        (visits.finished).retain(|disk, (_, too_little)| !*too_little || !is_here(disk));
+        if visits.finished.len() < before {
+            visits.search_within(Duration::ZERO);
+            self.core.bell.ring();
+        }
     }
 
     /// Quiet begins anew: somebody is at the file.
@@ -133,6 +155,13 @@ impl Agent {
 impl Agent {
     /// The next visit on that device. `None` where there are no more.
     pub(super) fn visit_turn(&self, device: &Arc<Device>) -> Option<Turned> {
+        let place = self.visits.lock().places.get(&device.number).cloned();
+        if let Some(path) = place {
+            self.look_at_room(device, &path, || {
+                let (directory, name) = self.core.host.parent(&path)?;
+                directory.child(name)?.space()
+            });
+        }
         let now = Instant::now();
         let path = {
             let mut visits = self.visits.lock();
@@ -199,7 +228,7 @@ impl Agent {
     fn begin_visit(&self, path: PathBuf) -> Option<Identity> {
         let found = self.core.find_disk(&path, &self.family()).ok()?;
         let (identity, stamp) = (found.stat.identity(), found.stat.stamp());
-        if self.visits.lock().finished.get(&identity) == Some(&seen(&stamp)) {
+        if self.visits.lock().is_finished(&found.stat) {
             return None;
         }
         let opened = (self.core.disks).open(&self.core.probes, found, Purpose::Visit);
@@ -224,7 +253,7 @@ impl Agent {
             }
             Err(Refused::Failed(failure)) if !failure.may_pass() => {
                 // Not before it has changed.
-                visits.finished.insert(identity, seen(&stamp));
+                visits.finished.insert(identity, (seen(&stamp), false));
             }
             Err(_) => {}
         }
@@ -281,27 +310,42 @@ impl Agent {
             } else if !family.is_parent(&identity) {
                 let number = self.core.devices.number(&identity);
                 let round = visits.rounds.entry(number).or_default();
-                if round.begun == Some(identity) {
-                    continue;
+                if round.begun != Some(identity) {
+                    let key = (file.stat.allocated, identity);
+                    round.files.insert(key, file.path.clone());
                 }
-                let key = (file.stat.allocated, identity);
-                if round.files.is_empty() {
-                    let device = self.core.devices.of(&identity);
-                    let task = Task::Visits(Arc::clone(&device));
-                    let (gain, work) = (0, file.stat.allocated);
-                    // One that does not come back is not followed by another: the next file may do the same.
-                    device
-                        .queue
-                        .ensure(Key::Visits, task, Outlook { gain, work });
-                }
-                round.files.insert(key, file.path.clone());
             }
         }
+        self.call_on_devices(visits, files);
         let is_present = |identity: &Identity| present.contains(identity);
         visits.watched.retain(|identity, _| is_present(identity));
         visits.refused.retain(|identity, _| is_present(identity));
         visits.finished.retain(|identity, _| is_present(identity));
         visits.failed.retain(|identity, _| is_present(identity));
+    }
+
+    /// Has those devices have a turn on which there is a file to visit, or of which nobody knows any more how much
+    /// room they have.
+    fn call_on_devices(&self, visits: &mut Visits, files: &[File]) {
+        visits.places.clear();
+        for file in files {
+            let identity = file.stat.identity();
+            let number = self.core.devices.number(&identity);
+            if visits.places.contains_key(&number) {
+                continue;
+            }
+            visits.places.insert(number, file.path.clone());
+            let device = self.core.devices.of(&identity);
+            let first =
+                (visits.rounds.get(&number)).and_then(|round| round.files.first_key_value());
+            if first.is_none() && !device.is_room_unknown() {
+                continue;
+            }
+            let (gain, work) = (0, first.map_or(0, |((size, _), _)| *size));
+            let task = Task::Visits(Arc::clone(&device));
+            // One that does not come back is not followed by another: the next file may do the same.
+            (device.queue).ensure(Key::Visits, task, Outlook { gain, work });
+        }
     }
 
     /// How long the file must not have changed.
@@ -322,7 +366,7 @@ impl Agent {
     ) -> Option<Duration> {
         let (identity, now_seen) = (file.stat.identity(), seen(&file.stat.stamp()));
         let is_open = self.core.disks.get(&identity).is_some();
-        if is_open || visits.finished.get(&identity) == Some(&now_seen) {
+        if is_open || visits.is_finished(&file.stat) {
             return None;
         }
         // Whoever still writes to it does not always hold a lock. By our own clock: those of the

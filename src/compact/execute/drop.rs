@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Compactor;
-use crate::compact::{CompactError, LastWord};
+use crate::compact::CompactError;
 use crate::disk::{Candidates, Doubt, MOST};
 use crate::units::{BlockIndex, u64_from};
 
@@ -58,7 +58,7 @@ impl Compactor {
         };
         if self.asked.is_none_or(|then| then.elapsed() > ASK_AGAIN) {
             self.asked = Some(Instant::now());
-            if (self.last_word.as_ref()).is_some_and(|LastWord(may_go)| !may_go()) {
+            if (self.last_word.as_ref()).is_some_and(|last_word| !last_word.may_go()) {
                 self.disbelieve("there is, or may be, a disk over it by now");
                 return Ok(false);
             }

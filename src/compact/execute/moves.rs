@@ -22,6 +22,8 @@ const PLANNED: usize = 4096;
 const AT_ONCE: u64 = 4 << 20;
 /// How often the move of a block is given up in a run before it stays where it is.
 const PATIENCE: u8 = 3;
+/// Plans of a run beside a guest, which may make new holes all the time: then it is time to look what else there is.
+const PLANS: u32 = 16;
 /// Bytes that are moved beside a guest for each byte that the file gets shorter by, at most. Moved blocks
 /// come from the end of the file, so that one is what it takes where nothing is in the way; where it is more,
 /// a block that stays holds the end, and most of it would be for nothing.
@@ -152,9 +154,14 @@ impl Compactor {
                 self.metadata_moves = metadata_moves(free, &frame).into();
             }
         }
-        if self.moves.is_empty() && self.metadata_moves.is_empty() {
+        let is_planned = !self.moves.is_empty() || !self.metadata_moves.is_empty();
+        self.is_cut_short = is_planned && budget.beside_guest && self.plans >= PLANS;
+        if !is_planned || self.is_cut_short {
+            self.moves = VecDeque::new();
+            self.metadata_moves = VecDeque::new();
             self.end_moves();
         } else {
+            self.plans = self.plans.saturating_add(1);
             self.enter(Phase::Move, VecDeque::new());
             self.total = u64_from(self.moves.len()) * self.disk.geometry().block_size;
         }
@@ -177,6 +184,10 @@ impl Compactor {
         budget: Budget,
         go_on: &dyn Fn() -> bool,
     ) -> Result<(), CompactError> {
+        if self.disk.maintenance().is_room_wanted() {
+            self.let_go();
+            return Ok(());
+        }
         if self.batch.is_some() {
             return self.advance_batch(budget, go_on);
         }

@@ -68,6 +68,7 @@ pub(crate) struct Relocation {
 impl Relocation {
     /// Of no block yet.
     pub(crate) fn new(disk: Arc<Disk>) -> Self {
+        disk.withheld.begin();
         Self {
             disk,
             moves: Vec::new(),
@@ -244,6 +245,7 @@ impl Drop for Relocation {
         for moving in std::mem::take(&mut self.moves) {
             self.give_back(moving);
         }
+        self.disk.withheld.end();
     }
 }
 

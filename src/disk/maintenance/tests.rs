@@ -1,8 +1,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::*;
+use crate::compact::{IdlePolicy, IdleWork, Next};
 use crate::create::{CreateOptions, create};
 use crate::disk::OpenOptions;
 use crate::error::ErrorKind;
@@ -268,6 +273,153 @@ fn what_is_being_punched_is_nobodys() {
     }
 }
 
+/// Long enough for what does not wait, where it ought to.
+const A_WHILE: Duration = Duration::from_millis(150);
+
+/// On a full host all the space that there is may be away to be punched, or be the targets of a batch that rests.
+#[test]
+fn who_finds_no_space_waits_for_what_is_taken() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 10, true);
+        disk.discard(5 * BLOCK, 5 * BLOCK).unwrap();
+        disk.flush().unwrap();
+        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
+        let (punches, punching) = mpsc::channel();
+        let (written, is_written) = mpsc::channel();
+        let (punches, is_written) = (Mutex::new(punches), Mutex::new(is_written));
+        let once = AtomicBool::new(false);
+        storage.on_op(move |_, op| {
+            if op.kind == OpKind::PunchHole && !once.swap(true, Ordering::SeqCst) {
+                punches.lock().send(()).unwrap();
+                let _ = is_written.lock().recv_timeout(A_WHILE);
+            }
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| while disk.maintenance().punch_free(u64::MAX).unwrap() {});
+            punching.recv().unwrap();
+            let result = disk.write_at(&content(5), 5 * BLOCK);
+            let _ = written.send(());
+            result.unwrap();
+        });
+        storage.clear_hook();
+        hold(&disk, &[0, 4, 5]);
+    }
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 6, true);
+        let moves = holes_and_moves(&disk);
+        let mut batch = Relocation::new(Arc::clone(&disk));
+        for step in moves {
+            assert_eq!(batch.add(step, true), Added::Taken);
+        }
+        batch.advance(256 << 10, true);
+        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(|| disk.write_at(&content(9), 9 * BLOCK));
+            while !disk.maintenance().is_room_wanted() {
+                assert!(!guest.is_finished(), "{format}: {:?}", guest.join());
+                std::thread::yield_now();
+            }
+            drop(batch);
+            guest.join().unwrap().unwrap();
+        });
+        assert!(!disk.maintenance().is_room_wanted());
+        hold(&disk, &[2, 3, 4, 5, 9]);
+        // Where nothing is taken, nobody waits.
+        let begun = Instant::now();
+        for block in [0, 1, 10, 11, 12] {
+            let _ = disk.write_at(&content(block), block * BLOCK);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+/// A run that is under way lets go of what a guest on a full host needs, whatever its pace.
+#[test]
+fn a_run_lets_go_of_what_its_guest_needs() {
+    for busy_share in [0, 5] {
+        let (storage, disk) = disk(Format::Vhdx, 8, true);
+        disk.discard(0, 2 * BLOCK).unwrap();
+        disk.flush().unwrap();
+        let mut policy = IdlePolicy {
+            idle_after: Duration::from_secs(3600),
+            min_reclaim: 1,
+            ..IdlePolicy::default()
+        };
+        let mut idle = IdleWork::new(Arc::clone(&disk), policy);
+        let before = storage.counters().copies;
+        while storage.counters().copies < before + 2 {
+            idle.step();
+        }
+        policy.busy_share = busy_share;
+        idle.set_policy(policy);
+        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(|| disk.write_at(&content(9), 9 * BLOCK));
+            while !disk.maintenance().is_room_wanted() {
+                assert!(!guest.is_finished(), "{:?}", guest.join());
+                std::thread::yield_now();
+            }
+            idle.step();
+            guest.join().unwrap().unwrap();
+        });
+        hold(&disk, &[2, 3, 4, 5, 6, 7, 9]);
+    }
+}
+
+/// Who only overwrites changes nothing that there is to be found: runs to look for it have a pause in between, too.
+#[test]
+fn a_guest_that_only_overwrites_is_not_looked_at_all_the_time() {
+    let (_storage, disk) = disk(Format::Vhdx, 4, true);
+    let policy = IdlePolicy {
+        idle_after: Duration::from_secs(3600),
+        ..IdlePolicy::default()
+    };
+    let mut idle = IdleWork::new(Arc::clone(&disk), policy);
+    let settled = (0..1000).any(|_| matches!(idle.step(), Next::Done));
+    assert!(settled);
+    disk.write_at(&[1; 4096], 0).unwrap();
+    assert!(idle.seen() != Some(disk.io_count()));
+    match idle.step() {
+        Next::Wait(wait) => assert!(wait > A_WHILE, "{wait:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!idle.is_running());
+}
+
+/// The host tells of a failed write once: were that a write-back's to hear beside a sync, the guest's flush would
+/// succeed without the bytes.
+#[test]
+fn a_copy_is_not_written_back_beside_a_sync() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (storage, disk) = disk(format, 4, true);
+        let (done, is_done) = mpsc::channel();
+        let (done, is_done) = (Mutex::new(done), Mutex::new(is_done));
+        let (other, once) = (Arc::clone(&disk), AtomicBool::new(false));
+        let threads = Arc::new(Mutex::new(Vec::new()));
+        let started = Arc::clone(&threads);
+        storage.on_op(move |_, op| {
+            if op.kind == OpKind::Sync && !once.swap(true, Ordering::SeqCst) {
+                let (disk, done) = (Arc::clone(&other), done.lock().clone());
+                let writing = std::thread::spawn(move || {
+                    let range = FileRange::new(slot(&disk, 0), 4096);
+                    let result = disk.image.write_back(range);
+                    let _ = done.send(());
+                    result
+                });
+                started.lock().push(writing);
+                let beside = is_done.lock().recv_timeout(A_WHILE);
+                assert!(beside.is_err(), "written back beside a sync");
+            }
+        });
+        disk.write_at(&[1; 512], 0).unwrap();
+        disk.flush().unwrap();
+        storage.clear_hook();
+        for thread in threads.lock().drain(..) {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
 /// Beside a guest, a host that is to give up much is asked for a little at a time, and then cuts what it does
 /// not store.
 #[test]
@@ -314,7 +466,7 @@ fn a_long_tail_is_given_up_in_pieces() {
 
 /// What a flush of the guest frees while a full host lets a VHD grow by one slot only is not what it grows into.
 #[test]
-fn a_file_grows_behind_its_end_whatever_was_freed() {
+fn a_file_grows_past_its_end_whatever_was_freed() {
     let (storage, disk) = disk(Format::Vhd, 10, true);
     let len = disk.file_len();
     disk.discard(5 * BLOCK, 5 * BLOCK).unwrap();
@@ -332,11 +484,12 @@ fn a_file_grows_behind_its_end_whatever_was_freed() {
     });
     for block in 5..10 {
         disk.write_at(&content(block), block * BLOCK).unwrap();
+        // Nothing of the file is past its footer, where it would be lost.
+        let found = crate::storage::Storage::len(&*storage).unwrap();
+        assert_eq!(disk.file_len(), found);
+        assert!(found >= len);
     }
     storage.clear_hook();
-    assert!(disk.file_len() >= len);
-    let found = crate::storage::Storage::len(&*storage).unwrap();
-    assert_eq!(disk.file_len(), found);
     for block in 0..10 {
         holds(&disk, block, &content(block));
     }
@@ -346,7 +499,7 @@ fn a_file_grows_behind_its_end_whatever_was_freed() {
 /// copy that counts, or in none.
 #[test]
 fn a_block_has_one_copy_that_counts() {
-    use crate::compact::{CompactOptions, IdlePolicy, IdleWork, Next, Operation};
+    use crate::compact::{CompactOptions, Operation};
     for format in [Format::Vhd, Format::Vhdx] {
         let (storage, disk) = disk(format, 8, true);
         let mut was: Vec<Vec<u8>> = (0..8).map(content).collect();
@@ -358,7 +511,7 @@ fn a_block_has_one_copy_that_counts() {
         };
         discard(0..2);
         let policy = IdlePolicy {
-            idle_after: std::time::Duration::from_secs(3600),
+            idle_after: Duration::from_secs(3600),
             min_reclaim: 1,
             ..IdlePolicy::default()
         };
@@ -369,7 +522,7 @@ fn a_block_has_one_copy_that_counts() {
         }
         // The guest frees more; somebody asks for a compaction, and thinks better of it.
         discard(2..4);
-        let operation = Arc::new(parking_lot::Mutex::new(None::<Operation>));
+        let operation = Arc::new(Mutex::new(None::<Operation>));
         let (guest, asked) = (Arc::clone(&disk), Arc::clone(&operation));
         let once = AtomicBool::new(false);
         storage.on_op(move |_, op| {

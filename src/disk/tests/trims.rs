@@ -1,5 +1,7 @@
 //! Discards and zero writes that free nothing new.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::compact::CompactOptions;
 use crate::storage::sim::OpKind;
@@ -154,4 +156,32 @@ fn a_host_that_cannot_punch() {
     assert_eq!(asked(&storage, || disk.discard(offset, len).unwrap()), []);
     let other = asked(&storage, || disk.discard(7 * MIB, MIB / 2).unwrap());
     assert!(!other.contains(&OpKind::PunchHole), "{other:?}");
+}
+
+/// Neither of two requests that zero the same range at a time knows what the other does: it is looked at again.
+#[test]
+fn what_two_zero_at_a_time_is_not_taken_for_data() {
+    for zeros_written in [false, true] {
+        let (storage, disk) = full(Format::Vhdx, DiskType::Dynamic);
+        let (offset, len) = RANGES[0];
+        let (other, once) = (Arc::clone(&disk), AtomicBool::new(false));
+        storage.on_op(move |_, op| {
+            if op.kind == OpKind::PunchHole && !once.swap(true, Ordering::SeqCst) {
+                other.discard(offset, len).unwrap();
+            }
+        });
+        match zeros_written {
+            true => disk.write_at(&vec![0; usize_from(len)], offset).unwrap(),
+            false => disk.discard(offset, len).unwrap(),
+        }
+        storage.clear_hook();
+        let zeros = || disk.tracker.zeros(BlockIndex::new(0), offset, len);
+        assert_eq!(zeros(), None);
+        let options = CompactOptions {
+            punch_holes: true,
+            ..CompactOptions::default()
+        };
+        disk.compact(&options).wait().unwrap();
+        assert!(zeros().is_some(), "found by a scan");
+    }
 }

@@ -48,7 +48,7 @@ impl Vhd {
             let short = tail.filter(|tail| slot.place_aligned(*tail).is_none());
             short.filter(|tail| free.take(*tail))
         };
-        let extended = self.extend_behind(rest, more);
+        let extended = self.extend_from(rest, more);
         if let (Err(_), Some(rest)) = (&extended, rest) {
             self.space.free().give_back(rest);
         }
@@ -57,7 +57,7 @@ impl Vhd {
 
     /// Extends the file by `more` bytes, and one slot at least, which begins with `rest`: the end of the free
     /// space, taken, and too short for one.
-    fn extend_behind(&self, rest: Option<FileRange>, more: u64) -> Result<(), DiskError> {
+    fn extend_from(&self, rest: Option<FileRange>, more: u64) -> Result<(), DiskError> {
         let old_len = self.file_len();
         let footer_at = FileOffset::new(old_len.saturating_sub(FOOTER_LEN));
         let slot = self.geometry.slot;

@@ -11,9 +11,9 @@ use tempfile::TempDir;
 
 #[cfg(unix)]
 use super::super::DiskState;
+use super::super::agent::Agent;
 use super::super::{Attributes, DiskHandle, Library, LibraryError, LibraryOptions, NodeId};
 use super::*;
-#[cfg(unix)]
 use crate::compact::IdlePolicy;
 use crate::disk::parents::builder::{make_child, make_disk};
 use crate::error::ErrorKind;
@@ -276,6 +276,27 @@ fn background_work_leaves_parents_alone() {
         fs::metadata(at("base.vhd")).unwrap().modified().unwrap(),
         modified
     );
+}
+
+/// Right before what is free goes it is looked once more, for a child that has come since the last survey.
+#[test]
+fn a_child_of_the_last_moment_is_seen() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    make_disk(&at("base.vhd"));
+    let library = open(&root);
+    let _base = read(&library, "base.vhd");
+    let disk = library.core.disks.all().pop().unwrap();
+    let policy = Some(IdlePolicy::default());
+    let agent = Agent::new(library.core.clone(), policy, Duration::from_secs(1));
+    let last_word = agent.last_word(&disk);
+    assert!(last_word.may_go());
+    make_child(&at("child.vhd"), &at("base.vhd"), r".\base.vhd");
+    assert!(
+        !agent.family().is_parent(&disk.identity),
+        "not looked for yet"
+    );
+    assert!(!last_word.may_go());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 use crate::compact::{LowSpace, Room};
 use crate::library::agent::Agent;
 use crate::library::queue::Limits;
-use crate::storage::host::pin::Identity;
+use crate::storage::host::pin::{Identity, Stat};
 
 const LIMITS: Limits = Limits {
     hung: Duration::from_millis(100),
@@ -210,10 +210,26 @@ fn what_was_too_little_is_looked_at_again_where_space_gets_low() {
     };
     let agent = Agent::new(library.core.clone(), Some(policy), Duration::from_secs(1));
     let woken = |free| {
-        agent.note_room(&disks[1], Room { free, total: 1000 });
+        let room = Room { free, total: 1000 };
+        agent.note_room(&disks[1].device, Path::new("b.VHD"), room);
         [&disks[0], &disks[1]].map(|disk| disk.is_to_look_again())
     };
+    // And two that nobody has open.
+    let stats = ["c", "d"].map(|name| {
+        let path = root.path().join(name);
+        make_disk(&path);
+        Stat::at(&path).unwrap()
+    });
+    agent.finish(&stats[0], true);
+    agent.finish(&stats[1], false);
+    let finished = || {
+        stats
+            .each_ref()
+            .map(|stat| agent.visits.lock().is_finished(stat))
+    };
     assert_eq!(woken(100), [false, false]);
+    assert_eq!(finished(), [true, true]);
     assert_eq!(woken(99), [true, false]);
+    assert_eq!(finished(), [false, true]);
     assert_eq!(woken(99), [false, false], "once");
 }
