@@ -34,7 +34,7 @@ pub(crate) struct MountArguments {
     /// Let other users in, as far as the files' permissions do
     #[arg(long, hide = cfg!(windows))]
     pub(crate) allow_other: bool,
-    /// Compact a disk at full speed when no guest has used it for that long
+    /// Compact a disk at full speed when no guest has used it for that long; 0s: at all times
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = options::duration)]
     pub(crate) idle_after: Duration,
     /// Of how much of the time to compact disks whose guests are active; less where that makes them slower.
