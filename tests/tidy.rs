@@ -1,4 +1,7 @@
-//! The house rules that the compiler does not know: layers, sizes, leftovers.
+//! The house rules that the compiler does not know: layers, sizes, leftovers, documents.
+
+#[path = "tidy/documents.rs"]
+mod documents;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Structures of the Virtual Hard Disk format 1.0: footer, dynamic header, block allocation table.
 //!
-//! Field tables, deviations and their sources stand in the project's notes on the format; the
+//! Field tables, deviations and their sources stand in `mount/docs/reference/vhd.md`; the
 //! names here are the specification's. All integers are big-endian, a sector has 512 bytes.
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};

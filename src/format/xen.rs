@@ -1,6 +1,6 @@
 //! Xen's addition to dynamic VHDs: the batmap, one bit a block that says "all sectors written".
 //!
-//! Layout from blktap's `libvhd.h` and the project's notes. The map is an optimisation only: a
+//! Layout from blktap's `libvhd.h`, and `mount/docs/reference/vhd.md`. The map is an optimisation only: a
 //! clear bit makes a reader look at the block's sector bitmap, so that an empty map is always
 //! right, while a set bit on a block without a slot is damage. A tapdisk refuses to open the disk
 //! for writing where the checksum does not fit the map.

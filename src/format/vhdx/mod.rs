@@ -1,6 +1,6 @@
 //! Structures of the Virtual Hard Disk format 2: headers, region tables, metadata, block table.
 //!
-//! Field tables, deviations and their sources stand in the project's notes on the format; the
+//! Field tables, deviations and their sources stand in `mount/docs/reference/vhdx.md`; the
 //! names here are those of \[MS-VHDX\]. All integers are little-endian, and GUIDs have their first
 //! three groups so too. Checksums are CRC-32C with the checksum's own field taken as 0.
 
