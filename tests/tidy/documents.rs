@@ -14,6 +14,7 @@ fn documents(root: &Path) -> Vec<PathBuf> {
         "",
         "mount/docs",
         "mount/docs/reference",
+        ".github",
         ".github/ISSUE_TEMPLATE",
     ] {
         let entries = fs::read_dir(root.join(folder)).expect("a folder");
