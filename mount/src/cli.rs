@@ -35,7 +35,7 @@ struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the disks of a directory as raw files, and compact them while they are idle
+    /// Show the disks of a directory as raw files, and compact them in the background
     ///
     /// Every *.vhd, *.avhd, *.vhdx and *.avhdx file below DIR appears at the same place below MNT, with
     /// .raw behind its name. A disk over which others are is shown read-only.

@@ -140,6 +140,14 @@ impl Share {
 /// Reads a size, or a percentage: `100M`, `10%`.
 pub(crate) fn share(text: &str) -> Result<Share, String> {
     match text.strip_suffix('%') {
+        None if text
+            .parse()
+            .is_ok_and(|number: u64| (1..=100).contains(&number)) =>
+        {
+            Err(format!(
+                "{text} is {text} bytes or {text} percent: write {text}B or {text}%"
+            ))
+        }
         None => size(text).map(Share::Bytes),
         Some(_) => percent(text).map(Share::Percent),
     }
@@ -216,7 +224,9 @@ mod tests {
     fn shares() {
         assert_eq!(share("10%"), Ok(Share::Percent(10)));
         assert_eq!(share("16M"), Ok(Share::Bytes(16 << 20)));
-        for text in ["101%", "-1%", "%", "1.5%", "1M%"] {
+        assert_eq!(share("0"), Ok(Share::Bytes(0)));
+        assert_eq!(share("10B"), Ok(Share::Bytes(10)));
+        for text in ["101%", "-1%", "%", "1.5%", "1M%", "10"] {
             assert!(share(text).is_err(), "{text}");
         }
         assert_eq!((percent("5"), percent("0%")), (Ok(5), Ok(0)));

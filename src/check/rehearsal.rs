@@ -259,6 +259,10 @@ impl Storage for Rehearsal<'_> {
         self.inner.allocated_bytes()
     }
 
+    fn room(&self) -> Option<u64> {
+        None
+    }
+
     fn is_wanted(&self) -> bool {
         self.inner.is_wanted()
     }

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How far back it counts what the guest allocated, in times that a disk must be idle, and at most.
 const HORIZON: (u32, Duration) = (6, Duration::from_secs(600));
 
+/// Also where disks count as idle at all times.
+const SHORTEST: Duration = Duration::from_secs(1);
+
 /// Bounds of what a file grows by at a time, in bytes, as its image has them.
 const GROWTH: (u64, u64) = (16 << 20, 1 << 30);
 
@@ -36,7 +39,9 @@ impl Ahead {
 
     /// How long what was allocated counts.
     fn horizon(idle_after: Duration) -> Duration {
-        idle_after.saturating_mul(HORIZON.0).min(HORIZON.1)
+        idle_after
+            .saturating_mul(HORIZON.0)
+            .clamp(SHORTEST, HORIZON.1)
     }
 
     /// Takes in that the guest was given slots of `bytes` bytes until `now`.

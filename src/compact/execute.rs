@@ -135,8 +135,9 @@ pub(crate) struct Compactor {
     total: u64,
     /// How far the host's lack of room has gone.
     room: Room,
-    /// Blocks that could not be moved for that.
+    /// Blocks that could not be moved for that; those of the present plan.
     without_room: u64,
+    unplaced: u64,
     /// Whether something was left alone because the guest was at it.
     skipped: bool,
     report: CompactReport,
@@ -215,6 +216,7 @@ impl Compactor {
             total: 0,
             room: Room::Enough,
             without_room: 0,
+            unplaced: 0,
             skipped: false,
             report: CompactReport {
                 length_before,

@@ -11,7 +11,9 @@ use parking_lot::Mutex;
 
 use super::ahead::Ahead;
 use super::execute::{Budget, Compactor, Step};
+use super::ledger::Ledger;
 use super::pace::{Beside, LowSpace, Pace};
+use super::report::Kept;
 use super::{CompactError, CompactOptions, CompactReport, LastWord, Outlook, Phase};
 use crate::disk::Disk;
 use crate::storage::host::PUNCH_BY_DEFAULT;
@@ -76,8 +78,35 @@ struct Run {
     least: u64,
     /// The time in which the guest was active.
     beside_guest: Duration,
-    /// Bytes that its steps gave back to the host.
-    freed: u64,
+    /// What its steps gave back to the host, and took of it.
+    freed: Freed,
+}
+
+/// Bytes that the host got back from compaction, and those that it took for copies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Freed {
+    given: u64,
+    taken: u64,
+}
+
+impl Freed {
+    /// Of a step that copied, or read, so many bytes, while the host stored this before and after it. What it stores
+    /// more beyond that is its guest's.
+    fn of(before: u64, after: u64, copied: u64) -> Self {
+        Self {
+            given: before.saturating_sub(after),
+            taken: after.saturating_sub(before).min(copied),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.given = self.given.saturating_add(other.given);
+        self.taken = self.taken.saturating_add(other.taken);
+    }
+
+    fn net(self) -> u64 {
+        self.given.saturating_sub(self.taken)
+    }
 }
 
 /// The background compaction of one disk. Whoever owns it calls [`Self::step`] from one thread.
@@ -105,6 +134,11 @@ pub struct IdleWork {
     too_little: u64,
     /// As last estimated.
     outlook: Outlook,
+    /// In all.
+    freed: Freed,
+    /// What moves beside guests have cost, and whether there were none in the last run for that.
+    ledger: Ledger,
+    held_back: bool,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
@@ -138,6 +172,9 @@ impl IdleWork {
             last_word: None,
             report: None,
             too_little: 0,
+            freed: Freed::default(),
+            ledger: Ledger::new(now),
+            held_back: false,
         }
     }
 
@@ -182,6 +219,11 @@ impl IdleWork {
         self.too_little
     }
 
+    /// Bytes that the host has got back so far, less what it had to give for that.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed.net()
+    }
+
     /// Whether a run is under way.
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
@@ -207,11 +249,6 @@ impl IdleWork {
 
     /// As [`Self::step`]; where `go_on` says no, it ends early.
     pub fn step_while(&mut self, go_on: &dyn Fn() -> bool) -> Next {
-        if let Some(run) = &mut self.running
-            && self.disk.maintenance().is_room_wanted()
-        {
-            run.compactor.let_go();
-        }
         let now = Instant::now();
         let (count, idle) = (self.disk.io_count(), self.disk.idle_for());
         let beside = match idle >= self.policy.idle_after {
@@ -225,8 +262,10 @@ impl IdleWork {
             return self.busy_step(self.policy.idle_after.saturating_sub(idle));
         }
         // Less is kept ahead, or less is worth a run, than when it was looked last.
+        let may_move = beside == Beside::Nobody || self.ledger.allows(now);
         let is_more = self.spare() < self.kept
-            || self.too_little > 0 && self.too_little >= self.min_reclaim();
+            || self.too_little > 0 && self.too_little >= self.min_reclaim()
+            || self.held_back && may_move;
         if self.running.is_none() && self.seen == Some(count) && !is_more {
             return self.rest(now);
         }
@@ -265,15 +304,20 @@ impl IdleWork {
         if !self.disk.has_writers() {
             return 0;
         }
-        let slots = self.disk.maintenance().present_count();
-        self.ahead
-            .spare(slots.saturating_mul(self.disk.geometry().slot.len))
+        let (disk, slot_len) = (self.disk.maintenance(), self.disk.geometry().slot.len);
+        let present = disk.present_count();
+        let absent = u64::from(disk.block_count()).saturating_sub(present);
+        let spare = self.ahead.spare(present.saturating_mul(slot_len));
+        spare.min(absent.saturating_mul(slot_len))
     }
 
     /// Where there is nothing to do: when to look again, if there may be something to do without a change of the
     /// disk, because something is kept ahead.
     fn rest(&mut self, now: Instant) -> Next {
         self.kept = self.spare();
+        if self.held_back {
+            return Next::Wait(self.policy.idle_after.max(LOOK));
+        }
         match self.ahead.expires(now, self.policy.idle_after) {
             Some(wait) if self.kept > 0 => Next::Wait(wait.min(LOOK)),
             _ => Next::Done,
@@ -295,7 +339,12 @@ impl IdleWork {
         if self.disk.maintenance().punchable_free() < self.min_reclaim().max(1) {
             return Next::Wait(wait);
         }
-        match self.disk.maintenance().punch_free(u64::MAX) {
+        let before = self.disk.allocated_bytes();
+        let punched = self.disk.maintenance().punch_free(u64::MAX);
+        if let (Ok(before), Ok(after)) = (before, self.disk.allocated_bytes()) {
+            self.freed.add(Freed::of(before, after, 0));
+        }
+        match punched {
             Ok(_) => Next::Wait(wait),
             Err(error) => Next::Failed(error.into()),
         }
@@ -309,8 +358,10 @@ impl IdleWork {
         }
     }
 
-    fn begin(&self, now: Instant, count: u64) -> Result<Run, CompactError> {
+    fn begin(&mut self, now: Instant, count: u64, beside: Beside) -> Result<Run, CompactError> {
+        self.held_back = beside == Beside::Guest && !self.ledger.allows(now);
         let options = CompactOptions {
+            move_blocks: !self.held_back,
             punch_holes: self.policy.punch_holes,
             // It costs reading both disks, for what is seldom there: on request only.
             drop_identical: false,
@@ -331,7 +382,7 @@ impl IdleWork {
                 false => self.min_reclaim().max(1),
             },
             beside_guest: Duration::ZERO,
-            freed: 0,
+            freed: Freed::default(),
         })
     }
 
@@ -344,7 +395,7 @@ impl IdleWork {
     ) -> Result<Next, CompactError> {
         let mut run = match self.running.take() {
             Some(running) => running,
-            None => match self.begin(now, count) {
+            None => match self.begin(now, count, beside) {
                 Err(CompactError::Fixed) => {
                     self.seen = Some(count);
                     return Ok(Next::Done);
@@ -381,12 +432,12 @@ impl IdleWork {
 
     /// One step, and how long to do nothing after it; `None`: until the disk is idle.
     fn paced_step(
-        &self,
+        &mut self,
         run: &mut Run,
         beside: Beside,
         go_on: &dyn Fn() -> bool,
     ) -> Result<(Step, Option<Duration>), CompactError> {
-        let (disk, idle_after) = (&self.disk, self.policy.idle_after);
+        let (disk, idle_after) = (Arc::clone(&self.disk), self.policy.idle_after);
         let budget = Budget {
             bytes: self.pace.lock().budget(beside),
             beside_guest: beside == Beside::Guest,
@@ -400,19 +451,19 @@ impl IdleWork {
         let begun = Instant::now();
         let step = {
             let _working = activity.working();
-            let disk = disk.maintenance();
-            let is_wanted = || disk.is_wanted() || disk.is_room_wanted();
-            let go_on = || is_as_before() && go_on() && !is_wanted();
+            let go_on = || is_as_before() && go_on() && !disk.maintenance().is_wanted();
             run.compactor.step(budget, &go_on)
         };
         let took = begun.elapsed();
-        run.freed += stored.saturating_sub(disk.allocated_bytes()?);
         if beside == Beside::Guest {
             // With the pause before it.
             run.beside_guest += begun.duration_since(run.last_step) + took;
         }
         run.last_step = begun + took;
         let bytes = run.compactor.bytes_done() - before;
+        let freed = Freed::of(stored, disk.allocated_bytes()?, bytes);
+        run.freed.add(freed);
+        self.freed.add(freed);
         let pause = self.pace.lock().after(beside, took, bytes);
         match step {
             Ok(step) => Ok((step, pause)),
@@ -435,9 +486,21 @@ impl IdleWork {
         let mut report = run.compactor.into_report()?;
         // Its guest may have allocated, and dropped, meanwhile: what counts is what the run did.
         report.length_before = report.length_after.saturating_add(report.bytes_cut);
-        report.allocated_before = report.allocated_after.saturating_add(run.freed);
+        report.allocated_before = report.allocated_after.saturating_add(run.freed.net());
         report.took = now.duration_since(run.begun);
         report.beside_guest = run.beside_guest;
+        if !run.beside_guest.is_zero() {
+            let moved = report.bytes_moved.saturating_add(report.bytes_in_vain);
+            self.ledger.note(now, moved, report.bytes_cut);
+        }
+        if self.held_back {
+            let free = self.disk.maintenance().free_runs();
+            report.left.push(Kept {
+                reason: "moves beside the active guest have cost much more than they gave back"
+                    .to_owned(),
+                bytes: free.iter().map(|run| run.len).sum(),
+            });
+        }
         if self.policy.fs_aware && self.disk.has_writers() {
             // What its guest has deleted and not discarded.
             let reason = "the guest has the disk open for writing";

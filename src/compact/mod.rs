@@ -45,6 +45,7 @@ mod execute;
 mod fixed;
 mod freed;
 mod idle;
+mod ledger;
 mod outlook;
 mod pace;
 mod plan;

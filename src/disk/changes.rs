@@ -39,14 +39,9 @@ impl Changes {
 
     #[cold]
     fn tell(&self) {
-        if self.is_awaited.swap(false, Ordering::SeqCst) {
-            self.wake();
-        }
-    }
-
-    /// Tells, whether that was asked for or not.
-    pub(super) fn wake(&self) {
-        if let Some(tell) = self.tell.get() {
+        if self.is_awaited.swap(false, Ordering::SeqCst)
+            && let Some(tell) = self.tell.get()
+        {
             tell();
         }
     }

@@ -112,25 +112,24 @@ impl Disk {
 
     /// Does `change`; on a full host again, once what was discarded so far, or taken for moves, has made room.
     fn with_room(&self, change: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
+        let room = || (self.image.room_gained(), self.withheld.ended());
+        let mut before = room();
         let mut result = change();
         for attempt in 0..ROOM_ATTEMPTS {
-            match result {
-                // Others may have been faster.
-                Err(DiskError::NoSpace(_)) if self.make_room(attempt > 0) => result = change(),
-                _ => break,
+            if !matches!(result, Err(DiskError::NoSpace(_))) {
+                break;
             }
+            let is_made = matches!(self.image.make_room(before.0), Ok(true));
+            // What moves have taken is asked for where nothing else helps, or has not helped.
+            let is_let_go = (!is_made || attempt > 0) && self.withheld.let_go(self);
+            if !is_made && !is_let_go && self.withheld.ended() == before.1 {
+                break;
+            }
+            // Others may be faster again.
+            before = room();
+            result = change();
         }
         result
-    }
-
-    /// Whether there may be room now. What moves have taken is asked for where nothing else helps, or has not
-    /// `helped_little`. No gate may be held.
-    fn make_room(&self, helped_little: bool) -> bool {
-        let is_made = matches!(self.image.make_room(), Ok(true));
-        if is_made && !helped_little {
-            return true;
-        }
-        self.withheld.wait(|| self.changes.wake()) || is_made
     }
 
     fn write_pieces(&self, buf: &[u8], range: DiskRange) -> Result<(), DiskError> {

@@ -245,9 +245,15 @@ impl Maintenance<'_> {
         self.disk.image.punch_free(most)
     }
 
-    /// Whether a guest waits for the targets of a batch of moves, because a full host has no other space for it.
-    pub(crate) fn is_room_wanted(self) -> bool {
-        self.disk.withheld.is_wanted()
+    /// Bytes that the host has left, if that is known.
+    pub(crate) fn host_room(self) -> Option<u64> {
+        self.disk.image.storage().room()
+    }
+
+    /// Whether a batch of moves is under way.
+    #[cfg(test)]
+    pub(crate) fn has_moves(self) -> bool {
+        self.disk.withheld.any()
     }
 
     /// Makes free space inside the file of use while the host is full; says whether there was any.
@@ -255,7 +261,7 @@ impl Maintenance<'_> {
     /// # Errors
     /// The host's.
     pub(crate) fn make_room(self) -> Result<bool, DiskError> {
-        self.disk.image.make_room()
+        self.disk.image.make_room(self.disk.image.room_gained())
     }
 }
 

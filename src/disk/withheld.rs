@@ -1,65 +1,118 @@
-//! Free space of the file that moves of blocks have taken as their targets, and keep over many steps: on a full host
-//! it may be all that a guest could get.
+//! Free space of the file that moves of blocks have taken as their targets, and keep over many steps. On a full host it
+//! may be all that a guest could get: then the guest takes it back, and waits for nobody's next step.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// How long a guest waits for it: a bit longer than background work rests at most.
-const PATIENCE: Duration = Duration::from_secs(15);
+use super::{Disk, Move, Twin};
 
-#[derive(Debug, Default)]
-struct State {
-    /// Batches of moves that have taken some.
-    batches: usize,
-    /// Who waits for them to end.
-    waiting: usize,
+/// A block of a batch. Its target is taken.
+#[derive(Debug)]
+pub(super) struct Moving {
+    pub(super) step: Move,
+    pub(super) twin: Twin,
 }
 
-/// What has been taken, and who wants it.
+impl Moving {
+    /// Leaves the block where it is. How many bytes of it were copied.
+    pub(super) fn give_back(self, disk: &Disk) -> u64 {
+        let copied = self.twin.copied();
+        // No guest may write there any more.
+        drop(self.twin);
+        disk.image.give_back(self.step.to);
+        copied
+    }
+}
+
+/// The moves of a batch until it is concluded.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    /// In the order in which they are copied.
+    pub(super) list: Vec<Moving>,
+    /// It is being concluded: what it has taken is in use, or free, soon.
+    concluding: bool,
+    /// A guest has taken the targets back, of which so many bytes had been copied.
+    pub(super) let_go: Option<u64>,
+}
+
+/// A batch of moves, locked while a piece is copied.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    moves: Mutex<Moves>,
+    concluded: Condvar,
+}
+
+impl Batch {
+    pub(super) fn moves(&self) -> MutexGuard<'_, Moves> {
+        self.moves.lock()
+    }
+
+    /// What is left of it, to be concluded.
+    pub(super) fn conclude(&self) -> Moves {
+        let mut moves = self.moves.lock();
+        moves.concluding = true;
+        Moves {
+            list: std::mem::take(&mut moves.list),
+            concluding: false,
+            let_go: moves.let_go,
+        }
+    }
+
+    fn let_go(&self, disk: &Disk) {
+        let mut moves = self.moves.lock();
+        while moves.concluding {
+            self.concluded.wait(&mut moves);
+        }
+        for moving in std::mem::take(&mut moves.list) {
+            let copied = moving.give_back(disk);
+            moves.let_go = Some(moves.let_go.unwrap_or_default().saturating_add(copied));
+        }
+    }
+}
+
+/// The batches that are under way.
 #[derive(Debug, Default)]
 pub(super) struct Withheld {
-    state: Mutex<State>,
-    ended: Condvar,
+    batches: Mutex<Vec<Arc<Batch>>>,
+    /// How many have ended.
+    ended: AtomicU64,
 }
 
 impl Withheld {
     /// A batch begins.
-    pub(super) fn begin(&self) {
-        self.state.lock().batches += 1;
+    pub(super) fn begin(&self) -> Arc<Batch> {
+        let batch = Arc::new(Batch::default());
+        self.batches.lock().push(Arc::clone(&batch));
+        batch
     }
 
-    /// A batch has ended; what it had is free again, or in use.
-    pub(super) fn end(&self) {
-        let mut state = self.state.lock();
-        state.batches = state.batches.saturating_sub(1);
-        drop(state);
-        self.ended.notify_all();
+    /// It has ended; what it had is free again, or in use.
+    pub(super) fn end(&self, batch: &Arc<Batch>) {
+        self.batches
+            .lock()
+            .retain(|other| !Arc::ptr_eq(other, batch));
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        batch.moves.lock().concluding = false;
+        batch.concluded.notify_all();
     }
 
-    /// Whether somebody waits for the batches to end.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.state.lock().waiting > 0
+    #[cfg(test)]
+    pub(super) fn any(&self) -> bool {
+        !self.batches.lock().is_empty()
     }
 
-    /// Has the batches that are under way end, calls `tell` once that is asked for, and waits for it. Whether there
-    /// were any, and they have ended.
-    pub(super) fn wait(&self, tell: impl FnOnce()) -> bool {
-        let mut state = self.state.lock();
-        if state.batches == 0 {
-            return false;
-        }
-        state.waiting += 1;
-        drop(state);
-        tell();
-        let until = Instant::now() + PATIENCE;
-        let mut state = self.state.lock();
-        while state.batches > 0 {
-            if self.ended.wait_until(&mut state, until).timed_out() {
-                break;
-            }
-        }
-        state.waiting = state.waiting.saturating_sub(1);
-        state.batches == 0
+    /// How many batches have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Has all batches of `disk` let go of what they have taken: once a piece is copied, or, of one that is being
+    /// concluded, once that is done. Whether there were any. No gate may be held.
+    pub(super) fn let_go(&self, disk: &Disk) -> bool {
+        let batches = self.batches.lock().clone();
+        batches.iter().for_each(|batch| batch.let_go(disk));
+        !batches.is_empty()
     }
 }

@@ -325,13 +325,16 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where the host refuses for another reason than that it cannot punch.
     fn punch_free(&self, most: u64) -> Result<bool, DiskError>;
 
+    /// How often space of the file was given back to the host.
+    fn room_gained(&self) -> u64;
+
     /// Makes free space inside the file of use when the host is full: gives all of it back to the
     /// host or, where hole punching is off, has some of it ready for [`Self::reserve`]. Says whether
-    /// there was any.
+    /// there was any, or whether [`Self::room_gained`] is more than `seen`: then somebody else was faster.
     ///
     /// # Errors
     /// Where the host refuses.
-    fn make_room(&self) -> Result<bool, DiskError>;
+    fn make_room(&self, seen: u64) -> Result<bool, DiskError>;
 
     /// Free bytes that [`Self::punch_free`] would give back to the host; 0 where it does nothing.
     fn punchable_bytes(&self) -> u64;

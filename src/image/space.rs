@@ -44,11 +44,13 @@ pub(crate) struct Space {
     punch_holes: bool,
     /// Cleared when the host says that it cannot punch holes.
     host_punches: AtomicBool,
-    /// Up to where the tail was punched, for being cut off; a hint.
-    hollowed: AtomicU64,
+    /// What of the tail was punched, for being cut off; a hint.
+    hollowed: Mutex<Option<FileRange>>,
     /// How many have taken free space for a while, to clean it or to cut it off.
     absent: Mutex<usize>,
     returned: Condvar,
+    /// How often the host was given space back.
+    gained: AtomicU64,
 }
 
 /// Some free space is away for a while, until this is dropped.
@@ -81,9 +83,10 @@ impl Space {
             file_len: AtomicU64::new(file_len),
             punch_holes,
             host_punches: AtomicBool::new(true),
-            hollowed: AtomicU64::new(0),
+            hollowed: Mutex::new(None),
             absent: Mutex::new(0),
             returned: Condvar::new(),
+            gained: AtomicU64::new(0),
         }
     }
 
@@ -94,7 +97,9 @@ impl Space {
 
     /// Notes that the file's length was changed, under the length lock.
     pub(crate) fn set_file_len(&self, len: u64) {
-        self.file_len.store(len, Ordering::Release);
+        if self.file_len.swap(len, Ordering::AcqRel) > len {
+            self.note_gain();
+        }
     }
 
     /// The free space. Not to be held across I/O.
@@ -222,6 +227,9 @@ impl Space {
             result = result.and(image.sync());
         }
         let any = !zeroed.is_empty();
+        if any {
+            self.note_gain();
+        }
         let mut free = self.free();
         for range in zeroed {
             match result {
@@ -268,8 +276,18 @@ impl Space {
         any
     }
 
+    /// As [`Image::room_gained`].
+    pub(crate) fn gained(&self) -> u64 {
+        self.gained.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the host has more room than before.
+    fn note_gain(&self) {
+        self.gained.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// As [`Image::make_room`].
-    pub(crate) fn make_room(&self, image: &dyn Image) -> Result<bool, DiskError> {
+    pub(crate) fn make_room(&self, image: &dyn Image, seen: u64) -> Result<bool, DiskError> {
         image.check_writable()?;
         let was_away = self.wait_for_absent();
         image.sync()?;
@@ -279,7 +297,8 @@ impl Space {
         }
         let any = self.punchable() > 0;
         while self.punch_some(image, CLEAN_BATCH)? {}
-        Ok(any || was_away)
+        // Or somebody else has it in hand, or has done it since.
+        Ok(any || self.wait_for_absent() || was_away || self.gained() != seen)
     }
 
     /// As [`Image::punch_free`]. The ranges are taken while they are punched, so that no lock is needed; who
@@ -367,7 +386,9 @@ impl Space {
             return Ok(false);
         }
         // Not what was punched before: some hosts cannot tell, or keep a block that is punched in part.
-        let from = (tail.start).max(FileOffset::new(self.hollowed.load(Ordering::Relaxed)));
+        let hollowed = *self.hollowed.lock();
+        let hollowed = hollowed.filter(|hollowed| hollowed.start <= tail.start);
+        let from = hollowed.map_or(tail.start, |hollowed| hollowed.end().max(tail.start));
         let stored = match from < tail.end() {
             true => (self.storage.next_data(from, tail.end()))
                 .map_err(|error| DiskError::io("look for holes in the file", error))?,
@@ -376,14 +397,16 @@ impl Space {
         let part = stored.map(|data| FileRange::new(data.start, data.len.min(most)));
         let Some(part) = part.filter(|part| self.free().take(*part)) else {
             // Nothing is left, or somebody was given a part of it.
-            self.hollowed.store(0, Ordering::Relaxed);
+            *self.hollowed.lock() = None;
             return Ok(false);
         };
         let punched = self.storage.punch_hole(part);
         self.free().give_back(part);
         match punched {
             Ok(()) => {
-                self.hollowed.store(part.end().get(), Ordering::Relaxed);
+                self.note_gain();
+                let start = hollowed.map_or(tail.start, |hollowed| hollowed.start);
+                *self.hollowed.lock() = Some(FileRange::between(start, part.end()));
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {

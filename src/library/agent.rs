@@ -121,7 +121,7 @@ impl Agent {
         let mut workers: usize = devices.iter().map(|device| device.queue.workers()).sum();
         for device in &devices {
             if let Some(task) = device.queue.watch(now) {
-                say_stuck(&task);
+                self.say_stuck(&task);
             }
             if workers >= MAX_WORKERS {
                 next = next.min(now + POLL);
@@ -150,6 +150,18 @@ impl Agent {
             log::error!("background work: no thread: {error}");
         }
         started.is_ok()
+    }
+
+    fn say_stuck(&self, task: &Task) {
+        let path = match task {
+            Task::Disk(disk) => disk.path(),
+            Task::Visits(device) => self.visited(device).unwrap_or_default(),
+        };
+        log::warn!(
+            "{}: the host has not answered background work for half a minute; it is left alone until it does, \
+             and work on others goes on",
+            path.display()
+        );
     }
 
     pub(super) fn family(&self) -> Arc<Family> {
@@ -181,15 +193,4 @@ impl Work<Task> for Agent {
             Task::Visits(_) => false,
         }
     }
-}
-
-fn say_stuck(task: &Task) {
-    let what = match task {
-        Task::Disk(disk) => disk.path().display().to_string(),
-        Task::Visits(_) => "a file that is visited".to_owned(),
-    };
-    log::warn!(
-        "{what}: the host has not answered background work for half a minute; it is left alone until it does, \
-         and work on others goes on"
-    );
 }

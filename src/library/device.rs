@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -49,6 +50,8 @@ pub(super) struct Device {
     pub(super) queue: Queue<Key, Task>,
     /// How fast work on it goes beside guests.
     pub(super) pace: Arc<Mutex<Pace>>,
+    /// Bytes given back to the host, on all devices.
+    pub(super) reclaimed: Arc<AtomicU64>,
     /// Whether there is work on it, for who measures how long guests wait.
     pub(super) activity: Arc<Activity>,
     room: Mutex<Known>,
@@ -94,6 +97,7 @@ pub(super) struct Devices {
     bell: Arc<Bell>,
     limits: Limits,
     busy_share: u8,
+    reclaimed: Arc<AtomicU64>,
     /// Which device a file is on.
     number: fn(&Identity) -> u64,
 }
@@ -111,8 +115,14 @@ impl Devices {
             bell,
             limits,
             busy_share,
+            reclaimed: Arc::default(),
             number,
         }
+    }
+
+    /// Bytes given back to the host.
+    pub(super) fn reclaimed(&self) -> u64 {
+        self.reclaimed.load(Ordering::Relaxed)
     }
 
     /// The number of the device that the file is on.
@@ -129,6 +139,7 @@ impl Devices {
                 number,
                 queue: Queue::new(Arc::clone(&self.bell), self.limits),
                 pace: Arc::new(Mutex::new(Pace::new(self.busy_share))),
+                reclaimed: Arc::clone(&self.reclaimed),
                 activity: Arc::default(),
                 room: Mutex::default(),
             })
@@ -143,8 +154,11 @@ impl Devices {
     /// Forgets those on which nothing is left.
     pub(super) fn forget_unused(&self) {
         // Who has got one from here may be about to use it.
-        let is_used =
-            |device: &Arc<Device>| Arc::strong_count(device) > 1 || !device.queue.is_empty();
+        let is_used = |device: &Arc<Device>| {
+            // Of one that is about to be full that has been told, and is not to be told again.
+            let is_urgent = || device.pace.lock().is_urgent();
+            Arc::strong_count(device) > 1 || !device.queue.is_empty() || is_urgent()
+        };
         self.known.lock().retain(|_, device| is_used(device));
     }
 

@@ -401,6 +401,11 @@ impl Library {
         })
     }
 
+    /// Bytes that background work has given back to the host since the library was opened, of all disks.
+    pub fn reclaimed(&self) -> u64 {
+        self.core.devices.reclaimed()
+    }
+
     /// Every open disk and what happens to it.
     pub fn status(&self) -> Vec<DiskStatus> {
         let open = self.core.disks.all();

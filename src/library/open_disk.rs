@@ -245,12 +245,6 @@ impl OpenDisk {
         self.host.upgrade().is_some_and(|host| host.is_wanted())
     }
 
-    /// Whether a guest waits for what background work has taken of the file's free space.
-    pub(super) fn is_room_wanted(&self) -> bool {
-        let disk = self.disk();
-        disk.is_some_and(|disk| disk.maintenance().is_room_wanted())
-    }
-
     /// Whether it waits to read it alone.
     pub(super) fn is_wanted_to_read(&self) -> bool {
         self.host
@@ -435,7 +429,7 @@ impl OpenDisk {
                 .asking(last_word.clone())
         });
         work.set_policy(*policy);
-        let before = self.allocated();
+        let before = work.freed();
         let begun = Instant::now();
         let next = work.step_while(go_on);
         let worked = begun.elapsed() >= NOTICEABLE;
@@ -448,8 +442,11 @@ impl OpenDisk {
             // What readers cached of the free space is not there any more.
             self.content.store(probes.new_content(), Ordering::Release);
         }
-        let freed = before.saturating_sub(self.allocated());
-        self.reclaimed.fetch_add(freed, Ordering::Relaxed);
+        // What was taken for copies counts until their old places have gone.
+        let (now, more) = (work.freed(), &self.device.reclaimed);
+        for count in [&self.reclaimed, &**more] {
+            count.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
         Some(Stepped {
             next,
             worked,
@@ -465,10 +462,6 @@ impl OpenDisk {
         if let Some(host) = self.host.upgrade() {
             host.note(&|| disk.has_writers());
         }
-    }
-
-    fn allocated(&self) -> u64 {
-        self.sizes().map_or(0, |(_, allocated)| allocated)
     }
 
     /// The file's length, and what the host stores of it.

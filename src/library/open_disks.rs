@@ -336,7 +336,7 @@ impl OpenDisks {
             match failure.kind {
                 // Who visits says so, once.
                 ErrorKind::InUse if purpose == Purpose::Visit => {}
-                _ if purpose == Purpose::Visit => {
+                _ if purpose == Purpose::Visit && failure.may_pass() => {
                     log::debug!("{}: not visited: {}", found.path.display(), failure.reason);
                 }
                 // Says nothing about the file: it may be otherwise the next moment.

@@ -74,7 +74,11 @@ impl Failure {
     pub(super) fn may_pass(&self) -> bool {
         matches!(
             self.kind,
-            ErrorKind::Io | ErrorKind::InUse | ErrorKind::ParentMissing | ErrorKind::ParentMismatch
+            ErrorKind::Io
+                | ErrorKind::InUse
+                | ErrorKind::NoSpace
+                | ErrorKind::ParentMissing
+                | ErrorKind::ParentMismatch
         )
     }
 }

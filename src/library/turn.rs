@@ -22,6 +22,9 @@ const AFTER_FAILURES: Duration = Duration::from_secs(3600);
 /// The longest rest that a step asks for: what all others of its kind wait for.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a disk that was opened for writing still has children.
+const WHILE_A_PARENT: Duration = Duration::from_secs(60);
+
 /// How long a disk is left alone that has failed so many times.
 pub(super) fn pause_after(failures: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
@@ -102,6 +105,11 @@ impl Turn {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_waiting(&self) -> bool {
+        self.phase == Phase::Waiting && self.due.is_some()
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
     }
@@ -127,9 +135,6 @@ impl Agent {
         }
         if turn.waits_for_others && disk.has_writers() {
             // It is its guest's now.
-            turn.put(Phase::Working, Duration::ZERO);
-        }
-        if turn.phase == Phase::Working && disk.is_room_wanted() {
             turn.put(Phase::Working, Duration::ZERO);
         }
         let now = Instant::now();
@@ -251,12 +256,17 @@ impl Agent {
 
     fn take_turn(&self, disk: &Arc<OpenDisk>, turn: &mut Turn) {
         let now = Instant::now();
-        let left_alone = disk.is_read_only() || self.family().is_parent(&disk.identity);
-        let policy = self.policy.as_ref().filter(|_| !left_alone);
+        let policy = self.policy.as_ref().filter(|_| !disk.is_read_only());
         let (Some(policy), true) = (policy, turn.phase != Phase::Off) else {
             (turn.phase, turn.due) = (Phase::Off, None);
             return;
         };
+        if self.family().is_parent(&disk.identity) {
+            // Nothing is kept for a run that may never go on. The child may be gone some time.
+            disk.start_over();
+            turn.put(Phase::Waiting, WHILE_A_PARENT);
+            return disk.set_state(DiskState::Open);
+        }
         if disk.users() > 0 && disk.end_visit() {
             self.visit_is_over(&disk.device);
         }
@@ -286,9 +296,7 @@ impl Agent {
             true => Kind::Idle,
             false => Kind::Busy(now + active_for),
         };
-        if !disk.is_room_wanted()
-            && let Some(wait) = disk.device.queue.rest(turn.kind)
-        {
+        if let Some(wait) = disk.device.queue.rest(turn.kind) {
             // The device has done its share.
             return turn.put_step(turn.phase.resting(), wait);
         }
@@ -372,7 +380,13 @@ impl Agent {
         }
         let nobody_fits = disk.has_new_identity();
         if !nobody_fits && !std::mem::replace(&mut turn.told, true) {
-            log::info!(
+            // Of thousands that are visited, too.
+            let level = match disk.is_visiting() {
+                true => log::Level::Debug,
+                false => log::Level::Info,
+            };
+            log::log!(
+                level,
                 "{}: what its filesystems call free stays: a disk over it may be elsewhere, and would still be \
                  accepted",
                 disk.path().display()

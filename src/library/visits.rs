@@ -42,7 +42,7 @@ struct Round {
     /// What is to be visited, the smallest first.
     files: BTreeMap<(u64, Identity), PathBuf>,
     /// What is being opened for it.
-    begun: Option<Identity>,
+    begun: Option<(Identity, PathBuf)>,
     /// What is being visited, and since when.
     open: Vec<(Identity, Instant)>,
 }
@@ -180,7 +180,7 @@ impl Agent {
                     return Some(wait);
                 }
                 Some(((_, disk), path)) => {
-                    round.begun = Some(disk);
+                    round.begun = Some((disk, path.clone()));
                     path
                 }
                 None => {
@@ -197,6 +197,16 @@ impl Agent {
         round.begun = None;
         round.open.extend(begun.map(|disk| (disk, now)));
         Some(Self::visits_after(round, Duration::ZERO))
+    }
+
+    /// The file that is being opened for a visit on that device, or one that is there.
+    pub(super) fn visited(&self, device: &Device) -> Option<PathBuf> {
+        let visits = self.visits.lock();
+        let round = visits.rounds.get(&device.number);
+        let begun = round.and_then(|round| round.begun.as_ref());
+        (begun.map(|(_, path)| path))
+            .or_else(|| visits.places.get(&device.number))
+            .cloned()
     }
 
     /// A turn of visits has ended in a panic. The next search says what is left.
@@ -310,7 +320,7 @@ impl Agent {
             } else if !family.is_parent(&identity) {
                 let number = self.core.devices.number(&identity);
                 let round = visits.rounds.entry(number).or_default();
-                if round.begun != Some(identity) {
+                if (round.begun.as_ref()).is_none_or(|(begun, _)| *begun != identity) {
                     let key = (file.stat.allocated, identity);
                     round.files.insert(key, file.path.clone());
                 }

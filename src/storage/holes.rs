@@ -194,6 +194,10 @@ mod tests {
             fn allocated_bytes(&self) -> io::Result<u64> {
                 self.0.allocated_bytes()
             }
+            fn room(&self) -> Option<u64> {
+                None
+            }
+
             fn is_wanted(&self) -> bool {
                 false
             }

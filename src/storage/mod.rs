@@ -100,6 +100,9 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Bytes that the host stores for the file (`st_blocks * 512`).
     fn allocated_bytes(&self) -> io::Result<u64>;
 
+    /// Bytes that the host's file system has left for the file; `None` where that is not known.
+    fn room(&self) -> Option<u64>;
+
     /// Whether another program waits to open the file, which this one has to itself: to be asked between
     /// two steps of work that no guest asked for, which then ends. Nobody waits for a file that is open for
     /// guests.

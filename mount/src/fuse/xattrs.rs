@@ -207,7 +207,7 @@ fn mount_status(library: &Library, named: bool) -> MountJson {
         pid: std::process::id(),
         disks_open: disks.len(),
         handles: disks.iter().map(|disk| disk.handles).sum(),
-        reclaimed: disks.iter().map(|disk| disk.reclaimed).sum(),
+        reclaimed: library.reclaimed(),
         disks: disks
             .into_iter()
             .take(if named { MOST_DISKS } else { 0 })

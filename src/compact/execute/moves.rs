@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::{Budget, Compactor, Room};
+use crate::compact::ledger::DEAREST;
 use crate::compact::plan::{Choice, Plan, metadata_moves, plan, plan_top, without};
 use crate::compact::{CompactError, Phase};
 use crate::disk::{Added, Move, Relocation};
@@ -22,12 +23,10 @@ const PLANNED: usize = 4096;
 const AT_ONCE: u64 = 4 << 20;
 /// How often the move of a block is given up in a run before it stays where it is.
 const PATIENCE: u8 = 3;
+/// Room that the host must have beyond what a move takes of it, where nobody asked for that: others use the host, too.
+const RESERVE: u64 = 16 << 20;
 /// Plans of a run beside a guest, which may make new holes all the time: then it is time to look what else there is.
 const PLANS: u32 = 16;
-/// Bytes that are moved beside a guest for each byte that the file gets shorter by, at most. Moved blocks
-/// come from the end of the file, so that one is what it takes where nothing is in the way; where it is more,
-/// a block that stays holds the end, and most of it would be for nothing.
-const DEAREST: u64 = 4;
 
 impl Compactor {
     /// All that is left to do, as known, with what it leads to.
@@ -118,6 +117,7 @@ impl Compactor {
         let disk = disk.maintenance();
         disk.sync()?;
         self.moved_since_plan = false;
+        self.unplaced = 0;
         self.moves = VecDeque::new();
         self.metadata_moves = VecDeque::new();
         let frame = disk.frame(&|_| false);
@@ -184,10 +184,6 @@ impl Compactor {
         budget: Budget,
         go_on: &dyn Fn() -> bool,
     ) -> Result<(), CompactError> {
-        if self.disk.maintenance().is_room_wanted() {
-            self.let_go();
-            return Ok(());
-        }
         if self.batch.is_some() {
             return self.advance_batch(budget, go_on);
         }
@@ -201,9 +197,12 @@ impl Compactor {
             }
             // Every move of the plan was in a guest's way, or needed space: not now.
             self.skipped = true;
-            if self.room == Room::None {
-                self.without_room = u64_from(self.plan().moves.len());
-            }
+            self.without_room = match self.unplaced {
+                0 => 0,
+                // Of news, counting costs no more than what is new.
+                unplaced if self.is_of_news => unplaced,
+                _ => u64_from(self.plan().moves.len()),
+            };
             self.end_moves();
             return Ok(());
         }
@@ -228,13 +227,15 @@ impl Compactor {
         let Some(batch) = &mut self.batch else {
             return Ok(());
         };
+        // Also of a guest that comes back in the middle of a long step.
+        let written_back = budget.beside_guest || self.disk.has_writers();
         let mut left = budget.bytes;
         while batch.has_more() {
             if left == 0 && !self.at_once || !go_on() {
                 return Ok(());
             }
             let piece = COPY_PIECE.min(budget.bytes);
-            self.copied += batch.advance(piece, budget.beside_guest);
+            self.copied += batch.advance(piece, written_back);
             left = left.saturating_sub(piece);
         }
         if budget.beside_guest && left < budget.bytes && !self.at_once {
@@ -255,7 +256,7 @@ impl Compactor {
         self.report.bytes_moved += blocks * slot_len;
         self.report.given_up += u64_from(moved.given_up.len());
         self.report.bytes_in_vain += moved.copied_in_vain;
-        self.moved_since_plan |= blocks > 0;
+        self.moved_since_plan |= blocks > 0 || moved.is_let_go;
         for block in &moved.blocks {
             self.given_up.remove(block);
         }
@@ -279,6 +280,13 @@ impl Compactor {
         Ok(())
     }
 
+    /// Whether the host has room for so many bytes that it does not store yet.
+    fn has_room_for(&self, bytes: u64) -> bool {
+        let reserve = if self.is_of_news { RESERVE } else { 0 };
+        let room = self.disk.maintenance().host_room();
+        self.room != Room::None && room.is_none_or(|room| room >= bytes.saturating_add(reserve))
+    }
+
     /// Takes the targets of the next moves. One of them may take new host space.
     fn take_batch(&mut self) -> Relocation {
         let slot_len = self.disk.geometry().slot.len;
@@ -291,10 +299,10 @@ impl Compactor {
             if !batch.is_empty() && (alone || batch.bytes() + slot_len > MOVE_BATCH) {
                 break;
             }
-            let may_take_space = self.room != Room::None && !batch.takes_space();
-            match batch.add(step, may_take_space) {
+            let has_room = self.has_room_for(slot_len);
+            match batch.add(step, has_room && !batch.takes_space()) {
                 Added::Taken | Added::Stale => {}
-                Added::TakesSpace if self.room == Room::None => {}
+                Added::TakesSpace if !has_room => self.unplaced += 1,
                 Added::TakesSpace | Added::Full => break,
             }
             self.moves.pop_front();

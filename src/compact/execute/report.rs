@@ -33,6 +33,10 @@ impl Compactor {
                 "much would have to be moved for it beside an active guest",
                 self.too_dear,
             ),
+            (
+                "the host has no room to move them",
+                self.without_room * slot_len,
+            ),
         ];
         for (reason, bytes) in left.into_iter().filter(|(_, bytes)| *bytes > 0) {
             let reason = reason.to_owned();

@@ -24,7 +24,11 @@ impl Maintenance<'_> {
             (taken.iter()).for_each(|(_, at)| self.disk.image.give_back(*at));
             return Err(error);
         }
-        (taken.into_iter()).try_for_each(|(block, slot)| self.place(block, slot))
+        let mut taken = taken.into_iter();
+        let placed = (taken.by_ref()).try_for_each(|(block, slot)| self.place(block, slot));
+        // What it has not come to. What it did not commit, it has given back itself.
+        taken.for_each(|(_, at)| self.disk.image.give_back(at));
+        placed
     }
 
     /// Takes the places that are free still, and makes them read as zeros, durably.

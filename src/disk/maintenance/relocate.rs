@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::MOST;
+use crate::disk::withheld::{Batch, Moving};
 use crate::disk::{Disk, Twin};
 use crate::error::DiskError;
 use crate::image::MapEdit;
@@ -39,15 +40,10 @@ pub(crate) struct Moved {
     pub(crate) blocks: Vec<BlockIndex>,
     /// Blocks that stayed where they were because a guest changed them meanwhile.
     pub(crate) given_up: Vec<BlockIndex>,
+    /// Whether others stayed because a guest needed the space of their targets.
+    pub(crate) is_let_go: bool,
     /// Bytes that were copied for those.
     pub(crate) copied_in_vain: u64,
-}
-
-/// One block of a batch. Its target is taken.
-#[derive(Debug)]
-struct Moving {
-    step: Move,
-    twin: Twin,
 }
 
 /// A batch of moves under way, which may take many calls: blocks are copied piece by piece, and switched over
@@ -57,7 +53,9 @@ struct Moving {
 #[derive(Debug)]
 pub(crate) struct Relocation {
     disk: Arc<Disk>,
-    /// Those that are not given up, in the order in which they are copied.
+    /// Those that are not given up.
+    batch: Arc<Batch>,
+    /// Those of them that are being concluded.
     moves: Vec<Moving>,
     takes_space: bool,
     /// Why no further copies are made.
@@ -68,9 +66,10 @@ pub(crate) struct Relocation {
 impl Relocation {
     /// Of no block yet.
     pub(crate) fn new(disk: Arc<Disk>) -> Self {
-        disk.withheld.begin();
+        let batch = disk.withheld.begin();
         Self {
             disk,
+            batch,
             moves: Vec::new(),
             takes_space: false,
             failure: None,
@@ -80,12 +79,12 @@ impl Relocation {
 
     /// Whether nothing is to be moved.
     pub(crate) fn is_empty(&self) -> bool {
-        self.moves.is_empty()
+        self.batch.moves().list.is_empty()
     }
 
     /// Bytes of all the slots that move.
     pub(crate) fn bytes(&self) -> u64 {
-        self.slot_len() * u64_from(self.moves.len())
+        self.slot_len() * u64_from(self.batch.moves().list.len())
     }
 
     /// Whether one of the targets is not stored by the host yet.
@@ -100,7 +99,7 @@ impl Relocation {
     /// Takes the target of `step`, which its block keeps the same from here on, as far as it is copied. Where
     /// that takes new space of the host, only if it `may_take_space`.
     pub(crate) fn add(&mut self, step: Move, may_take_space: bool) -> Added {
-        if self.moves.len() == MOST {
+        if self.batch.moves().list.len() == MOST {
             return Added::Full;
         }
         let disk = &*self.disk;
@@ -117,35 +116,37 @@ impl Relocation {
             return Added::Stale;
         };
         self.takes_space |= new_space;
-        self.moves.push(Moving { step, twin });
+        self.batch.moves().list.push(Moving { step, twin });
         Added::Taken
     }
 
     /// The first block that is not all copied.
-    fn next(&self) -> Option<usize> {
+    fn next(&self, moves: &[Moving]) -> Option<usize> {
         let len = self.slot_len();
-        let next = (self.moves.iter()).position(|moving| moving.twin.copied() < len);
+        let next = (moves.iter()).position(|moving| moving.twin.copied() < len);
         next.filter(|_| self.failure.is_none())
     }
 
     /// Whether there is more to be copied.
     pub(crate) fn has_more(&self) -> bool {
-        self.next().is_some()
+        self.next(&self.batch.moves().list).is_some()
     }
 
     /// Copies the next piece, `most` bytes of it, and says how many bytes that were. Where a guest may sync
     /// the file at any moment it is to be `written_back`, so that the guest never waits for more than one
     /// piece.
     pub(crate) fn advance(&mut self, most: u64, written_back: bool) -> u64 {
-        let Some(at) = self.next() else {
+        let batch = Arc::clone(&self.batch);
+        let mut moves = batch.moves();
+        let Some(at) = self.next(&moves.list) else {
             return 0;
         };
-        if self.moves[at].twin.is_given_up() {
-            let given_up = self.moves.remove(at);
+        if moves.list[at].twin.is_given_up() {
+            let given_up = moves.list.remove(at);
             self.give_up(given_up);
             return 0;
         }
-        match self.moves[at].twin.copy(&self.disk, most, written_back) {
+        match moves.list[at].twin.copy(&self.disk, most, written_back) {
             Ok(copied) => copied,
             Err(error) => {
                 self.failure = Some(error);
@@ -161,10 +162,7 @@ impl Relocation {
     }
 
     fn give_back(&mut self, moving: Moving) {
-        self.moved.copied_in_vain += moving.twin.copied();
-        // No guest may write there any more.
-        drop(moving.twin);
-        self.disk.image.give_back(moving.step.to);
+        self.moved.copied_in_vain += moving.give_back(&self.disk);
     }
 
     /// Switches the table over to the copies that are complete, durably; the others are given up.
@@ -173,6 +171,10 @@ impl Relocation {
     /// The image's. What was copied and not switched over is as if nothing had happened.
     pub(crate) fn conclude(mut self) -> (Moved, Result<(), DiskError>) {
         let len = self.slot_len();
+        let left = self.batch.conclude();
+        self.moves = left.list;
+        self.moved.is_let_go = left.let_go.is_some();
+        self.moved.copied_in_vain += left.let_go.unwrap_or_default();
         while let Some(at) = (self.moves.iter()).position(|moving| moving.twin.copied() < len) {
             let part = self.moves.remove(at);
             self.give_back(part);
@@ -242,10 +244,11 @@ impl Relocation {
 
 impl Drop for Relocation {
     fn drop(&mut self) {
-        for moving in std::mem::take(&mut self.moves) {
+        let left = self.batch.conclude().list;
+        for moving in std::mem::take(&mut self.moves).into_iter().chain(left) {
             self.give_back(moving);
         }
-        self.disk.withheld.end();
+        self.disk.withheld.end(&self.batch);
     }
 }
 

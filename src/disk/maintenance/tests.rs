@@ -1,8 +1,10 @@
+mod full;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -275,96 +277,6 @@ fn what_is_being_punched_is_nobodys() {
 
 /// Long enough for what does not wait, where it ought to.
 const A_WHILE: Duration = Duration::from_millis(150);
-
-/// On a full host all the space that there is may be away to be punched, or be the targets of a batch that rests.
-#[test]
-fn who_finds_no_space_waits_for_what_is_taken() {
-    for format in [Format::Vhd, Format::Vhdx] {
-        let (storage, disk) = disk(format, 10, true);
-        disk.discard(5 * BLOCK, 5 * BLOCK).unwrap();
-        disk.flush().unwrap();
-        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
-        let (punches, punching) = mpsc::channel();
-        let (written, is_written) = mpsc::channel();
-        let (punches, is_written) = (Mutex::new(punches), Mutex::new(is_written));
-        let once = AtomicBool::new(false);
-        storage.on_op(move |_, op| {
-            if op.kind == OpKind::PunchHole && !once.swap(true, Ordering::SeqCst) {
-                punches.lock().send(()).unwrap();
-                let _ = is_written.lock().recv_timeout(A_WHILE);
-            }
-        });
-        std::thread::scope(|scope| {
-            scope.spawn(|| while disk.maintenance().punch_free(u64::MAX).unwrap() {});
-            punching.recv().unwrap();
-            let result = disk.write_at(&content(5), 5 * BLOCK);
-            let _ = written.send(());
-            result.unwrap();
-        });
-        storage.clear_hook();
-        hold(&disk, &[0, 4, 5]);
-    }
-    for format in [Format::Vhd, Format::Vhdx] {
-        let (storage, disk) = disk(format, 6, true);
-        let moves = holes_and_moves(&disk);
-        let mut batch = Relocation::new(Arc::clone(&disk));
-        for step in moves {
-            assert_eq!(batch.add(step, true), Added::Taken);
-        }
-        batch.advance(256 << 10, true);
-        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
-        std::thread::scope(|scope| {
-            let guest = scope.spawn(|| disk.write_at(&content(9), 9 * BLOCK));
-            while !disk.maintenance().is_room_wanted() {
-                assert!(!guest.is_finished(), "{format}: {:?}", guest.join());
-                std::thread::yield_now();
-            }
-            drop(batch);
-            guest.join().unwrap().unwrap();
-        });
-        assert!(!disk.maintenance().is_room_wanted());
-        hold(&disk, &[2, 3, 4, 5, 9]);
-        // Where nothing is taken, nobody waits.
-        let begun = Instant::now();
-        for block in [0, 1, 10, 11, 12] {
-            let _ = disk.write_at(&content(block), block * BLOCK);
-        }
-        assert!(begun.elapsed() < Duration::from_secs(5));
-    }
-}
-
-/// A run that is under way lets go of what a guest on a full host needs, whatever its pace.
-#[test]
-fn a_run_lets_go_of_what_its_guest_needs() {
-    for busy_share in [0, 5] {
-        let (storage, disk) = disk(Format::Vhdx, 8, true);
-        disk.discard(0, 2 * BLOCK).unwrap();
-        disk.flush().unwrap();
-        let mut policy = IdlePolicy {
-            idle_after: Duration::from_secs(3600),
-            min_reclaim: 1,
-            ..IdlePolicy::default()
-        };
-        let mut idle = IdleWork::new(Arc::clone(&disk), policy);
-        let before = storage.counters().copies;
-        while storage.counters().copies < before + 2 {
-            idle.step();
-        }
-        policy.busy_share = busy_share;
-        idle.set_policy(policy);
-        storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
-        std::thread::scope(|scope| {
-            let guest = scope.spawn(|| disk.write_at(&content(9), 9 * BLOCK));
-            while !disk.maintenance().is_room_wanted() {
-                assert!(!guest.is_finished(), "{:?}", guest.join());
-                std::thread::yield_now();
-            }
-            idle.step();
-            guest.join().unwrap().unwrap();
-        });
-        hold(&disk, &[2, 3, 4, 5, 6, 7, 9]);
-    }
-}
 
 /// Who only overwrites changes nothing that there is to be found: runs to look for it have a pause in between, too.
 #[test]

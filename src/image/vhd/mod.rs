@@ -433,8 +433,12 @@ impl Image for Vhd {
         self.space.punch_some(self, most)
     }
 
-    fn make_room(&self) -> Result<bool, DiskError> {
-        self.space.make_room(self)
+    fn room_gained(&self) -> u64 {
+        self.space.gained()
+    }
+
+    fn make_room(&self, seen: u64) -> Result<bool, DiskError> {
+        self.space.make_room(self, seen)
     }
 
     fn punchable_bytes(&self) -> u64 {

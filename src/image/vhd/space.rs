@@ -29,7 +29,10 @@ impl Vhd {
     /// Extends the file by some slots. The length lock is held.
     pub(super) fn grow(&self) -> Result<(), DiskError> {
         let len = self.file_len();
-        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+        // More than its blocks can come to need is of no use.
+        let absent = u64::from(self.map.len()).saturating_sub(self.map.present_count());
+        let wanted = absent.saturating_mul(self.geometry.slot.len);
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH).min(wanted)) {
             Err(DiskError::NoSpace(_)) if self.file_len() == len => self.extend(0),
             other => other,
         }

@@ -283,8 +283,12 @@ impl Image for Vhdx {
         self.file.space.punch_some(self, most)
     }
 
-    fn make_room(&self) -> Result<bool, DiskError> {
-        self.file.space.make_room(self)
+    fn room_gained(&self) -> u64 {
+        self.file.space.gained()
+    }
+
+    fn make_room(&self, seen: u64) -> Result<bool, DiskError> {
+        self.file.space.make_room(self, seen)
     }
 
     fn punchable_bytes(&self) -> u64 {

@@ -182,6 +182,10 @@ where
         Err(refused())
     }
 
+    fn room(&self) -> Option<u64> {
+        self.inner.room()
+    }
+
     fn is_wanted(&self) -> bool {
         self.inner.is_wanted()
     }

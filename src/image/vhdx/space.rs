@@ -22,7 +22,9 @@ impl Vhdx {
     pub(super) fn grow(&self) -> Result<(), DiskError> {
         let file_len = || self.file.space.file_len();
         let len = file_len();
-        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH)) {
+        let absent = u64::from(self.map.len()).saturating_sub(self.map.present_count());
+        let wanted = absent.saturating_mul(self.geometry.slot.len);
+        match self.extend((len / 4).clamp(MIN_GROWTH, MAX_GROWTH).min(wanted.max(1))) {
             Err(DiskError::NoSpace(_)) if file_len() == len => self.extend(1),
             other => other,
         }

@@ -278,6 +278,45 @@ fn background_work_leaves_parents_alone() {
     );
 }
 
+/// A disk that gets a child while it is worked on: nothing is kept for the run that may not go on, and it is looked
+/// again whether the child is gone.
+#[test]
+fn who_gets_a_child_is_left_alone_while_he_has_it() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    crate::create::create(
+        &at("base.vhd"),
+        &crate::create::CreateOptions::dynamic(64 << 20),
+    )
+    .unwrap();
+    let disk = crate::disk::Disk::open(&at("base.vhd"), &Default::default()).unwrap();
+    disk.write_at(&vec![1; 32 << 20], 0).unwrap();
+    drop(disk);
+    let policy = IdlePolicy {
+        idle_after: Duration::from_secs(3600),
+        min_reclaim: 0,
+        ..IdlePolicy::default()
+    };
+    let options = LibraryOptions {
+        compact: Some(policy),
+        ..LibraryOptions::default()
+    };
+    let library = open_with(&root, options);
+    let node = find(&library, "base.vhd").node;
+    let handle = library.open_disk(node, true).unwrap();
+    let state = || library.disk_status(node).unwrap().state;
+    handle.disk().discard(0, 16 << 20).unwrap();
+    let has_batch = || handle.disk().maintenance().has_moves();
+    eventually("moves are under way", has_batch);
+    assert_eq!(state(), DiskState::Compacting);
+    make_child(&at("child.vhd"), &at("base.vhd"), r".\base.vhd");
+    library.core.families.renew();
+    eventually("it is left alone", || state() == DiskState::Open);
+    assert!(!has_batch());
+    let turn = *library.core.disks.all().pop().unwrap().turn.lock();
+    assert!(turn.is_waiting());
+}
+
 /// Right before what is free goes it is looked once more, for a child that has come since the last survey.
 #[test]
 fn a_child_of_the_last_moment_is_seen() {

@@ -233,3 +233,26 @@ fn what_was_too_little_is_looked_at_again_where_space_gets_low() {
     assert_eq!(finished(), [false, true]);
     assert_eq!(woken(99), [false, false], "once");
 }
+
+#[test]
+fn low_space_is_told_once_also_where_nothing_is_open() {
+    let root = sample();
+    let library = open(&root);
+    let stat = Stat::at(&root.path().join("a.vhd")).unwrap();
+    let policy = IdlePolicy {
+        low_space: LowSpace::Bytes(100),
+        ..IdlePolicy::default()
+    };
+    let agent = Agent::new(library.core.clone(), Some(policy), Duration::from_secs(1));
+    let began = [1, 1, 1000, 1].map(|free| {
+        // What a search does for a device, and what its worker does.
+        agent.finish(&stat, true);
+        let device = library.core.devices.of(&stat.identity());
+        let room = Room { free, total: 1000 };
+        agent.note_room(&device, Path::new("a.vhd"), room);
+        drop(device);
+        library.core.devices.forget_unused();
+        !agent.visits.lock().is_finished(&stat)
+    });
+    assert_eq!(began, [true, false, false, true]);
+}

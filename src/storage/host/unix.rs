@@ -551,6 +551,11 @@ impl Storage for HostFile {
         Ok(self.file.metadata()?.blocks().saturating_mul(512))
     }
 
+    fn room(&self) -> Option<u64> {
+        let found = rustix::fs::fstatvfs(&*self.file).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn is_wanted(&self) -> bool {
         (self.lease.as_ref()).is_some_and(|lease| lease.is_wanted(&self.file))
     }

@@ -419,6 +419,11 @@ impl Storage for HostFile {
         Ok(self.stat()?.allocated)
     }
 
+    fn room(&self) -> Option<u64> {
+        let space = Space::of(self.file.as_handle()).ok()?;
+        Some(space.blocks_available.saturating_mul(space.block_size))
+    }
+
     fn is_wanted(&self) -> bool {
         false
     }

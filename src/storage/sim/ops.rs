@@ -245,6 +245,12 @@ impl Storage for SimStorage {
         self.query(|state| state.volatile.allocated())
     }
 
+    fn room(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let capacity = state.capacity?;
+        Some(capacity.saturating_sub(state.volatile.allocated()))
+    }
+
     fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }

@@ -45,6 +45,23 @@ const REPARSE_LEN: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Pin(OwnedHandle);
 
+impl Space {
+    /// Of the file system that an open file lies on.
+    pub(crate) fn of(file: BorrowedHandle<'_>) -> io::Result<Self> {
+        let found: FullSize = sys::volume_information(file, FileFsFullSizeInformation)?;
+        let number = |found: i64| u64::try_from(found).unwrap_or(0);
+        Ok(Self {
+            block_size: u64_from_u32(found.unit_sectors) * u64_from_u32(found.sector_size),
+            blocks: number(found.units),
+            blocks_free: number(found.free),
+            blocks_available: number(found.available),
+            files: 0,
+            files_free: 0,
+            name_max: 255,
+        })
+    }
+}
+
 impl Pin {
     /// The directory at `path`. Links are followed.
     ///
@@ -311,17 +328,7 @@ impl Pin {
 
     /// Sizes of the file system that it lies on.
     pub(crate) fn space(&self) -> io::Result<Space> {
-        let found: FullSize = sys::volume_information(self.handle(), FileFsFullSizeInformation)?;
-        let number = |found: i64| u64::try_from(found).unwrap_or(0);
-        Ok(Space {
-            block_size: u64_from_u32(found.unit_sectors) * u64_from_u32(found.sector_size),
-            blocks: number(found.units),
-            blocks_free: number(found.free),
-            blocks_available: number(found.available),
-            files: 0,
-            files_free: 0,
-            name_max: 255,
-        })
+        Space::of(self.handle())
     }
 
     fn kind(&self) -> io::Result<Kind> {
