@@ -195,6 +195,13 @@ impl Compactor {
             if self.moved_since_plan {
                 return self.plan_moves(budget);
             }
+            if self.unplaced > 0
+                && self.room == Room::Enough
+                && self.disk.maintenance().make_room()?
+            {
+                self.room = Room::Made;
+                return self.plan_moves(budget);
+            }
             // Every move of the plan was in a guest's way, or needed space: not now.
             self.skipped = true;
             self.without_room = match self.unplaced {

@@ -243,9 +243,25 @@ impl OpenFile {
     }
 
     /// Has the host store all of the log, whose bytes stay what they are: a file comes out the same on every
-    /// host.
+    /// host. A host that has no room for it keeps what it has.
     fn store_log(&self) -> io::Result<()> {
+        let holes = self.holes_of_log()?;
+        let stored = holes
+            .iter()
+            .try_for_each(|hole| self.storage.write_zeroes(*hole));
+        if stored.is_err() {
+            for hole in holes {
+                // Where that cannot be, it only takes more room than it need.
+                let _ = self.storage.punch_hole(hole);
+            }
+        }
+        stored
+    }
+
+    /// What the host does not store of the log.
+    fn holes_of_log(&self) -> io::Result<Vec<FileRange>> {
         let log = self.log.range();
+        let mut holes = Vec::new();
         let mut at = match log.len > MAX_STORED_LOG {
             true => log.end(),
             false => log.start,
@@ -255,11 +271,11 @@ impl OpenFile {
             let data = data.unwrap_or(FileRange::between(log.end(), log.end()));
             let hole = FileRange::between(at, data.start);
             if !hole.is_empty() {
-                self.storage.write_zeroes(hole)?;
+                holes.push(hole);
             }
             at = data.end();
         }
-        Ok(())
+        Ok(holes)
     }
 
     /// Makes `change` in both headers, durably.

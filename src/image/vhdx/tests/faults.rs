@@ -55,6 +55,17 @@ fn a_full_host_refuses_a_change_before_it_is_made() {
     assert!(matches!(error, DiskError::NoSpace(_)), "{error}");
     image.check_writable().unwrap();
     assert!(other.to_bytes() == before);
+    // Nor does it take the little room that there is: here in the middle of the log, after a first part of it.
+    let stored = other.allocated_bytes().unwrap();
+    other.set_capacity(None);
+    let (start, len) = (MIB, 4096);
+    (other.write_all_at(&[0; 4096], at(start + 8 * len))).unwrap();
+    let stored = stored + len;
+    assert_eq!(other.allocated_bytes().unwrap(), stored);
+    other.set_capacity(Some(stored + 10 * len));
+    let error = image.begin_change().unwrap_err();
+    assert!(matches!(error, DiskError::NoSpace(_)), "{error}");
+    assert_eq!(other.allocated_bytes().unwrap(), stored);
 }
 
 #[test]
