@@ -402,9 +402,7 @@ pub enum DiskError {
         disk_len: u64,
     },
     /// No room: the host is full, or the format's largest file is reached.
-    #[error(
-        "no space left on the host for the disk's file, or the file is as long as its format allows"
-    )]
+    #[error("no space left on the host, or the file is as long as its format allows")]
     NoSpace(#[source] Option<io::Error>),
     /// A commit or a sync failed earlier; what is on the host is unknown until a reopen.
     #[error("the disk takes no more changes since an earlier failure ({0}); reopen it")]
