@@ -140,6 +140,9 @@ pub(crate) struct Compactor {
     unplaced: u64,
     /// Whether something was left alone because the guest was at it.
     skipped: bool,
+    /// Whether blocks may be moved now, and whether none were planned to because they may not.
+    may_move: bool,
+    is_held_back: bool,
     report: CompactReport,
     scanner: Scanner,
     /// The block that was compared with the parent last.
@@ -218,6 +221,8 @@ impl Compactor {
             without_room: 0,
             unplaced: 0,
             skipped: false,
+            may_move: true,
+            is_held_back: false,
             report: CompactReport {
                 length_before,
                 allocated_before,
@@ -256,9 +261,24 @@ impl Compactor {
         self.spare = spare;
     }
 
+    /// Has blocks moved, or none, from the next plan on.
+    pub(crate) fn allow_moves(&mut self, may_move: bool) {
+        self.may_move = may_move;
+    }
+
+    /// Whether no moves were planned because they were not allowed.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.is_held_back
+    }
+
     /// Bytes that were read and copied so far.
     pub(crate) fn bytes_done(&self) -> u64 {
         self.scanner.bytes_read + self.copied
+    }
+
+    /// Bytes that were copied so far, for nothing or not, and bytes that were cut off the file.
+    pub(crate) fn bytes_moved(&self) -> (u64, u64) {
+        (self.copied, self.report.bytes_cut)
     }
 
     /// Reports sizes as of now instead of as of the disk's opening.

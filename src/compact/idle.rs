@@ -90,7 +90,7 @@ struct Freed {
 }
 
 impl Freed {
-    /// Of a step that copied, or read, so many bytes, while the host stored this before and after it. What it stores
+    /// Of a step that copied so many bytes, while the host stored this before and after it. What it stores
     /// more beyond that is its guest's.
     fn of(before: u64, after: u64, copied: u64) -> Self {
         Self {
@@ -139,6 +139,8 @@ pub struct IdleWork {
     /// What moves beside guests have cost, and whether there were none in the last run for that.
     ledger: Ledger,
     held_back: bool,
+    /// Whether something stayed in the last run because the host has no room to move it.
+    lacks_room: bool,
 }
 
 /// How many times [`IdlePolicy::idle_after`] a disk may be busy before what it freed is given back
@@ -149,6 +151,9 @@ const BUSY_TURNS: u32 = 12;
 /// to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// How long after a run for which the host had no room the next one begins.
+const WITHOUT_ROOM: Duration = Duration::from_secs(30);
 
 /// How often it is looked for something to do while something is kept ahead, or beside a guest.
 const LOOK: Duration = Duration::from_secs(1);
@@ -175,6 +180,7 @@ impl IdleWork {
             freed: Freed::default(),
             ledger: Ledger::new(now),
             held_back: false,
+            lacks_room: false,
         }
     }
 
@@ -217,6 +223,17 @@ impl IdleWork {
     /// Bytes that could go, and are less than [`IdlePolicy::min_reclaim`].
     pub fn too_little(&self) -> u64 {
         self.too_little
+    }
+
+    /// As after so many bytes that were moved for nothing.
+    #[cfg(test)]
+    pub(crate) fn owe(&mut self, bytes: u64) {
+        self.ledger.note(Instant::now(), bytes, 0);
+    }
+
+    /// Whether something stays only because the host has no room to move it.
+    pub(crate) fn lacks_room(&self) -> bool {
+        self.lacks_room
     }
 
     /// Bytes that the host has got back so far, less what it had to give for that.
@@ -263,7 +280,7 @@ impl IdleWork {
         }
         // Less is kept ahead, or less is worth a run, than when it was looked last.
         let may_move = beside == Beside::Nobody || self.ledger.allows(now);
-        let is_more = self.spare() < self.kept
+        let is_more = self.spare_wanted() < self.kept
             || self.too_little > 0 && self.too_little >= self.min_reclaim()
             || self.held_back && may_move;
         if self.running.is_none() && self.seen == Some(count) && !is_more {
@@ -299,24 +316,30 @@ impl IdleWork {
         (self.pace.lock()).observe(now, &reading, last_request, idle_after);
     }
 
-    /// Bytes that are to stay free at the end of the file: none once nobody may write.
-    fn spare(&self) -> u64 {
+    /// Bytes that are to stay free at the end of the file, if its blocks can come to need them: none once nobody
+    /// may write.
+    fn spare_wanted(&self) -> u64 {
         if !self.disk.has_writers() {
             return 0;
         }
-        let (disk, slot_len) = (self.disk.maintenance(), self.disk.geometry().slot.len);
-        let present = disk.present_count();
-        let absent = u64::from(disk.block_count()).saturating_sub(present);
-        let spare = self.ahead.spare(present.saturating_mul(slot_len));
-        spare.min(absent.saturating_mul(slot_len))
+        let slots = self.disk.maintenance().present_count();
+        self.ahead
+            .spare(slots.saturating_mul(self.disk.geometry().slot.len))
+    }
+
+    fn spare(&self) -> u64 {
+        let disk = self.disk.maintenance();
+        let absent = u64::from(disk.block_count()).saturating_sub(disk.present_count());
+        let most = absent.saturating_mul(self.disk.geometry().slot.len);
+        self.spare_wanted().min(most)
     }
 
     /// Where there is nothing to do: when to look again, if there may be something to do without a change of the
     /// disk, because something is kept ahead.
     fn rest(&mut self, now: Instant) -> Next {
-        self.kept = self.spare();
+        self.kept = self.spare_wanted();
         if self.held_back {
-            return Next::Wait(self.policy.idle_after.max(LOOK));
+            return Next::Wait(self.policy.idle_after.clamp(LOOK, LOOK * 5));
         }
         match self.ahead.expires(now, self.policy.idle_after) {
             Some(wait) if self.kept > 0 => Next::Wait(wait.min(LOOK)),
@@ -358,10 +381,9 @@ impl IdleWork {
         }
     }
 
-    fn begin(&mut self, now: Instant, count: u64, beside: Beside) -> Result<Run, CompactError> {
-        self.held_back = beside == Beside::Guest && !self.ledger.allows(now);
+    fn begin(&mut self, now: Instant, count: u64) -> Result<Run, CompactError> {
+        self.held_back = false;
         let options = CompactOptions {
-            move_blocks: !self.held_back,
             punch_holes: self.policy.punch_holes,
             // It costs reading both disks, for what is seldom there: on request only.
             drop_identical: false,
@@ -376,7 +398,7 @@ impl IdleWork {
             count,
             begun: now,
             last_step: now,
-            least: match self.spare() < self.kept {
+            least: match self.spare_wanted() < self.kept {
                 // What was kept ahead counted before.
                 true => 1,
                 false => self.min_reclaim().max(1),
@@ -395,7 +417,7 @@ impl IdleWork {
     ) -> Result<Next, CompactError> {
         let mut run = match self.running.take() {
             Some(running) => running,
-            None => match self.begin(now, count, beside) {
+            None => match self.begin(now, count) {
                 Err(CompactError::Fixed) => {
                     self.seen = Some(count);
                     return Ok(Next::Done);
@@ -405,6 +427,8 @@ impl IdleWork {
         };
         let looking = |phase| matches!(phase, Phase::Survey | Phase::Scan);
         let was_looking = looking(run.compactor.phase());
+        let may_move = beside == Beside::Nobody || self.ledger.allows(now);
+        run.compactor.allow_moves(may_move);
         let (step, pause) = self.paced_step(&mut run, beside, go_on)?;
         if was_looking && !looking(run.compactor.phase()) {
             let gain = run.compactor.reclaimable();
@@ -414,6 +438,7 @@ impl IdleWork {
                 let path = self.disk.path().display();
                 log::debug!("{path}: not compacted: {gain} bytes could go");
                 self.seen = Some(run.count);
+                self.held_back = !may_move;
                 self.put_off(beside, pause);
                 return Ok(self.rest(now));
             }
@@ -443,7 +468,7 @@ impl IdleWork {
             beside_guest: beside == Beside::Guest,
         };
         run.compactor.keep_ahead(self.spare());
-        let before = run.compactor.bytes_done();
+        let before = (run.compactor.bytes_done(), run.compactor.bytes_moved());
         // A guest that comes back to an idle disk finds a step as long as one of an active guest.
         let is_as_before = || beside == Beside::Guest || disk.idle_for() >= idle_after;
         let stored = disk.allocated_bytes()?;
@@ -460,8 +485,12 @@ impl IdleWork {
             run.beside_guest += begun.duration_since(run.last_step) + took;
         }
         run.last_step = begun + took;
-        let bytes = run.compactor.bytes_done() - before;
-        let freed = Freed::of(stored, disk.allocated_bytes()?, bytes);
+        let bytes = run.compactor.bytes_done() - before.0;
+        let (copied, cut) = run.compactor.bytes_moved();
+        let (copied, cut) = (copied - before.1.0, cut - before.1.1);
+        let paid_for = if beside == Beside::Guest { copied } else { 0 };
+        self.ledger.note(run.last_step, paid_for, cut);
+        let freed = Freed::of(stored, disk.allocated_bytes()?, copied);
         run.freed.add(freed);
         self.freed.add(freed);
         let pause = self.pace.lock().after(beside, took, bytes);
@@ -483,23 +512,24 @@ impl IdleWork {
         let now = Instant::now();
         let has_skipped = run.compactor.has_skipped();
         let is_cut_short = run.compactor.is_cut_short();
+        self.held_back = run.compactor.is_held_back();
+        self.lacks_room = run.compactor.without_room() > 0;
         let mut report = run.compactor.into_report()?;
         // Its guest may have allocated, and dropped, meanwhile: what counts is what the run did.
         report.length_before = report.length_after.saturating_add(report.bytes_cut);
         report.allocated_before = report.allocated_after.saturating_add(run.freed.net());
         report.took = now.duration_since(run.begun);
         report.beside_guest = run.beside_guest;
-        if !run.beside_guest.is_zero() {
-            let moved = report.bytes_moved.saturating_add(report.bytes_in_vain);
-            self.ledger.note(now, moved, report.bytes_cut);
-        }
         if self.held_back {
+            let slot_len = self.disk.geometry().slot.len;
             let free = self.disk.maintenance().free_runs();
-            report.left.push(Kept {
-                reason: "moves beside the active guest have cost much more than they gave back"
-                    .to_owned(),
-                bytes: free.iter().map(|run| run.len).sum(),
-            });
+            let slots: u64 = free.iter().map(|run| run.len / slot_len).sum();
+            let reason = "moves beside the active guest have cost much more than they gave back";
+            let bytes = slots.saturating_mul(slot_len).saturating_sub(self.spare());
+            if bytes > 0 {
+                let reason = reason.to_owned();
+                report.left.push(Kept { reason, bytes });
+            }
         }
         if self.policy.fs_aware && self.disk.has_writers() {
             // What its guest has deleted and not discarded.
@@ -524,6 +554,11 @@ impl IdleWork {
         }
         self.left = 0;
         self.put_off(beside, pause);
+        if self.lacks_room {
+            self.seen = None;
+            self.not_before = now + WITHOUT_ROOM;
+            return Ok(Next::Wait(WITHOUT_ROOM));
+        }
         if is_cut_short {
             self.seen = None;
             return Ok(Next::Wait(self.not_before.saturating_duration_since(now)));

@@ -33,22 +33,26 @@ impl Ledger {
 
     /// Takes in that until `now` so many bytes were `moved` beside a guest, and `given_back`.
     pub(crate) fn note(&mut self, now: Instant, moved: u64, given_back: u64) {
-        let debt = self.debt(now).saturating_add(moved);
+        let (debt, halves) = self.halved(now);
+        self.at = match debt {
+            0 => now,
+            // What has passed of the present half-life counts.
+            _ => self.at + HALF_LIFE.saturating_mul(halves),
+        };
+        let debt = debt.saturating_add(moved);
         self.debt = debt.saturating_sub(given_back.saturating_mul(DEAREST));
-        self.at = now;
     }
 
     /// Whether more may be moved beside a guest.
     pub(crate) fn allows(&self, now: Instant) -> bool {
-        self.debt(now) <= CREDIT
+        self.halved(now).0 <= CREDIT
     }
 
-    fn debt(&self, now: Instant) -> u64 {
+    /// The debt at `now`, and how many half-lives that is after `at`.
+    fn halved(&self, now: Instant) -> (u64, u32) {
         let halves = now.saturating_duration_since(self.at).as_secs() / HALF_LIFE.as_secs();
-        u32::try_from(halves)
-            .ok()
-            .and_then(|halves| self.debt.checked_shr(halves))
-            .unwrap_or(0)
+        let halves = u32::try_from(halves).unwrap_or(u32::MAX);
+        (self.debt.checked_shr(halves).unwrap_or(0), halves)
     }
 }
 
@@ -83,8 +87,21 @@ mod tests {
         }
         // In a day: the credit, and half of it again in each of 144 half-lives.
         assert!((64 * MIB..145 * 64 * MIB).contains(&moved), "{moved}");
-        // What has given back much has paid for later.
-        ledger.note(begun, 0, u64::MAX);
-        assert!(ledger.allows(begun));
+    }
+
+    #[test]
+    fn what_is_owed_is_forgotten_however_often_it_is_noted() {
+        let begun = Instant::now();
+        let mut ledger = Ledger::new(begun);
+        ledger.note(begun, 128 * MIB, 0);
+        let allowed = (1..3600).find(|second| {
+            let now = begun + Duration::from_secs(*second);
+            ledger.note(now, 0, 0);
+            ledger.allows(now)
+        });
+        assert_eq!(allowed, Some(600));
+        ledger.note(begun, 1024 * MIB, 0);
+        ledger.note(begun, 0, 256 * MIB);
+        assert!(ledger.allows(begun), "paid");
     }
 }

@@ -38,8 +38,8 @@ const BUSY_BYTES: (u64, u64) = (64 << 10, 1 << 20);
 const BESIDE_OTHERS: f64 = 0.8;
 /// The smallest share, as a part of the largest.
 const FLOOR: f64 = 16.0;
-/// By how many octaves requests beside a step may take longer: by a quarter.
-const TOLERANCE: f64 = 0.32;
+/// By how many octaves requests beside a step may take longer: by an eighth.
+const TOLERANCE: f64 = 0.16;
 /// A step that took very long says more of the host than of itself.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// When guests that ask for nothing no longer count.
@@ -320,7 +320,7 @@ mod tests {
         let mut rounds = 0;
         while pace.busy_share() < 0.08 {
             // As fast as the tolerance has it.
-            pace.observe(now, &reads((100, 100), (16, 120)), Some(now), IDLE_AFTER);
+            pace.observe(now, &reads((100, 100), (16, 110)), Some(now), IDLE_AFTER);
             rounds += 1;
         }
         assert_eq!(rounds, 8);

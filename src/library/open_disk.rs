@@ -79,6 +79,8 @@ pub(super) struct OpenDisk {
     last_run: Mutex<Option<Arc<CompactReport>>>,
     /// Bytes that could go, and are less than background work is done for.
     pub(super) too_little: AtomicU64,
+    /// Whether something stays because the host has no room to move it.
+    pub(super) lacks_room: AtomicBool,
     reclaimed: AtomicU64,
     state: Mutex<DiskState>,
     pub(super) device: Arc<Device>,
@@ -195,6 +197,7 @@ impl OpenDisk {
             told: AtomicBool::new(false),
             last_run: Mutex::new(None),
             too_little: AtomicU64::new(0),
+            lacks_room: AtomicBool::new(false),
             reclaimed: AtomicU64::new(0),
             state: Mutex::new(DiskState::Open),
         }
@@ -434,6 +437,7 @@ impl OpenDisk {
         let next = work.step_while(go_on);
         let worked = begun.elapsed() >= NOTICEABLE;
         self.too_little.store(work.too_little(), Ordering::Relaxed);
+        (self.lacks_room).store(work.lacks_room(), Ordering::Relaxed);
         if let Some(report) = work.take_report() {
             *self.last_run.lock() = Some(Arc::new(report));
         }

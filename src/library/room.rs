@@ -29,13 +29,19 @@ impl Agent {
 
     pub(super) fn note_room(&self, device: &Device, path: &Path, room: Room) {
         let Some(policy) = &self.policy else { return };
-        let begins = {
+        let (was_low, is_low) = {
             let mut pace = device.pace.lock();
-            let is_low = is_low(policy.low_space, room, pace.is_urgent());
-            pace.look_at_room(Instant::now(), is_low)
+            let was_low = pace.is_urgent();
+            let is_low = is_low(policy.low_space, room, was_low);
+            pace.look_at_room(Instant::now(), is_low);
+            (was_low, is_low)
         };
-        if !begins {
+        if was_low == is_low {
             return;
+        }
+        if !is_low {
+            // What there was no room to move.
+            return self.visit_again(device);
         }
         log::warn!(
             "{}: its file system has {} of {} bytes free: compaction takes more of the time until it has more",

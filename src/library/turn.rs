@@ -74,6 +74,8 @@ pub(super) struct Turn {
     kind: Kind,
     /// It waits until others have left the file alone for long: not once a guest may write to it.
     waits_for_others: bool,
+    /// It waits until the disk has no children any more.
+    is_parent: bool,
 }
 
 impl Turn {
@@ -89,12 +91,13 @@ impl Turn {
             rest: Duration::ZERO,
             kind: Kind::Look,
             waits_for_others: false,
+            is_parent: false,
         }
     }
 
     fn put(&mut self, phase: Phase, wait: Duration) {
         (self.phase, self.due) = (phase, Some(Instant::now() + wait.min(FOREVER)));
-        self.waits_for_others = false;
+        (self.waits_for_others, self.is_parent) = (false, false);
     }
 
     /// As [`Self::put`], for a step: if its guest may be idle earlier, that is looked at then.
@@ -220,6 +223,7 @@ impl Agent {
                 Duration::ZERO
             }
             Phase::Settled { .. } | Phase::Failed | Phase::Off => self.linger,
+            Phase::Waiting if turn.is_parent && disk.is_visiting() => Duration::ZERO,
             // It is as it was found; if it changes no more, it is visited.
             Phase::Waiting if !disk.was_written() && !disk.is_visiting() => self.linger,
             // Work that has waited that long for a disk nobody uses will not come to anything.
@@ -236,18 +240,24 @@ impl Agent {
         if (self.closes_at(disk, turn, now)).is_none_or(|due| due > now) {
             return false;
         }
+        let lacks_room = disk.lacks_room.load(Ordering::Relaxed);
         // A guest may have come, and gone again, since the last step.
         let done = match turn.phase {
             Phase::Settled { io_count } => io_count == disk.io_count(),
             // Not for ever, where only somebody else's use of it was the reason.
             Phase::Off => !disk.may_become_writable(),
+            // Once there is room again it is worth another visit.
+            Phase::Waiting if disk.is_visiting() => lacks_room,
             Phase::Working | Phase::Waiting | Phase::Failed => false,
         };
         let Some(stat) = self.close(disk) else {
             return false;
         };
         match done {
-            true => self.finish(&stat, disk.too_little.load(Ordering::Relaxed) > 0),
+            true => {
+                let too_little = disk.too_little.load(Ordering::Relaxed) > 0;
+                self.finish(&stat, too_little || lacks_room);
+            }
             // What is left is for a visit.
             false => self.search_soon(),
         }
@@ -261,14 +271,15 @@ impl Agent {
             (turn.phase, turn.due) = (Phase::Off, None);
             return;
         };
+        if disk.users() > 0 && disk.end_visit() {
+            self.visit_is_over(&disk.device);
+        }
         if self.family().is_parent(&disk.identity) {
             // Nothing is kept for a run that may never go on. The child may be gone some time.
             disk.start_over();
             turn.put(Phase::Waiting, WHILE_A_PARENT);
+            turn.is_parent = true;
             return disk.set_state(DiskState::Open);
-        }
-        if disk.users() > 0 && disk.end_visit() {
-            self.visit_is_over(&disk.device);
         }
         let io_count = disk.io_count();
         match turn.phase {

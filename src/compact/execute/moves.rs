@@ -86,13 +86,20 @@ impl Compactor {
             true => run.len,
             false => run.len / shape.len * shape.len,
         };
-        let holes: u64 = match self.options.move_blocks {
-            true => {
-                let free: u64 = disk.free_runs().iter().map(whole).sum();
-                free.saturating_add(disk.awaiting_bytes())
+        let free = disk.free_runs();
+        let holes: u64 = match self.moves_blocks() {
+            true => free.iter().map(whole).sum(),
+            // The end goes in any case, and the rest where it is punched.
+            false => {
+                let is_last = |run: &&FileRange| run.end().get() + shape.len > file_len;
+                let cut = free.iter().filter(is_last).map(whole).sum();
+                match self.punches() {
+                    true => disk.punchable_free().max(cut),
+                    false => cut,
+                }
             }
-            false => 0,
         };
+        let holes = holes.saturating_add(disk.awaiting_bytes());
         let inside = match self.punches() {
             true => disk.zeros_inside(self.book()),
             false => 0,
@@ -101,6 +108,10 @@ impl Compactor {
             .saturating_add(holes)
             .saturating_sub(self.spare)
             .saturating_add(inside)
+    }
+
+    fn moves_blocks(&self) -> bool {
+        self.options.move_blocks && self.may_move
     }
 
     /// Has the next step plan.
@@ -126,7 +137,8 @@ impl Compactor {
         let mut free = disk.free_runs();
         free.retain(|run| run.end().get() < file_len.saturating_sub(frame.trailer_len));
         let shape = self.disk.geometry().slot;
-        if self.options.move_blocks {
+        self.is_held_back = self.options.move_blocks && !self.may_move;
+        if self.moves_blocks() {
             // What a guest writes to often goes last, for while a block moves each write is two; what has to
             // be given up again and again, not at all.
             let given_up = |block| self.given_up.get(&block).copied().unwrap_or_default();
@@ -203,7 +215,7 @@ impl Compactor {
                 return self.plan_moves(budget);
             }
             // Every move of the plan was in a guest's way, or needed space: not now.
-            self.skipped = true;
+            self.skipped |= self.unplaced == 0;
             self.without_room = match self.unplaced {
                 0 => 0,
                 // Of news, counting costs no more than what is new.
@@ -287,11 +299,12 @@ impl Compactor {
         Ok(())
     }
 
-    /// Whether the host has room for so many bytes that it does not store yet.
+    /// Whether so many bytes may be taken of the host that it does not store yet. Where somebody asked for the
+    /// compaction, the host itself says whether it has them.
     fn has_room_for(&self, bytes: u64) -> bool {
-        let reserve = if self.is_of_news { RESERVE } else { 0 };
-        let room = self.disk.maintenance().host_room();
-        self.room != Room::None && room.is_none_or(|room| room >= bytes.saturating_add(reserve))
+        let disk = self.disk.maintenance();
+        let room = disk.host_room().filter(|_| self.is_of_news);
+        self.room != Room::None && room.is_none_or(|room| room >= bytes.saturating_add(RESERVE))
     }
 
     /// Takes the targets of the next moves. One of them may take new host space.

@@ -298,6 +298,50 @@ fn a_guest_that_only_overwrites_is_not_looked_at_all_the_time() {
     assert!(!idle.is_running());
 }
 
+/// Where moves have cost too much beside a guest, what needs none goes all the same; the rest once the guest rests.
+#[test]
+fn what_needs_no_move_goes_whatever_moves_have_cost() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (_storage, disk) = disk(format, 12, true);
+        let mut policy = IdlePolicy {
+            idle_after: Duration::from_secs(3600),
+            busy_share: 100,
+            min_reclaim: 1,
+            ..IdlePolicy::default()
+        };
+        let mut idle = IdleWork::new(Arc::clone(&disk), policy);
+        idle.owe(1 << 40);
+        // The end of the file, and a place in the middle.
+        disk.discard(8 * BLOCK, 4 * BLOCK).unwrap();
+        disk.discard(2 * BLOCK, BLOCK).unwrap();
+        disk.flush().unwrap();
+        let (stored, len) = (disk.allocated_bytes().unwrap(), disk.file_len());
+        let ended = (0..5000).any(|_| match idle.step() {
+            Next::Wait(wait) if !idle.is_running() => wait > A_WHILE,
+            Next::Done => panic!("moves are left"),
+            _ => false,
+        });
+        assert!(ended);
+        assert!(disk.allocated_bytes().unwrap() <= stored - 5 * BLOCK);
+        assert!((len - 5 * BLOCK + 1..=len - 4 * BLOCK).contains(&disk.file_len()));
+        let report = idle.take_report().unwrap();
+        assert!((report.left.iter()).any(|left| left.reason.contains("cost much more")));
+        policy.idle_after = Duration::ZERO;
+        idle.set_policy(policy);
+        std::thread::sleep(Duration::from_millis(1));
+        let mut ended = false;
+        for _ in 0..5000 {
+            ended = matches!(idle.step(), Next::Done);
+            if ended {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(ended && disk.file_len() <= len - 5 * BLOCK);
+        hold(&disk, &[0, 1, 3, 4, 5, 6, 7]);
+    }
+}
+
 /// The host tells of a failed write once: were that a write-back's to hear beside a sync, the guest's flush would
 /// succeed without the bytes.
 #[test]

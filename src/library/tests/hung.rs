@@ -254,5 +254,6 @@ fn low_space_is_told_once_also_where_nothing_is_open() {
         library.core.devices.forget_unused();
         !agent.visits.lock().is_finished(&stat)
     });
-    assert_eq!(began, [true, false, false, true]);
+    // Once there is room again it is worth a visit as well: some had no room to be moved.
+    assert_eq!(began, [true, false, true, true]);
 }

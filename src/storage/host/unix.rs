@@ -553,7 +553,8 @@ impl Storage for HostFile {
 
     fn room(&self) -> Option<u64> {
         let found = rustix::fs::fstatvfs(&*self.file).ok()?;
-        Some(found.f_bavail.saturating_mul(found.f_frsize))
+        // Some tell nothing of their size.
+        (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn is_wanted(&self) -> bool {

@@ -421,7 +421,7 @@ impl Storage for HostFile {
 
     fn room(&self) -> Option<u64> {
         let space = Space::of(self.file.as_handle()).ok()?;
-        Some(space.blocks_available.saturating_mul(space.block_size))
+        (space.blocks > 0).then(|| space.blocks_available.saturating_mul(space.block_size))
     }
 
     fn is_wanted(&self) -> bool {
