@@ -100,7 +100,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Bytes that the host stores for the file (`st_blocks * 512`).
     fn allocated_bytes(&self) -> io::Result<u64>;
 
-    /// Bytes that the host's file system has left for the file; `None` where that is not known.
+    /// Bytes that the host's file system has left for the file; `None` where that is not known: some tell no sizes.
     fn room(&self) -> Option<u64>;
 
     /// Whether another program waits to open the file, which this one has to itself: to be asked between

@@ -553,7 +553,6 @@ impl Storage for HostFile {
 
     fn room(&self) -> Option<u64> {
         let found = rustix::fs::fstatvfs(&*self.file).ok()?;
-        // Some tell nothing of their size.
         (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
     }
 
