@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-#[cfg(unix)]
 use super::super::DiskState;
 use super::super::agent::Agent;
 use super::super::{Attributes, DiskHandle, Library, LibraryError, LibraryOptions, NodeId};

@@ -35,7 +35,7 @@ use windows_sys::Win32::System::Ioctl::{
 use super::copy::Copying;
 use super::pin::windows::{SHARE_ALL, is};
 use super::pin::{Pin, Stat};
-use super::{FileKey, Hold, HostForm, HostOptions, Sharing};
+use super::{FileKey, Hold, HostForm, HostOptions, Sharing, Space};
 use crate::error::{OpenError, OpenProblem};
 use crate::storage::holes::hole_bytes;
 use crate::storage::{Storage, check_copy, past_end};
