@@ -224,6 +224,8 @@ impl Agent {
             }
             Phase::Settled { .. } | Phase::Failed | Phase::Off => self.linger,
             Phase::Waiting if turn.is_parent && disk.is_visiting() => Duration::ZERO,
+            // Its children may open it, then.
+            Phase::Waiting if turn.is_parent => self.linger,
             // It is as it was found; if it changes no more, it is visited.
             Phase::Waiting if !disk.was_written() && !disk.is_visiting() => self.linger,
             // Work that has waited that long for a disk nobody uses will not come to anything.
