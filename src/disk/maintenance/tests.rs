@@ -307,6 +307,7 @@ fn what_needs_no_move_goes_whatever_moves_have_cost() {
             idle_after: Duration::from_secs(3600),
             busy_share: 100,
             min_reclaim: 1,
+            punch_holes: true,
             ..IdlePolicy::default()
         };
         let mut idle = IdleWork::new(Arc::clone(&disk), policy);

@@ -124,6 +124,7 @@ fn a_guest_takes_back_what_moves_have_taken() {
         let mut policy = IdlePolicy {
             idle_after: Duration::from_secs(3600),
             min_reclaim: 1,
+            punch_holes: true,
             ..IdlePolicy::default()
         };
         let mut idle = IdleWork::new(Arc::clone(&disk), policy);
@@ -195,6 +196,7 @@ fn what_the_host_has_no_room_for_is_not_begun() {
         let policy = IdlePolicy {
             idle_after: Duration::ZERO,
             min_reclaim: 1,
+            punch_holes: true,
             ..IdlePolicy::default()
         };
         // Less than a slot, or no more than a slot.
