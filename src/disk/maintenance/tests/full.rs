@@ -14,6 +14,16 @@ fn full_with_holes(format: Format) -> (Arc<SimStorage>, Arc<Disk>) {
     (storage, disk)
 }
 
+/// Moves to the two holes of a disk, and a batch of them.
+fn begun(disk: &Arc<Disk>) -> ([Move; 2], Relocation) {
+    let moves = holes_and_moves(disk);
+    let mut batch = Relocation::new(Arc::clone(disk));
+    for step in moves {
+        assert_eq!(batch.add(step, true), Added::Taken);
+    }
+    (moves, batch)
+}
+
 fn fill(storage: &SimStorage, disk: &Disk) {
     storage.set_capacity(Some(disk.allocated_bytes().unwrap()));
 }
@@ -99,11 +109,7 @@ fn what_others_punch_while_room_is_looked_for_counts() {
 fn a_guest_takes_back_what_moves_have_taken() {
     for format in [Format::Vhd, Format::Vhdx] {
         let (storage, disk) = disk(format, 6, true);
-        let moves = holes_and_moves(&disk);
-        let mut batch = Relocation::new(Arc::clone(&disk));
-        for step in moves {
-            assert_eq!(batch.add(step, true), Added::Taken);
-        }
+        let (moves, mut batch) = begun(&disk);
         batch.advance(256 << 10, true);
         fill(&storage, &disk);
         disk.write_at(&content(9), 9 * BLOCK).unwrap();
@@ -147,11 +153,7 @@ fn a_guest_takes_back_what_moves_have_taken() {
 fn a_guest_waits_for_a_batch_that_is_concluded() {
     for format in [Format::Vhd, Format::Vhdx] {
         let (storage, disk) = disk(format, 6, true);
-        let moves = holes_and_moves(&disk);
-        let mut batch = Relocation::new(Arc::clone(&disk));
-        for step in moves {
-            assert_eq!(batch.add(step, true), Added::Taken);
-        }
+        let (_, mut batch) = begun(&disk);
         while batch.has_more() {
             batch.advance(BLOCK, true);
         }
