@@ -1,4 +1,4 @@
-//! Full hosts: a guest has all the room that there is, whoever else has it in hand.
+//! Full hosts: a guest can use all free space of the file, also what compaction has reserved or is punching.
 
 use super::*;
 
